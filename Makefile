@@ -1,0 +1,41 @@
+# `make demo` runs the main job, `make test` the tests. Each creates .venv when it is missing and reuses it otherwise.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+IMPORT_ROOT := build/import
+
+.PHONY: demo test test-all lint format install clean
+
+demo: $(STAMP)
+	$(BIN)/wardpose simulate demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow or guard" $(PYTEST_ARGS)
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) $(IMPORT_ROOT)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=$(IMPORT_ROOT) $(BIN)/mypy -p wardpose
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# mypy does not read setuptools' package-dir: show it the same import root as links.
+$(IMPORT_ROOT):
+	mkdir -p $@/wardpose
+	for package in client server shared simulation; do ln -sfn ../../../$$package $@/wardpose/$$package; done
+
+clean:
+	rm -rf build $(VENV)

@@ -1,0 +1,1 @@
+"""The coordinator: orders rounds, aggregates releases and keeps the global ledger."""

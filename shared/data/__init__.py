@@ -1,0 +1,1 @@
+"""Frames with joints: one dataset protocol, its readers, crops and the procedural ward."""

@@ -1,0 +1,33 @@
+"""Errors a user can act on. Each message names the file, the key or record, the value and what is allowed."""
+
+
+class WardposeError(Exception):
+    """Base of every error that Wardpose raises on purpose; the command line prints it on one line and exits 2."""
+
+
+class ConfigError(WardposeError):
+    """A federation.yaml, site.yaml or command-line value is wrong."""
+
+
+class DataError(WardposeError):
+    """A data set, image, annotation or weights file cannot be used."""
+
+
+class WireError(WardposeError):
+    """A message between server and site does not have the agreed form."""
+
+
+class PolicyViolation(WardposeError):
+    """A round order asks for something that the site's policy does not allow."""
+
+
+class BudgetExceeded(WardposeError):
+    """A reservation would take a cohort over its privacy budget."""
+
+
+class LedgerError(WardposeError):
+    """A ledger is unreadable, was tampered with, or was rolled back."""
+
+
+class RecoveryError(WardposeError):
+    """An anonymised frame cannot be recovered: wrong key, missing authority or a tampered log."""

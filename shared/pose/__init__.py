@@ -1,0 +1,1 @@
+"""Human pose: skeletons, the TinyViT + SimCC model, losses, metrics and drawing."""

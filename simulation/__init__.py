@@ -1,0 +1,1 @@
+"""Federations on one machine: the grid, partitions, reports, experiments and benchmarks."""

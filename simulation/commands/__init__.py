@@ -1,0 +1,1 @@
+"""Sub-commands of the `wardpose` console script, one file each."""

@@ -1,0 +1,22 @@
+"""What every test may ask for."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of the real data; skips where there is none, fails where WARDPOSE_REQUIRE_DATA is set."""
+    candidates = [Path(os.environ["WARDPOSE_DATA"])] if "WARDPOSE_DATA" in os.environ else []
+    candidates.append(REPOSITORY.parent / "shared" / "data")
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    reason = f"real data is not here: {', '.join(map(str, candidates))}"
+    if os.environ.get("WARDPOSE_REQUIRE_DATA"):
+        pytest.fail(reason)
+    pytest.skip(reason)
