@@ -1,0 +1,102 @@
+"""The Flower ClientApp of a hospital: one order in, one accounted release out, or a refusal that says nothing about anybody.
+
+Order of things in a round: read the order, hold it against the policy, reserve its cost in the ledger (durably), only then open patients'
+frames, train, commit, and build the release. Whatever dies after the reservation, the cost stays.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from wardpose.client.policy import check_order
+from wardpose.client.release import build_release, build_status
+from wardpose.client.site import Site, locate_site, open_site
+from wardpose.client.training import train_round
+from wardpose.shared.allocator import tune_allocator
+from wardpose.shared.errors import BudgetExceeded, ConfigError, PolicyViolation, WardposeError, WireError
+from wardpose.shared.version import code_hash
+from wardpose.shared.wire import PREFLIGHT, TRAIN, Refusal, RoundOrder, hash_arrays, refusal, unpack
+
+logger = logging.getLogger("wardpose.client")
+app = ClientApp()
+
+_CODES = {BudgetExceeded: Refusal.BUDGET, PolicyViolation: Refusal.POLICY, WireError: Refusal.ORDER, ConfigError: Refusal.SITE}
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer a `RoundOrder` by a `SiteRelease` or a `Refusal`."""
+    return _answer(message, context, _train)
+
+
+@app.query("preflight")
+def preflight(message: Message, context: Context) -> Message:
+    """Answer a `RoundOrder` without weights by a `SiteStatus`, or by the `Refusal` it would meet; trains nothing, costs nothing."""
+    return _answer(message, context, _preflight)
+
+
+def _answer(message: Message, context: Context, handle: Callable[[Message, Path], Message]) -> Message:
+    tune_allocator()
+    try:
+        return handle(message, locate_site(context.node_config, context.run_config))
+    except WardposeError as error:
+        logger.warning("%s: %s", type(error).__name__, error)
+        return refusal(next((code for kind, code in _CODES.items() if isinstance(error, kind)), Refusal.FAILED), message)
+    except Exception:
+        logger.exception("the order could not be carried out")
+        return refusal(Refusal.FAILED, message)
+
+
+def _train(message: Message, path: Path) -> Message:
+    order, weights = unpack(message.content, RoundOrder)
+    if hash_arrays(weights) != order.weights_hash:
+        raise WireError("the weights are not those that the order names")
+    site = open_site(path)
+    number = site.journal.received(
+        run=order.run, round_number=order.round, federation=order.federation, mechanism=order.mechanism.name
+    )
+    try:
+        if order.code_hash != code_hash():
+            site.journal.finished(number, "refused", detail="the server runs other code")
+            return refusal(Refusal.CODE, message)
+        check_order(site.config, order)
+        ledger = site.ledger()
+        reservation = ledger.reserve(
+            site.config.cohort.name,
+            order.mechanism.events(order.steps),
+            run_id=order.run,
+            round=order.round,
+            budget=site.budget(private=order.mechanism.name != "none"),
+        )
+        update = train_round(site, path, order, weights)
+        ledger.commit(reservation)
+        content, size = build_release(site=site.config, order=order, update=update, ledger=ledger, reservation=reservation)
+    except (PolicyViolation, BudgetExceeded) as error:
+        site.journal.finished(number, "refused", detail=str(error))
+        raise
+    except BaseException as error:
+        site.journal.finished(number, "failed", detail=f"{type(error).__name__}: {error}")
+        raise
+    site.journal.finished(number, "released", bytes_up=size)
+    return Message(content, reply_to=message)
+
+
+def _preflight(message: Message, path: Path) -> Message:
+    order, _ = unpack(message.content, RoundOrder)
+    site = open_site(path)
+    if order.code_hash != code_hash():
+        return refusal(Refusal.CODE, message)
+    check_order(site.config, order)
+    ledger = site.ledger()
+    ledger.check(
+        site.config.cohort.name,
+        order.mechanism.events(order.steps),
+        budget=site.budget(private=order.mechanism.name != "none"),
+    )
+    return Message(build_status(site=site.config, ledger=ledger), reply_to=message)
+
+
+__all__ = ["PREFLIGHT", "TRAIN", "app"]

@@ -1,0 +1,66 @@
+"""The site's own record of what it was asked and what it did. It stays at the site; the exporter shows its counts.
+
+It may name errors in full, which the server never hears. Times are whole seconds.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from wardpose.shared.sqlite import reading, transaction
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS orders (
+    id INTEGER PRIMARY KEY, run TEXT NOT NULL, round INTEGER NOT NULL, federation TEXT NOT NULL, mechanism TEXT NOT NULL,
+    received INTEGER NOT NULL, finished INTEGER, status TEXT NOT NULL, detail TEXT NOT NULL DEFAULT '', bytes_up INTEGER NOT NULL DEFAULT 0
+);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderRow:
+    """One order as the journal remembers it; `status` is `training`, `released`, `refused` or `failed`."""
+
+    run: str
+    round: int
+    federation: str
+    mechanism: str
+    received: int
+    finished: int | None
+    status: str
+    detail: str
+    bytes_up: int
+
+
+class SiteJournal:
+    """Append and read the orders a site received, in an SQLite file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def received(self, *, run: str, round_number: int, federation: str, mechanism: str) -> int:
+        """Write down that an order came; return its number in the journal."""
+        with transaction(self.path, _SCHEMA) as connection:
+            cursor = connection.execute(
+                "INSERT INTO orders (run, round, federation, mechanism, received, status) VALUES (?, ?, ?, ?, ?, 'training')",
+                (run, round_number, federation, mechanism, int(time.time())),
+            )
+            return int(cursor.lastrowid or 0)
+
+    def finished(self, number: int, status: str, *, detail: str = "", bytes_up: int = 0) -> None:
+        """Write down how an order ended."""
+        with transaction(self.path, _SCHEMA) as connection:
+            connection.execute(
+                "UPDATE orders SET finished = ?, status = ?, detail = ?, bytes_up = ? WHERE id = ?",
+                (int(time.time()), status, detail, bytes_up, number),
+            )
+
+    def orders(self) -> list[OrderRow]:
+        """Return all orders, oldest first; none when there is no journal yet."""
+        if not self.path.exists():
+            return []
+        with reading(self.path) as connection:
+            rows = connection.execute(
+                "SELECT run, round, federation, mechanism, received, finished, status, detail, bytes_up FROM orders ORDER BY id"
+            ).fetchall()
+        return [OrderRow(**dict(row)) for row in rows]

@@ -1,0 +1,40 @@
+"""The site decides: every order is held against the site's own policy before any patient's frame is read."""
+
+from wardpose.shared.config import SiteConfig
+from wardpose.shared.errors import PolicyViolation
+from wardpose.shared.version import code_hash
+from wardpose.shared.wire import RoundOrder
+
+
+def check_order(site: SiteConfig, order: RoundOrder) -> None:
+    """Hold an order against the site's policy.
+
+    Raises:
+        PolicyViolation: names the order's value and the policy's key and limit.
+    """
+    policy, mechanism = site.policy, order.mechanism
+    if policy.federations and order.federation not in policy.federations:
+        _refuse("federation", order.federation, "policy.federations", list(policy.federations))
+    if mechanism.name not in policy.mechanisms:
+        _refuse("mechanism", mechanism.name, "policy.mechanisms", list(policy.mechanisms))
+    if policy.unit == "patient" and mechanism.unit != "patient":
+        _refuse("unit", mechanism.unit, "policy.unit", policy.unit)
+    if mechanism.sample_rate > policy.maximum_sample_rate:
+        _refuse("sample_rate", mechanism.sample_rate, "policy.maximum_sample_rate", policy.maximum_sample_rate)
+    if order.steps > policy.maximum_steps_per_round:
+        _refuse("steps", order.steps, "policy.maximum_steps_per_round", policy.maximum_steps_per_round)
+    if site.cohort.declared_patients < policy.minimum_declared_patients:
+        _refuse(
+            "cohort", site.cohort.declared_patients, "policy.minimum_declared_patients", policy.minimum_declared_patients
+        )
+    if policy.code_hash is not None and policy.code_hash != code_hash():
+        _refuse("installed code", code_hash(), "policy.code_hash", policy.code_hash)
+    private = mechanism.name not in ("none", "public-only")
+    if private and mechanism.noise_multiplier < policy.minimum_noise_multiplier:
+        _refuse(
+            "noise_multiplier", mechanism.noise_multiplier, "policy.minimum_noise_multiplier", policy.minimum_noise_multiplier
+        )
+
+
+def _refuse(what: str, value: object, key: str, allowed: object) -> None:
+    raise PolicyViolation(f"{what} {value!r} is not allowed by site policy ({key} = {allowed!r})")

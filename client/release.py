@@ -1,0 +1,73 @@
+"""The only door out of a site.
+
+`build_release` is the one function in `wardpose.client` that makes something for the server. What it lets through is fixed by the
+type `SiteRelease`: the noised update and facts that follow from the order, the site's configuration and the ledger. It refuses to build
+anything for a reservation that is not committed, for an update that the mechanism did not make, and for tensors that are not finite
+32-bit floats of the ordered shapes. A loss, a count of samples, a batch size, a norm, a time: there is no field they could be put in.
+"""
+
+import numpy as np
+from flwr.app import RecordDict
+
+from wardpose.shared.config import SiteConfig
+from wardpose.shared.errors import LedgerError, WireError
+from wardpose.shared.privacy.ledger import Ledger, Reservation
+from wardpose.shared.privacy.training import LocalUpdate
+from wardpose.shared.version import code_hash
+from wardpose.shared.wire import RoundOrder, SiteRelease, SiteStatus, pack
+
+
+def build_release(
+    *, site: SiteConfig, order: RoundOrder, update: LocalUpdate, ledger: Ledger, reservation: Reservation
+) -> tuple[RecordDict, int]:
+    """Make what leaves the site after a round, and its size in bytes.
+
+    Raises:
+        LedgerError: the update is not paid for (its reservation is not committed, or is not of this round).
+        WireError: the update is not what the order asked for, or is not finite.
+    """
+    if not ledger.is_committed(reservation):
+        raise LedgerError(f"{ledger.path}: round {order.round} of run {order.run} is not committed; nothing may leave")
+    if update.mechanism != order.mechanism or update.steps != order.steps:
+        raise WireError("the update was made by another mechanism or number of steps than ordered")
+    arrays = {}
+    for name, tensor in update.update.items():
+        array = tensor.detach().cpu().numpy()
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise WireError(f'update "{name}" is not finite float32')
+        arrays[name] = array
+    sequence, head = ledger.head()
+    body = SiteRelease(
+        site=site.site,
+        run=order.run,
+        round=order.round,
+        mechanism=order.mechanism,
+        steps=order.steps,
+        weights_hash=order.weights_hash,
+        code_hash=code_hash(),
+        secure=update.secure,
+        ledger_sequence=sequence,
+        ledger_head=head,
+        **_budget(site, ledger),
+    )
+    return pack(body, arrays), sum(array.nbytes for array in arrays.values())
+
+
+def build_status(*, site: SiteConfig, ledger: Ledger) -> RecordDict:
+    """Make the answer to a preflight: what the ledger says, nothing else."""
+    sequence, head = ledger.head()
+    body = SiteStatus(
+        site=site.site,
+        code_hash=code_hash(),
+        secure=site.simulation_seed is None,
+        ledger_sequence=sequence,
+        ledger_head=head,
+        **_budget(site, ledger),
+    )
+    return pack(body)
+
+
+def _budget(site: SiteConfig, ledger: Ledger) -> dict[str, float]:
+    policy = site.policy
+    spent = ledger.epsilon(site.cohort.name, delta=policy.delta, adjacency=policy.adjacency)
+    return {"epsilon_spent": spent, "epsilon_budget": policy.epsilon, "delta": policy.delta}

@@ -1,0 +1,114 @@
+"""A hospital's site.yaml made usable: which file counts, its data, its network and its ledger.
+
+A ClientApp is one process per message in deployment and lives long in simulation; what is expensive and does not change (data set, network,
+cached features) is therefore kept per file and file time for as long as the process lives.
+"""
+
+import threading
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from wardpose.client.journal import SiteJournal
+from wardpose.shared.config import SiteConfig, load_site
+from wardpose.shared.data.records import PoseDataset
+from wardpose.shared.data.source import open_source
+from wardpose.shared.errors import ConfigError
+from wardpose.shared.pose.model import ModelConfig, PoseModel, build_model
+from wardpose.shared.pose.skeleton import get_skeleton
+from wardpose.shared.privacy.ledger import Budget, Ledger
+
+
+def locate_site(node_config: Mapping[str, object], run_config: Mapping[str, object]) -> Path:
+    """Find the site.yaml that this node runs under. It is the node's own setting; nothing the server sends can change it.
+
+    Nodes that Flower simulates have a partition number instead; their hospital is laid out by the simulator.
+
+    Raises:
+        ConfigError: the node has neither.
+    """
+    path = node_config.get("site-config")
+    if path is not None:
+        return Path(str(path))
+    if "partition-id" in node_config:
+        from wardpose.simulation.layout import site_of_partition  # simulated nodes only
+
+        return site_of_partition(int(str(node_config["partition-id"])), run_config)
+    raise ConfigError('node config has no "site-config" (start the SuperNode with --node-config \'site-config="/path/site.yaml"\')')
+
+
+class Site:
+    """One hospital, opened.
+
+    Attributes:
+        config: its site.yaml.
+        journal: its local record of orders.
+    """
+
+    def __init__(self, config: SiteConfig) -> None:
+        self.config = config
+        self.journal = SiteJournal(config.state / "journal.sqlite")
+
+    def ledger(self) -> Ledger:
+        """Open the site's ledger (made on first use)."""
+        return Ledger(self.config.ledger)
+
+    def budget(self, *, private: bool) -> Budget:
+        """Return the cohort's budget; without limit for a mechanism that the policy allows although it is not private."""
+        policy = self.config.policy
+        return Budget(
+            epsilon=policy.epsilon if private else float("inf"),
+            delta=policy.delta,
+            adjacency=policy.adjacency,
+            by_tier=dict(policy.tiers) if private else {},
+        )
+
+    def device(self) -> torch.device:
+        """Return the device that trains."""
+        if self.config.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.config.device)
+
+
+@lru_cache(maxsize=64)
+def _open_site(path: Path, _modified: int) -> Site:
+    return Site(load_site(path))
+
+
+def open_site(path: Path) -> Site:
+    """Open a site.yaml; the same unchanged file gives the same object.
+
+    Raises:
+        ConfigError: the file is missing or wrong.
+    """
+    try:
+        modified = path.stat().st_mtime_ns
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    return _open_site(path.resolve(), modified)
+
+
+@lru_cache(maxsize=4)
+def _network(config: ModelConfig, device: torch.device, _thread: int) -> PoseModel:
+    return build_model(config.model_copy(update={"weights": "random"})).to(device)
+
+
+def network(config: ModelConfig, device: torch.device) -> PoseModel:
+    """Return this thread's network for an order, without weights of its own: every order brings the global ones."""
+    return _network(config, device, threading.get_ident())
+
+
+@lru_cache(maxsize=64)
+def _open_data(path: Path, _modified: int, skeleton: str) -> PoseDataset:
+    return open_source(_open_site(path, _modified).config.cohort.data, skeleton=get_skeleton(skeleton))
+
+
+def open_cohort_data(path: Path, skeleton: str) -> PoseDataset:
+    """Open the cohort's frames and joints.
+
+    Raises:
+        DataError: the data cannot be read; the text stays at the site.
+    """
+    return _open_data(path.resolve(), path.stat().st_mtime_ns, skeleton)

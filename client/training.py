@@ -1,0 +1,71 @@
+"""Local training of one round: the cohort's frames and the ordered weights in, one private update out."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wardpose.client.site import Site, network, open_cohort_data
+from wardpose.shared.anonymize.public_view import open_public_view
+from wardpose.shared.errors import PolicyViolation, WireError
+from wardpose.shared.privacy.noise import secure_streams, seeded_streams, self_test
+from wardpose.shared.privacy.training import LocalUpdate, build_cohort, local_update
+from wardpose.shared.wire import RoundOrder
+
+
+def site_seed(seed: int, site: str, round_number: int) -> int:
+    """Derive a simulated site's seed of one round: 63 bits of SHA-256."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{site}/{round_number}".encode()).digest()[:8]) >> 1
+
+
+def train_round(site: Site, path: Path, order: RoundOrder, weights: dict[str, NDArray[np.float32]]) -> LocalUpdate:
+    """Train as ordered on the cohort's frames.
+
+    Args:
+        site: the opened site; its policy was already held against the order and its ledger charged.
+        path: the site.yaml, by which opened data are kept.
+        order: what to do.
+        weights: the global weights by name.
+
+    Raises:
+        DataError: frames cannot be read.
+        WireError: the weights do not fit the ordered network.
+    """
+    config = site.config
+    seed = config.simulation_seed
+    streams = secure_streams() if seed is None else seeded_streams(site_seed(seed, config.site, order.round))
+    self_test(streams)
+    model = network(order.model, site.device())
+    state = {name: torch.from_numpy(array) for name, array in weights.items()}
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise WireError("the weights do not fit the ordered network") from error
+    view = None
+    if order.mechanism.uses_public_views:
+        if config.public_view is None:
+            raise PolicyViolation(f'mechanism "{order.mechanism.name}" needs public_view, and the site declares none')
+        view = open_public_view(config.public_view)
+    cohort = build_cohort(
+        open_cohort_data(path, order.model.skeleton),
+        model,
+        order.mechanism,
+        strategy=order.strategy,
+        cache_folder=config.state / "cache",
+        public_view=view,
+        augmented_views=order.augmented_views,
+        augmentation=order.augmentation,
+    )
+    return local_update(
+        model,
+        cohort,
+        order.mechanism,
+        strategy=order.strategy,
+        steps=order.steps,
+        optimizer=order.optimizer,
+        streams=streams,
+        declared_units=config.cohort.declared_patients,
+        micro_batch=order.micro_batch,
+    )

@@ -1,0 +1,92 @@
+"""How releases become the next global weights: Flower's own strategies, weighted by public constants.
+
+Flower's strategies average *weights*; a release is an *update*. A site's weights are therefore rebuilt as global + update before they are
+handed over. The weight of a site is a number from federation.yaml, never a count of samples.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg, Krum
+from numpy.typing import NDArray
+
+from wardpose.shared.config import AggregationConfig
+from wardpose.shared.errors import WireError
+
+Arrays = dict[str, NDArray[np.float32]]
+_WEIGHT = "weight"
+
+
+class Aggregator:
+    """Combine the updates of one round after another; FedAdam's moments live here and in the checkpoint.
+
+    Attributes:
+        config: the rule.
+    """
+
+    def __init__(self, config: AggregationConfig) -> None:
+        self.config = config
+        self._strategy = _strategy(config)
+
+    def combine(
+        self, weights: Arrays, updates: Mapping[str, tuple[Arrays, float]], *, round_number: int, request: Message
+    ) -> Arrays:
+        """Return the next global weights.
+
+        Args:
+            weights: the global weights that the updates start from.
+            updates: site -> (update of the trained weights, public weight of the site).
+            round_number: counted from 1.
+            request: any message of the round; Flower's records of a reply are made in answer to it.
+
+        Raises:
+            WireError: updates differ in names or shapes from each other or from the weights.
+        """
+        names = sorted(next(iter(updates.values()))[0])
+        for site, (update, _) in updates.items():
+            if sorted(update) != names or any(update[name].shape != weights[name].shape for name in names):
+                raise WireError(f'release of site "{site}" does not have the names and shapes of the trained weights')
+        current = {name: weights[name] for name in names}
+        replies = []
+        for _, (update, weight) in sorted(updates.items()):
+            arrays = ArrayRecord({name: Array(current[name] + update[name]) for name in names})
+            content = RecordDict({"arrays": arrays, "metrics": MetricRecord({_WEIGHT: float(weight)})})
+            replies.append(Message(content, reply_to=request))
+        if isinstance(self._strategy, FedAdam):
+            self._strategy.current_arrays = dict(current)
+        result, _ = self._strategy.aggregate_train(round_number, replies)
+        if result is None:
+            raise WireError("no release could be aggregated")
+        combined = {name: np.asarray(array.numpy(), np.float32) for name, array in result.items()}
+        return weights | combined
+
+    def state(self) -> Arrays:
+        """Return what a checkpoint must remember, by name (empty for rules without memory)."""
+        if not isinstance(self._strategy, FedAdam):
+            return {}
+        moments = {"m": self._strategy.m_t or {}, "v": self._strategy.v_t or {}}
+        return {f"{kind}/{name}": np.asarray(value, np.float32) for kind, values in moments.items() for name, value in values.items()}
+
+    def restore(self, state: Mapping[str, NDArray[np.float32]]) -> None:
+        """Take back what `state` returned."""
+        if isinstance(self._strategy, FedAdam) and state:
+            moments: dict[str, Any] = {"m": {}, "v": {}}
+            for key, value in state.items():
+                kind, _, name = key.partition("/")
+                moments[kind][name] = value
+            self._strategy.m_t, self._strategy.v_t = moments["m"], moments["v"]
+
+
+def _strategy(config: AggregationConfig) -> FedAvg:
+    if config.name == "fedadam":
+        adam = FedAdam(
+            weighted_by_key=_WEIGHT, eta=config.learning_rate, beta_1=config.beta_1, beta_2=config.beta_2, tau=config.tau
+        )
+        return cast(FedAvg, adam)
+    if config.name == "fedtrimmedavg":
+        return FedTrimmedAvg(weighted_by_key=_WEIGHT, beta=config.trim)
+    if config.name == "krum":
+        return Krum(weighted_by_key=_WEIGHT, num_malicious_nodes=config.malicious)
+    return {"fedavg": FedAvg, "fedmedian": FedMedian}[config.name](weighted_by_key=_WEIGHT)

@@ -1,0 +1,125 @@
+"""The Flower ServerApp of the coordinator: set the run up, or take it up again, and run its rounds.
+
+Run config: `federation` is a federation.yaml or the name of a bundled one, `run-directory` the coordinator's folder (journal, ledger,
+checkpoint), `resume` goes on with the run whose checkpoint lies there.
+"""
+
+import json
+import logging
+import os
+import uuid
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from wardpose.server.checkpoint import Checkpoint
+from wardpose.server.initial import initial_model
+from wardpose.server.journal import RunJournal
+from wardpose.server.rounds import Coordinator
+from wardpose.server.scoring import Scorer, arrays_of
+from wardpose.shared.allocator import tune_allocator
+from wardpose.shared.config import FederationConfig, find_federation, load_federation
+from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import write_text
+from wardpose.shared.pose.weights import save_model
+from wardpose.shared.privacy.accounting import calibrate
+from wardpose.shared.privacy.mechanisms import Mechanism
+
+logger = logging.getLogger("wardpose.server")
+app = ServerApp()
+
+_MAY_CHANGE = {"rounds", "server"}
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a federation to its end, whatever grid it is on."""
+    tune_allocator()
+    config = load_federation(find_federation(str(context.run_config["federation"])))
+    folder = run_directory(str(context.run_config.get("run-directory", "")), config.name)
+    run_federation(grid, config, folder, resume=bool(context.run_config.get("resume", False)))
+
+
+def run_directory(configured: str, federation: str) -> Path:
+    """Return the coordinator's folder: the configured one, else `$WARDPOSE_HOME/server/NAME` (`~/.wardpose` by default)."""
+    if configured:
+        return Path(configured).expanduser().resolve()
+    home = Path(os.environ.get("WARDPOSE_HOME", "~/.wardpose")).expanduser()
+    return (home / "server" / federation).resolve()
+
+
+def run_federation(grid: Grid, config: FederationConfig, folder: Path, *, resume: bool) -> None:
+    """Run a federation's rounds, with scores before and after.
+
+    Args:
+        grid: Flower's connection to the sites.
+        config: the plan.
+        folder: where journal, ledger, checkpoint and model are.
+        resume: go on with the run whose checkpoint is in `folder`; start one where there is none.
+
+    Raises:
+        ConfigError: the plan is not the one that the checkpoint was made with.
+        DataError: data or weights cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = RunJournal(folder / "journal.sqlite")
+    path = folder / "checkpoint.safetensors"
+    going_on = resume and path.exists()
+    model = initial_model(config, folder, reuse=resume)
+    if going_on:
+        state = Checkpoint.load(path)
+        _same_plan(config, state.config, path)
+        logger.info("run %s goes on after round %d", state.run, state.round)
+    else:
+        state = Checkpoint(run=f"{config.name}-{uuid.uuid4().hex[:12]}", round=0, weights=arrays_of(model))
+    state.config = config.model_dump_json()
+    mechanism = calibrated(config)
+    journal.start(
+        run=state.run, federation=config.name, mechanism=config.mechanism, unit=config.privacy.unit, delta=config.privacy.delta,
+        overlap=config.privacy.overlap or len(config.sites), rounds=config.rounds, config=config.model_dump(mode="json"),
+        score_name=config.server.score,
+    )  # fmt: skip
+    state.save(path)
+    scorer = Scorer(config, model)
+    status = "failed"
+    try:
+        if not going_on or (journal.run(state.run) or {}).get("score_initial") is None:
+            journal.score(state.run, "initial", scorer.test(state.weights) or {})
+        coordinator = Coordinator(grid, config, folder, state=state, mechanism=mechanism, scorer=scorer)
+        status = coordinator.run()
+        journal.score(state.run, "final", scorer.test(state.weights) or {})
+        save_model(model, folder / "model.safetensors", {"run": state.run, "round": str(state.round), "mechanism": config.mechanism})
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        journal.finish(state.run, status)
+    write_text(folder / "latest-run", state.run + "\n")
+
+
+def calibrated(config: FederationConfig) -> Mechanism:
+    """Return the run's mechanism: sigma as configured, else the smallest that keeps all rounds within `privacy.epsilon`."""
+    privacy = config.privacy
+    if not config.mechanism_value(noise_multiplier=1.0).is_private:
+        return config.mechanism_value(noise_multiplier=0.0)
+    sigma = privacy.noise_multiplier
+    if sigma is None:
+        probe = config.mechanism_value(noise_multiplier=1.0)
+        event = probe.events(1)[0]
+        sigma = calibrate(
+            epsilon=privacy.epsilon,
+            delta=privacy.delta,
+            sample_rate=privacy.sample_rate,
+            steps=config.rounds * config.training.steps_per_round,
+            noise=event.noise,
+            adjacency=probe.adjacency,
+        )
+    return config.mechanism_value(noise_multiplier=sigma)
+
+
+def _same_plan(config: FederationConfig, before: str, path: Path) -> None:
+    old, new = json.loads(before), config.model_dump(mode="json")
+    changed = sorted(key for key in new if key not in _MAY_CHANGE and new[key] != old.get(key))
+    if changed:
+        raise ConfigError(f"{path}: the run was started with another {', '.join(changed)} (allowed to change: {', '.join(sorted(_MAY_CHANGE))})")

@@ -1,0 +1,47 @@
+"""The server's own account of every site: reserved before an order goes out, so that no answer, late answer or crash can lower it.
+
+With disjoint patients the federation's epsilon is the maximum over sites (parallel composition). If a patient may be at up to k sites, it is
+the composition of the k costliest. Both are shown.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from wardpose.shared.errors import BudgetExceeded
+from wardpose.shared.privacy.accounting import Event, federation_epsilon
+from wardpose.shared.privacy.ledger import Budget, Ledger
+
+
+class GlobalBudget:
+    """Account for the sites of a federation in one ledger, one cohort a site.
+
+    Attributes:
+        ledger: the server's ledger.
+        delta: at which the federation's epsilon is stated.
+        overlap: at how many sites a patient may appear.
+    """
+
+    def __init__(self, path: Path, *, delta: float, overlap: int) -> None:
+        self.ledger = Ledger(path)
+        self.delta = delta
+        self.overlap = overlap
+
+    def reserve(self, site: str, events: Sequence[Event], *, run: str, round_number: int, epsilon: float) -> bool:
+        """Charge a site for a round that is about to be ordered; `False` when that would overspend, and nothing is charged."""
+        budget = Budget(epsilon=epsilon, delta=self.delta)
+        try:
+            reservation = self.ledger.reserve(site, events, run_id=run, round=round_number, budget=budget)
+        except BudgetExceeded:
+            return False
+        self.ledger.commit(reservation)
+        return True
+
+    def epsilon(self, site: str) -> float:
+        """Epsilon charged to a site so far, over all runs."""
+        return self.ledger.epsilon(site, delta=self.delta)
+
+    def federation(self, sites: Sequence[str]) -> tuple[float, float]:
+        """Return the federation's epsilon with disjoint patients, and with patients at up to `overlap` sites."""
+        events = {site: self.ledger.events(site) for site in sites}
+        disjoint = federation_epsilon(events, delta=self.delta, overlap=1)
+        return disjoint, federation_epsilon(events, delta=self.delta, overlap=self.overlap)

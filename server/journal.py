@@ -1,0 +1,162 @@
+"""The run journal: what happened, round by round, in one SQLite file that everything else reads (exporter, report, summary).
+
+It holds only what the server may know: releases' facts, its own scores on public data and what it saw of the network.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wardpose.shared.sqlite import reading, transaction
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (
+    run TEXT PRIMARY KEY, federation TEXT NOT NULL, mechanism TEXT NOT NULL, unit TEXT NOT NULL, delta REAL NOT NULL, overlap INTEGER NOT NULL,
+    rounds INTEGER NOT NULL, config TEXT NOT NULL, score_name TEXT NOT NULL, started REAL NOT NULL, ended REAL, status TEXT NOT NULL,
+    score_initial TEXT, score_final TEXT
+);
+CREATE TABLE IF NOT EXISTS rounds (
+    run TEXT NOT NULL, round INTEGER NOT NULL, started REAL NOT NULL, seconds REAL NOT NULL, score REAL, bytes_down INTEGER NOT NULL,
+    bytes_up INTEGER NOT NULL, epsilon_disjoint REAL, epsilon_overlap REAL, PRIMARY KEY (run, round)
+);
+CREATE TABLE IF NOT EXISTS sites (
+    run TEXT NOT NULL, round INTEGER NOT NULL, site TEXT NOT NULL, status TEXT NOT NULL, code INTEGER, bytes_up INTEGER NOT NULL,
+    steps INTEGER NOT NULL, epsilon_spent REAL, epsilon_budget REAL, delta REAL, secure INTEGER, PRIMARY KEY (run, round, site)
+);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteRow:
+    """One site in one round; round 0 is the preflight.
+
+    Attributes:
+        run: identity of the run.
+        round: counted from 1.
+        site: the site's name.
+        status: `released`, `ready` (preflight), `refused`, `failed` or `late`.
+        code: of the error reply, if any.
+        bytes_up: size of the release.
+        steps: noised gradients charged.
+        epsilon_spent: as the server counts it.
+        epsilon_budget: as the site stated it; the federation's where it did not.
+        delta: at which both are stated.
+        secure: whether the noise was cryptographically secure, if known.
+    """
+
+    run: str
+    round: int
+    site: str
+    status: str
+    code: int | None = None
+    bytes_up: int = 0
+    steps: int = 0
+    epsilon_spent: float | None = None
+    epsilon_budget: float | None = None
+    delta: float | None = None
+    secure: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRow:
+    """One finished round.
+
+    Attributes:
+        run: identity of the run.
+        round: counted from 1.
+        started: Unix time.
+        seconds: duration.
+        score: on public validation data; `None` without any.
+        bytes_down: weights sent, all sites.
+        bytes_up: releases received.
+        epsilon_disjoint: the federation's epsilon if patients are disjoint.
+        epsilon_overlap: the federation's epsilon if a patient may be at `overlap` sites.
+    """
+
+    run: str
+    round: int
+    started: float
+    seconds: float
+    score: float | None
+    bytes_down: int
+    bytes_up: int
+    epsilon_disjoint: float | None
+    epsilon_overlap: float | None
+
+
+class RunJournal:
+    """Write and read one or many runs of a coordinator."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, *, run: str, federation: str, mechanism: str, unit: str, delta: float, overlap: int, rounds: int,
+              config: dict[str, Any], score_name: str) -> None:  # fmt: skip
+        """Write down that a run starts, or goes on."""
+        with transaction(self.path, _SCHEMA) as connection:
+            connection.execute(
+                "INSERT INTO runs (run, federation, mechanism, unit, delta, overlap, rounds, config, score_name, started, status) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'running') "
+                "ON CONFLICT (run) DO UPDATE SET status = 'running', ended = NULL, rounds = excluded.rounds, config = excluded.config",
+                (run, federation, mechanism, unit, delta, overlap, rounds, json.dumps(config), score_name, time.time()),
+            )
+
+    def score(self, run: str, moment: str, scores: dict[str, Any]) -> None:
+        """Write down the test scores at `moment`, which is `initial` or `final`."""
+        column = {"initial": "score_initial", "final": "score_final"}[moment]
+        with transaction(self.path, _SCHEMA) as connection:
+            connection.execute(f"UPDATE runs SET {column} = ? WHERE run = ?", (json.dumps(scores), run))  # noqa: S608 (fixed names)
+
+    def finish(self, run: str, status: str) -> None:
+        """Write down how the run ended: `completed`, `stopped` (too few sites left), `interrupted` or `failed`."""
+        with transaction(self.path, _SCHEMA) as connection:
+            connection.execute("UPDATE runs SET status = ?, ended = ? WHERE run = ?", (status, time.time(), run))
+
+    def site(self, *rows: SiteRow) -> None:
+        """Write down what became of sites in a round; a later row of the same site and round replaces the earlier."""
+        with transaction(self.path, _SCHEMA) as connection:
+            for row in rows:
+                _insert(connection, "sites", row)
+
+    def round(self, row: RoundRow, sites: list[SiteRow]) -> None:
+        """Write down a finished round with its sites."""
+        with transaction(self.path, _SCHEMA) as connection:
+            _insert(connection, "rounds", row)
+            for site in sites:
+                _insert(connection, "sites", site)
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Return all runs, oldest first, with `config` and scores as objects."""
+        rows = self._read("SELECT * FROM runs ORDER BY started")
+        for row in rows:
+            for key in ("config", "score_initial", "score_final"):
+                row[key] = json.loads(row[key]) if row[key] else None
+        return rows
+
+    def run(self, run: str) -> dict[str, Any] | None:
+        """Return one run, `None` when the journal does not know it."""
+        return next((row for row in self.runs() if row["run"] == run), None)
+
+    def rounds(self, run: str) -> list[RoundRow]:
+        """Return the finished rounds of a run."""
+        return [RoundRow(**row) for row in self._read("SELECT * FROM rounds WHERE run = ? ORDER BY round", run)]
+
+    def sites(self, run: str) -> list[SiteRow]:
+        """Return what became of each site in each round of a run."""
+        rows = self._read("SELECT * FROM sites WHERE run = ? ORDER BY round, site", run)
+        return [SiteRow(**{**row, "secure": None if row["secure"] is None else bool(row["secure"])}) for row in rows]
+
+    def _read(self, query: str, *arguments: object) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        with reading(self.path) as connection:
+            return [dict(row) for row in connection.execute(query, arguments).fetchall()]
+
+
+def _insert(connection: Any, table: str, row: SiteRow | RoundRow) -> None:
+    values = vars(row)
+    columns = ", ".join(values)
+    marks = ", ".join("?" * len(values))
+    connection.execute(f"INSERT OR REPLACE INTO {table} ({columns}) VALUES ({marks})", tuple(values.values()))  # noqa: S608 (fixed names)

@@ -1,0 +1,63 @@
+"""Scores on public data at the server; what sites measure on their own patients never comes here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wardpose.shared.config import FederationConfig
+from wardpose.shared.data.dataset import concatenate
+from wardpose.shared.data.records import PoseDataset
+from wardpose.shared.data.source import DataSource, open_source
+from wardpose.shared.pose.evaluation import Scores, evaluate
+from wardpose.shared.pose.model import PoseModel
+from wardpose.shared.pose.skeleton import get_skeleton
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+class Scorer:
+    """Score global weights on the federation's public data sets.
+
+    Attributes:
+        config: the federation.
+        model: a network to load weights into.
+    """
+
+    def __init__(self, config: FederationConfig, model: PoseModel) -> None:
+        self.config = config
+        self.model = model
+        self._validation = open_all(config.data.validation, config.model.skeleton)
+        self._test = open_all(config.data.test, config.model.skeleton) or self._validation
+
+    def validation(self, weights: Arrays) -> float | None:
+        """Return the configured score on validation data; `None` without any."""
+        return None if self._validation is None else self._score(self._scores(weights, self._validation))
+
+    def test(self, weights: Arrays) -> dict[str, Any] | None:
+        """Return all scores on test data, the configured one as `score`; `None` without any."""
+        if self._test is None:
+            return None
+        scores = self._scores(weights, self._test)
+        return {"score": self._score(scores), "by_group": scores.by_group, "per_joint": scores.per_joint, "records": len(self._test)}
+
+    def _scores(self, weights: Arrays, dataset: PoseDataset) -> Scores:
+        self.model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return evaluate(self.model.to(device), dataset, device=device)
+
+    def _score(self, scores: Scores) -> float | None:
+        return {"pck@0.2": scores.pck_box_02, "pckh@0.5": scores.pckh_05}[self.config.server.score]
+
+
+def open_all(sources: Sequence[DataSource], skeleton: str) -> PoseDataset | None:
+    """Open several sources as one data set; `None` when there is none."""
+    opened = [open_source(source, skeleton=get_skeleton(skeleton)) for source in sources]
+    return concatenate(opened) if opened else None
+
+
+def arrays_of(model: PoseModel) -> Arrays:
+    """Copy a network's state to numpy, by name."""
+    return {name: value.detach().cpu().numpy().copy() for name, value in model.state_dict().items()}

@@ -1,0 +1,32 @@
+"""Which code runs: the version and a hash over every source file, so that server and sites can refuse to work with a different one."""
+
+import hashlib
+from functools import cache
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+
+_SHARED = Path(__file__).resolve().parent
+_PACKAGES = ("client", "server", "shared")
+
+
+def version() -> str:
+    """Version of the installed distribution."""
+    return distribution_version("wardpose")
+
+
+@cache
+def code_hash() -> str:
+    """SHA-256 over the names and bytes of all Python files of `wardpose.client`, `wardpose.server` and `wardpose.shared`."""
+    digest = hashlib.sha256()
+    for package in _PACKAGES:
+        folder = _SHARED.parent / package
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{package}/{path.relative_to(folder).as_posix()}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result, for reports."""
+    names = ("wardpose", "flwr", "torch", "timm", "dp-accounting", "numpy")
+    return {name: distribution_version(name) for name in names} | {"code": code_hash()[:12]}
