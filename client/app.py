@@ -41,7 +41,7 @@ def preflight(message: Message, context: Context) -> Message:
 def _answer(message: Message, context: Context, handle: Callable[[Message, Path], Message]) -> Message:
     tune_allocator()
     try:
-        return handle(message, locate_site(context.node_config, context.run_config))
+        return handle(message, locate_site(context.node_config, context.run_config, context.run_id))
     except WardposeError as error:
         logger.warning("%s: %s", type(error).__name__, error)
         return refusal(next((code for kind, code in _CODES.items() if isinstance(error, kind)), Refusal.FAILED), message)

@@ -21,7 +21,7 @@ from wardpose.shared.pose.skeleton import get_skeleton
 from wardpose.shared.privacy.ledger import Budget, Ledger
 
 
-def locate_site(node_config: Mapping[str, object], run_config: Mapping[str, object]) -> Path:
+def locate_site(node_config: Mapping[str, object], run_config: Mapping[str, object], run_id: int) -> Path:
     """Find the site.yaml that this node runs under. It is the node's own setting; nothing the server sends can change it.
 
     Nodes that Flower simulates have a partition number instead; their hospital is laid out by the simulator.
@@ -35,7 +35,7 @@ def locate_site(node_config: Mapping[str, object], run_config: Mapping[str, obje
     if "partition-id" in node_config:
         from wardpose.simulation.layout import site_of_partition  # simulated nodes only
 
-        return site_of_partition(int(str(node_config["partition-id"])), run_config)
+        return site_of_partition(int(str(node_config["partition-id"])), run_config, run_id)
     raise ConfigError('node config has no "site-config" (start the SuperNode with --node-config \'site-config="/path/site.yaml"\')')
 
 

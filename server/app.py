@@ -6,7 +6,6 @@ checkpoint), `resume` goes on with the run whose checkpoint lies there.
 
 import json
 import logging
-import os
 import uuid
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.initial import initial_model
 from wardpose.server.journal import RunJournal
 from wardpose.server.rounds import Coordinator
-from wardpose.server.scoring import Scorer, arrays_of
+from wardpose.server.scoring import Scorer, arrays_of, load_arrays
 from wardpose.shared.allocator import tune_allocator
-from wardpose.shared.config import FederationConfig, find_federation, load_federation
+from wardpose.shared.config import FederationConfig, find_federation, load_federation, simulated_run_directory, wardpose_home
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_text
 from wardpose.shared.pose.weights import save_model
@@ -37,16 +36,24 @@ def main(grid: Grid, context: Context) -> None:
     """Run a federation to its end, whatever grid it is on."""
     tune_allocator()
     config = load_federation(find_federation(str(context.run_config["federation"])))
-    folder = run_directory(str(context.run_config.get("run-directory", "")), config.name)
+    folder = run_directory(
+        str(context.run_config.get("run-directory", "")),
+        config.name,
+        run_id=context.run_id,
+        simulated=not any(node.name for node in grid.get_nodes()),
+    )
     run_federation(grid, config, folder, resume=bool(context.run_config.get("resume", False)))
 
 
-def run_directory(configured: str, federation: str) -> Path:
-    """Return the coordinator's folder: the configured one, else `$WARDPOSE_HOME/server/NAME` (`~/.wardpose` by default)."""
+def run_directory(configured: str, federation: str, *, run_id: int, simulated: bool) -> Path:
+    """Return the coordinator's folder: the configured one, else a default.
+
+    A real coordinator keeps one folder a federation, so that all its runs compose in one ledger. Nodes that Flower simulates start with
+    new ledgers in every run, and so does their server.
+    """
     if configured:
         return Path(configured).expanduser().resolve()
-    home = Path(os.environ.get("WARDPOSE_HOME", "~/.wardpose")).expanduser()
-    return (home / "server" / federation).resolve()
+    return simulated_run_directory(federation, run_id) if simulated else wardpose_home() / "server" / federation
 
 
 def run_federation(grid: Grid, config: FederationConfig, folder: Path, *, resume: bool) -> None:
@@ -88,6 +95,7 @@ def run_federation(grid: Grid, config: FederationConfig, folder: Path, *, resume
             journal.score(state.run, "initial", scorer.test(state.weights) or {})
         coordinator = Coordinator(grid, config, folder, state=state, mechanism=mechanism, scorer=scorer)
         status = coordinator.run()
+        load_arrays(model, state.weights)
         journal.score(state.run, "final", scorer.test(state.weights) or {})
         save_model(model, folder / "model.safetensors", {"run": state.run, "round": str(state.round), "mechanism": config.mechanism})
     except KeyboardInterrupt:

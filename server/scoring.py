@@ -44,7 +44,7 @@ class Scorer:
         return {"score": self._score(scores), "by_group": scores.by_group, "per_joint": scores.per_joint, "records": len(self._test)}
 
     def _scores(self, weights: Arrays, dataset: PoseDataset) -> Scores:
-        self.model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+        load_arrays(self.model, weights)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return evaluate(self.model.to(device), dataset, device=device)
 
@@ -61,3 +61,8 @@ def open_all(sources: Sequence[DataSource], skeleton: str) -> PoseDataset | None
 def arrays_of(model: PoseModel) -> Arrays:
     """Copy a network's state to numpy, by name."""
     return {name: value.detach().cpu().numpy().copy() for name, value in model.state_dict().items()}
+
+
+def load_arrays(model: PoseModel, weights: Arrays) -> None:
+    """Put weights, by name, into a network."""
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})

@@ -4,6 +4,7 @@ Both are pydantic models with safe defaults. Unknown keys are refused, and every
 value and what is allowed. Reading a file creates nothing.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -181,6 +182,7 @@ class FederationConfig(Strict):
         privacy: what it may cost.
         training: local training.
         server: the round loop.
+        public_view: what simulated sites declare as phi; a real site declares its own.
         seed: makes a simulation repeatable; the run is then stamped "not private". Real sites refuse seeds.
     """
 
@@ -194,6 +196,7 @@ class FederationConfig(Strict):
     privacy: PrivacyConfig = PrivacyConfig()
     training: TrainingConfig = TrainingConfig()
     server: ServerConfig = ServerConfig()
+    public_view: PublicViewConfig | None = None
     seed: int | None = None
 
     @model_validator(mode="after")
@@ -284,7 +287,7 @@ class SiteConfig(Strict):
         state: folder of caches and the local journal.
         device: `auto` takes CUDA where there is one.
         public_view: the declared map phi; without one feature-DP is refused.
-        public_data: public data for projection bases and public gradients of the unprojected part.
+        public_data: public data for projection bases.
         simulation_seed: repeatable noise, hence no privacy at all: only the simulator sets it, and everything shown says so.
     """
 
@@ -295,7 +298,7 @@ class SiteConfig(Strict):
     state: Path = Path("state")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     public_view: PublicViewConfig | None = None
-    public_data: DataSource | None = None
+    public_data: tuple[DataSource, ...] = ()
     simulation_seed: int | None = None
 
 
@@ -375,3 +378,13 @@ def find_federation(name: str) -> Path:
         known = ", ".join(sorted(file.stem for file in bundled.glob("*.yaml"))) or "none"
         raise ConfigError(f'federation "{name}": no such file, and no bundled configuration of that name (bundled: {known})')
     return candidate
+
+
+def wardpose_home() -> Path:
+    """Folder of everything that has no other place: `$WARDPOSE_HOME`, else `~/.wardpose`."""
+    return Path(os.environ.get("WARDPOSE_HOME", "~/.wardpose")).expanduser().resolve()
+
+
+def simulated_run_directory(federation: str, run_id: int) -> Path:
+    """Folder of a run whose nodes Flower simulates; server and simulated sites both find it by the run's number."""
+    return wardpose_home() / "runs" / f"{federation}-{run_id}"

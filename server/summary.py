@@ -1,0 +1,82 @@
+"""A run in one JSON object, from the journal and the server's ledger; what `summary.json` and `--json` hold."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from wardpose.server.budget import GlobalBudget
+from wardpose.server.journal import RunJournal, SiteRow
+from wardpose.shared.errors import DataError
+from wardpose.shared.version import versions
+
+
+def summarise(folder: Path, run: str | None = None) -> dict[str, Any]:
+    """Summarise a run of the coordinator's folder; the last one when `run` is absent.
+
+    An infinite epsilon (mechanism `none`) is `null`, because JSON has no infinity; `not_private` then says why.
+
+    Raises:
+        DataError: the folder holds no such run.
+    """
+    journal = RunJournal(folder / "journal.sqlite")
+    runs = journal.runs()
+    chosen = next((row for row in reversed(runs) if run is None or row["run"] == run), None)
+    if chosen is None:
+        raise DataError(f"{folder / 'journal.sqlite'}: holds no run{'' if run is None else f' {run}'}")
+    rows = journal.sites(chosen["run"])
+    rounds = journal.rounds(chosen["run"])
+    names = [entry["name"] for entry in chosen["config"]["sites"]]
+    budget = GlobalBudget(folder / "ledger.sqlite", delta=chosen["delta"], overlap=chosen["overlap"])
+    disjoint, overlap = budget.federation(names)
+    initial, final = chosen["score_initial"] or {}, chosen["score_final"] or {}
+    return {
+        "run": chosen["run"],
+        "federation": chosen["federation"],
+        "status": chosen["status"],
+        "score_name": chosen["score_name"],
+        "score_initial": initial.get("score"),
+        "score_final": final.get("score"),
+        "score_initial_by_group": initial.get("by_group", {}),
+        "score_final_by_group": final.get("by_group", {}),
+        "rounds": len(rounds),
+        "rounds_planned": chosen["rounds"],
+        "mechanism": chosen["mechanism"],
+        "unit": chosen["unit"],
+        "delta": chosen["delta"],
+        "not_private": not_private(chosen["mechanism"], rows),
+        "sites": [_site(name, [row for row in rows if row.site == name]) for name in names],
+        "epsilon_federation": {"disjoint": finite(disjoint), "overlap": finite(overlap), "overlap_sites": chosen["overlap"]},
+        "bytes_up": sum(row.bytes_up for row in rounds),
+        "bytes_down": sum(row.bytes_down for row in rounds),
+        "seconds": round(sum(row.seconds for row in rounds), 2),
+        "history": [{"round": row.round, "score": row.score, "seconds": round(row.seconds, 2), "bytes_up": row.bytes_up} for row in rounds],
+        "versions": versions(),
+    }
+
+
+def not_private(mechanism: str, rows: list[SiteRow]) -> str | None:
+    """Say why a run gives no privacy at all; `None` when it gives what its epsilon says."""
+    if mechanism == "none":
+        return "mechanism none: updates are neither clipped nor noised"
+    if any(row.secure is False for row in rows):
+        return "seeded simulation: whoever knows the seed can subtract the noise"
+    return None
+
+
+def finite(value: float | None) -> float | None:
+    """Return the value, or `None` where JSON has no number for it."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _site(name: str, rows: list[SiteRow]) -> dict[str, Any]:
+    last = rows[-1] if rows else None
+    return {
+        "name": name,
+        "epsilon_spent": finite(max((row.epsilon_spent or 0.0 for row in rows), default=0.0)),
+        "epsilon_budget": finite(last.epsilon_budget) if last else None,
+        "delta": last.delta if last else None,
+        "steps": sum(row.steps for row in rows),
+        "bytes_up": sum(row.bytes_up for row in rows),
+        "rounds_released": sum(row.status == "released" for row in rows),
+        "status": last.status if last else "absent",
+    }

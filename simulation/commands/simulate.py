@@ -1,0 +1,126 @@
+"""`wardpose simulate`: a federation of hospitals on this machine."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the root."""
+    app.command("simulate")(simulate)
+
+
+def simulate(
+    federation: Annotated[str, typer.Argument(help="federation.yaml, or the name of a bundled configuration.")] = "demo",
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME-TIME by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or with the newest run of that name.")] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Other number of rounds than the file says.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Sites that train at the same time.")] = 1,
+    show_config: Annotated[bool, typer.Option("--show-config", help="Print the configuration with every default and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object on standard output.")] = False,
+) -> None:
+    """Run a federation of hospitals on this machine, with the apps that hospitals run."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from wardpose.server.journal import RoundRow, SiteRow
+    from wardpose.server.summary import finite
+    from wardpose.shared.config import find_federation, load_federation, to_yaml
+    from wardpose.simulation.run import simulate as run_simulation
+
+    console = Console(stderr=True)
+    config = load_federation(find_federation(federation))
+    if rounds is not None:
+        config = config.model_copy(update={"rounds": rounds})
+    if show_config:
+        typer.echo(to_yaml(config), nl=False)
+        return
+    folder = _folder(config.name, out, resume=resume)
+    console.print(
+        f"[bold]{config.name}[/bold]: {len(config.sites)} hospitals, {config.rounds} rounds, mechanism [bold]{config.mechanism}[/bold], "
+        f"unit {config.privacy.unit}, run folder {folder}"
+    )
+    if config.seed is not None:
+        console.print("[bold red]NOT PRIVATE[/bold red]: the run is seeded")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("preparing", total=config.rounds * len(config.sites))
+        training: set[str] = set()
+
+        def observe_site(site: str, event: str) -> None:
+            if event == "started":
+                training.add(site)
+            else:
+                training.discard(site)
+                progress.advance(task)
+            progress.update(task, description=f"training {', '.join(sorted(training))}" if training else "aggregating")
+
+        def observe_round(row: RoundRow, sites: list[SiteRow]) -> None:
+            progress.update(task, completed=row.round * len(config.sites))
+            spent = " ".join(f"{site.site} {'inf' if finite(site.epsilon_spent) is None else f'{site.epsilon_spent:.2f}'}" for site in sites)
+            score = "-" if row.score is None else f"{row.score:.3f}"
+            console.print(
+                f"round {row.round}/{config.rounds}  {config.server.score} {score}  epsilon {spent}  "
+                f"up {row.bytes_up / 1e6:.1f} MB  {row.seconds:.1f} s",
+                highlight=False,
+            )
+
+        try:
+            summary = run_simulation(
+                config, folder, resume=resume, workers=workers, observe_round=observe_round, observe_site=observe_site
+            )
+        except KeyboardInterrupt:
+            console.print(f"interrupted; go on with: wardpose simulate {federation} --out {folder} --resume")
+            raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(summary))
+    else:
+        _print_summary(console, summary, folder)
+
+
+def _folder(name: str, out: Path | None, *, resume: bool) -> Path:
+    from wardpose.shared.errors import ConfigError
+
+    if out is not None:
+        return out.resolve()
+    if resume:
+        found = sorted(Path("runs").glob(f"{name}-*"), key=lambda folder: folder.stat().st_mtime)
+        if not found:
+            raise ConfigError(f"runs/{name}-*: no run to resume (allowed: --out with a run folder)")
+        return found[-1].resolve()
+    return Path("runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
+
+
+def _print_summary(console: Any, summary: dict[str, Any], folder: Path) -> None:
+    from rich.table import Table
+
+    if summary["score_initial"] is not None and summary["score_final"] is not None:
+        gain = summary["score_final"] - summary["score_initial"]
+        console.print(
+            f"\n{summary['score_name']} on test: {summary['score_initial']:.3f} before, [bold]{summary['score_final']:.3f}[/bold] after "
+            f"({gain:+.3f})",
+            highlight=False,
+        )
+    table = Table(title=f"privacy, {summary['unit']} level, delta {summary['delta']:g}", title_justify="left")
+    for heading in ("site", "epsilon spent", "budget", "steps", "MB up"):
+        table.add_column(heading, justify="left" if heading == "site" else "right")
+    for site in summary["sites"]:
+        spent = "infinite" if site["epsilon_spent"] is None else f"{site['epsilon_spent']:.4f}"
+        budget = "-" if site["epsilon_budget"] is None else f"{site['epsilon_budget']:.2f}"
+        table.add_row(site["name"], spent, budget, str(site["steps"]), f"{site['bytes_up'] / 1e6:.1f}")
+    console.print(table)
+    together = summary["epsilon_federation"]
+    shown = {key: "infinite" if together[key] is None else f"{together[key]:.4f}" for key in ("disjoint", "overlap")}
+    console.print(
+        f"federation: epsilon {shown['disjoint']} if patients are disjoint, {shown['overlap']} if a patient may be at "
+        f"{together['overlap_sites']} sites",
+        highlight=False,
+    )
+    if summary["not_private"]:
+        console.print(f"[bold red]NOT PRIVATE[/bold red]: {summary['not_private']}")
+    if summary["status"] != "completed":
+        console.print(f"[bold yellow]{summary['status']}[/bold yellow] after round {summary['rounds']} of {summary['rounds_planned']}")
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)

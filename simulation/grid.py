@@ -1,0 +1,160 @@
+"""An in-process Flower grid: the very ServerApp and ClientApp that hospitals run, without processes and network between them.
+
+Sites answer in threads. Faults can be injected at the moment where the network or a machine would fail.
+"""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo  # the type that Grid.get_nodes is declared with
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity  # Message() needs the identity of the task that creates it
+
+from wardpose.shared.wire import TRAIN, Refusal, refusal
+
+_CRASHED = 8  # Flower's CLIENT_APP_CRASHED
+_FIRST_NODE = 100
+
+FaultKind = Literal["crash", "crash-after-training", "straggle", "refuse"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Something that goes wrong at a site.
+
+    Attributes:
+        site: where.
+        round: when, counted from 1.
+        kind: `crash` before anything happened; `crash-after-training`: the budget is spent and the release is lost; `straggle`: the
+            site trains but its answer comes too late; `refuse`: the site's policy says no.
+    """
+
+    site: str
+    round: int
+    kind: FaultKind
+
+
+class InProcessGrid(Grid):
+    """Flower's grid interface over ClientApp calls in a pool of threads; a context manager.
+
+    Args:
+        client_app: the ClientApp of every site.
+        sites: site name -> site.yaml.
+        run_config: Flower's run config, as both apps see it.
+        workers: sites that train at the same time.
+        faults: what goes wrong.
+        observe: called with (site, `started` | `finished`) from the site's thread; observes, never steers.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        sites: Mapping[str, Path],
+        *,
+        run_config: Mapping[str, bool | float | int | str] | None = None,
+        workers: int = 1,
+        faults: Sequence[Fault] = (),
+        observe: Callable[[str, str], None] | None = None,
+    ) -> None:
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+        self._app = client_app
+        self._names = dict(enumerate(sites, start=_FIRST_NODE))
+        self._contexts = {
+            node: Context(
+                run_id=1,
+                node_id=node,
+                node_config={"site-config": str(sites[name])},
+                state=RecordDict(),
+                run_config=dict(run_config or {}),
+            )
+            for node, name in self._names.items()
+        }
+        self._faults = {(fault.site, fault.round): fault.kind for fault in faults}
+        self._observe = observe or (lambda site, event: None)
+        self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="site")
+        self._answers: dict[str, Future[Message | None]] = {}
+        self._identifiers = (f"message-{number}" for number in itertools.count())
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stopped.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def set_run(self, run: Run) -> None:
+        """Remember Flower's description of the run; nothing here needs it."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """Flower's description of the run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Create a message as Flower's own grids do."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return one number a site."""
+        return list(self._contexts)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return the sites with their names."""
+        return [NodeInfo(node_id=node, name=name) for node, name in self._names.items()]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hand messages to the sites' threads; returns at once."""
+        identifiers = []
+        for message in messages:
+            identifier = next(self._identifiers)
+            message.metadata.__dict__["_message_id"] = identifier  # what the SuperLink does
+            self._answers[identifier] = self._pool.submit(self._answer, message)
+            identifiers.append(identifier)
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the answers that are there."""
+        ready = [identifier for identifier in message_ids if identifier in self._answers and self._answers[identifier].done()]
+        answers = [self._answers.pop(identifier).result() for identifier in ready]
+        return [answer for answer in answers if answer is not None]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push messages and wait for the answers."""
+        identifiers = list(self.push_messages(messages))
+        for identifier in identifiers:
+            self._answers[identifier].exception(timeout=timeout)
+        return self.pull_messages(identifiers)
+
+    def _answer(self, message: Message) -> Message | None:
+        if self._stopped.is_set():
+            return None
+        node = message.metadata.dst_node_id
+        name = self._names[node]
+        fault = None
+        if message.metadata.message_type == TRAIN:
+            fault = self._faults.get((name, int(message.metadata.group_id)))
+        if fault == "crash":
+            return Message(Error(_CRASHED, "crashed"), reply_to=message)
+        if fault == "refuse":
+            return refusal(Refusal.POLICY, message)
+        self._observe(name, "started")
+        try:
+            answer = self._app(message, self._contexts[node])
+        finally:
+            self._observe(name, "finished")
+        if fault == "crash-after-training":
+            return Message(Error(_CRASHED, "crashed"), reply_to=message)
+        return None if fault == "straggle" else answer

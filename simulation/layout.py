@@ -1,0 +1,105 @@
+"""Simulated hospitals on disk: one folder a site with its site.yaml, its list of records, and later its ledger and caches."""
+
+import fcntl
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from wardpose.shared.config import (
+    CohortConfig,
+    FederationConfig,
+    PolicyConfig,
+    SiteConfig,
+    SiteEntry,
+    find_federation,
+    load_federation,
+    simulated_run_directory,
+)
+from wardpose.shared.data.records import PoseDataset
+from wardpose.shared.data.source import DataSource, open_source
+from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import write_json, write_text
+from wardpose.shared.pose.skeleton import get_skeleton
+from wardpose.simulation.partition import partition
+
+
+def prepare_sites(config: FederationConfig, folder: Path) -> dict[str, Path]:
+    """Lay out every simulated hospital of a federation; what is already there stays (ledgers above all).
+
+    Returns:
+        Site name -> site.yaml.
+
+    Raises:
+        ConfigError: a site has no data.
+        DataError: data cannot be read.
+    """
+    paths = {entry.name: folder / "sites" / entry.name / "site.yaml" for entry in config.sites}
+    if all(path.exists() for path in paths.values()):
+        return paths
+    skeleton = get_skeleton(config.model.skeleton)
+    dealt: dict[str, tuple[DataSource, int]] = {}
+    for entry in config.sites:
+        if entry.data is not None:
+            dealt[entry.name] = (entry.data, _patients(open_source(entry.data, skeleton=skeleton)))
+    rest = [entry for entry in config.sites if entry.data is None]
+    if rest and config.data.private is None:
+        raise ConfigError(f"sites.{rest[0].name}.data: missing (allowed: data of the site, or data.private to be dealt to the sites)")
+    if rest and config.data.private is not None:
+        pooled = open_source(config.data.private, skeleton=skeleton)
+        for entry, indices in zip(rest, partition(pooled, config.data.partition, len(rest)), strict=True):
+            chosen = [pooled.record(index) for index in indices]
+            records = paths[entry.name].parent / "records.json"
+            write_json(records, [record.record_id for record in chosen])
+            source = config.data.private.model_copy(update={"records": records})
+            dealt[entry.name] = (source, len({record.patient_id for record in chosen}))
+    for entry in config.sites:
+        source, patients = dealt[entry.name]
+        site = _site(config, entry, source, patients)
+        write_text(paths[entry.name], yaml.safe_dump(site.model_dump(mode="json"), sort_keys=False))
+    return paths
+
+
+def _site(config: FederationConfig, entry: SiteEntry, source: DataSource, patients: int) -> SiteConfig:
+    privacy = config.privacy
+    return SiteConfig(
+        site=entry.name,
+        cohort=CohortConfig(name=f"{entry.name}-cohort", data=source, declared_patients=patients),
+        policy=PolicyConfig(
+            mechanisms=(config.mechanism,),
+            unit=privacy.unit,
+            epsilon=entry.epsilon or privacy.epsilon,
+            delta=privacy.delta,
+            adjacency=config.mechanism_value(noise_multiplier=1.0).adjacency,
+            minimum_noise_multiplier=0.0,
+            maximum_sample_rate=1.0,
+            minimum_declared_patients=1,
+            maximum_steps_per_round=max(1000, config.training.steps_per_round),
+            public_labels=True,
+            own_public_basis=True,
+        ),
+        public_view=config.public_view,
+        public_data=config.data.public,
+        simulation_seed=config.seed,
+    )
+
+
+def _patients(dataset: PoseDataset) -> int:
+    return len({dataset.record(index).patient_id for index in range(len(dataset))})
+
+
+def site_of_partition(partition_id: int, run_config: Mapping[str, object], run_id: int) -> Path:
+    """Return the site.yaml of a node that Flower simulates, laying the federation's sites out on first use.
+
+    Raises:
+        ConfigError: the federation has fewer sites than Flower simulates nodes.
+    """
+    config = load_federation(find_federation(str(run_config["federation"])))
+    configured = str(run_config.get("run-directory", ""))
+    folder = Path(configured).expanduser().resolve() if configured else simulated_run_directory(config.name, run_id)
+    if partition_id >= len(config.sites):
+        raise ConfigError(f"simulated node {partition_id}: the federation has {len(config.sites)} sites (allowed: num-supernodes = sites)")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "sites.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return prepare_sites(config, folder)[config.sites[partition_id].name]

@@ -1,0 +1,103 @@
+"""Run a federation on this machine, with the same two apps that hospitals run, and leave a run folder behind.
+
+The run folder holds `federation.yaml`, `sites/NAME/` (site.yaml, ledger, caches), `journal.sqlite`, `ledger.sqlite`, `checkpoint.safetensors`,
+`model.safetensors`, `summary.json` and `report.html`.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, RecordDict
+
+from wardpose.client.app import app as client_app
+from wardpose.server.app import app as server_app
+from wardpose.server.journal import RoundRow, SiteRow
+from wardpose.server.summary import summarise
+from wardpose.shared.config import FederationConfig, load_federation, to_yaml
+from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import write_json, write_text
+from wardpose.shared.pose.weights import load_model
+from wardpose.simulation.grid import Fault, InProcessGrid
+from wardpose.simulation.layout import prepare_sites
+from wardpose.simulation.report import write_report
+
+RoundObserver = Callable[[RoundRow, list[SiteRow]], None]
+SiteObserver = Callable[[str, str], None]
+
+
+def simulate(
+    config: FederationConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    workers: int = 1,
+    faults: Sequence[Fault] = (),
+    observe_round: RoundObserver | None = None,
+    observe_site: SiteObserver | None = None,
+    report: bool = True,
+) -> dict[str, Any]:
+    """Run a federation to its end and return its summary.
+
+    Args:
+        config: the plan, hospitals included.
+        folder: the run folder; it must be new unless `resume`.
+        resume: go on with the run in `folder`.
+        workers: sites that train at the same time.
+        faults: what goes wrong.
+        observe_round: called after each round.
+        observe_site: called when a site starts and finishes an order.
+        report: write `report.html`.
+
+    Raises:
+        ConfigError: the folder holds a run already, or none to resume.
+        DataError: data or weights cannot be read.
+    """
+    plan = folder / "federation.yaml"
+    if plan.exists() and not resume:
+        raise ConfigError(f"{folder}: holds a run already (allowed: --resume, or another folder)")
+    paths = prepare_sites(config, folder)
+    write_text(plan, to_yaml(config))
+    run_config: dict[str, bool | float | int | str] = {"federation": str(plan), "run-directory": str(folder), "resume": resume}
+    handler = _RoundHandler(observe_round)
+    logger = logging.getLogger("wardpose.server")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with InProcessGrid(
+            client_app, paths, run_config=run_config, workers=workers, faults=faults, observe=observe_site
+        ) as grid:
+            server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config))
+    finally:
+        logger.removeHandler(handler)
+    summary = summarise(folder)
+    write_json(folder / "summary.json", summary)
+    if report:
+        initial = next(folder.glob("initial-*.safetensors"))
+        write_report(
+            folder / "report.html", summary, config, before=load_model(initial), after=load_model(folder / "model.safetensors")
+        )
+    return summary
+
+
+def reload_plan(folder: Path) -> FederationConfig:
+    """Read the plan of a run folder.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    return load_federation(folder / "federation.yaml")
+
+
+class _RoundHandler(logging.Handler):
+    """Hand the round summaries that the server logs to an observer."""
+
+    def __init__(self, observer: RoundObserver | None) -> None:
+        super().__init__()
+        self._observer = observer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        row = getattr(record, "round", None)
+        if self._observer is not None and row is not None:
+            self._observer(row, record.__dict__["sites"])

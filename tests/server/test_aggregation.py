@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from flwr.app import Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from wardpose.server.aggregation import Aggregator, Arrays
+from wardpose.shared.config import AggregationConfig
+from wardpose.shared.errors import WireError
+
+
+@pytest.fixture
+def request_message() -> Message:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    return Message(RecordDict(), 100, "train", group_id="1")
+
+
+def updates(*values: float, weights: tuple[float, ...] | None = None) -> dict[str, tuple[Arrays, float]]:
+    weights = weights or (1.0,) * len(values)
+    return {f"s{i}": ({"head": np.full((2, 2), v, np.float32)}, w) for i, (v, w) in enumerate(zip(values, weights, strict=True))}
+
+
+BASE = {"head": np.full((2, 2), 10.0, np.float32), "trunk": np.full(3, 5.0, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "expected"),
+    [
+        (AggregationConfig(name="fedavg"), (1.0, 2.0, 6.0), 13.0),
+        (AggregationConfig(name="fedmedian"), (1.0, 2.0, 600.0), 12.0),
+        (AggregationConfig(name="fedtrimmedavg", trim=0.34), (1.0, 2.0, 600.0), 12.0),
+        (AggregationConfig(name="krum", malicious=1), (1.0, 1.1, 1.05, 900.0), 11.05),
+    ],
+)
+def test_rules(request_message: Message, config: AggregationConfig, values: tuple[float, ...], expected: float) -> None:
+    result = Aggregator(config).combine(BASE, updates(*values), round_number=1, request=request_message)
+    np.testing.assert_allclose(result["head"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(result["trunk"], BASE["trunk"])
+
+
+def test_weights_are_the_public_constants(request_message: Message) -> None:
+    result = Aggregator(AggregationConfig()).combine(
+        BASE, updates(1.0, 4.0, weights=(1.0, 3.0)), round_number=1, request=request_message
+    )
+    np.testing.assert_allclose(result["head"], 10 + 13 / 4, rtol=1e-6)
+
+
+def test_fedadam_goes_on_from_a_checkpoint_as_if_nothing_happened(request_message: Message) -> None:
+    config = AggregationConfig(name="fedadam")
+    straight, first, second = Aggregator(config), Aggregator(config), Aggregator(config)
+    one = straight.combine(BASE, updates(1.0, 2.0), round_number=1, request=request_message)
+    two = straight.combine(one, updates(0.5, 1.5), round_number=2, request=request_message)
+    again = first.combine(BASE, updates(1.0, 2.0), round_number=1, request=request_message)
+    second.restore(first.state())
+    resumed = second.combine(again, updates(0.5, 1.5), round_number=2, request=request_message)
+    np.testing.assert_allclose(resumed["head"], two["head"], rtol=1e-6)
+    forgetful = Aggregator(config).combine(again, updates(0.5, 1.5), round_number=2, request=request_message)
+    assert not np.allclose(forgetful["head"], two["head"], rtol=1e-6)
+
+
+def test_a_release_of_another_shape_is_refused(request_message: Message) -> None:
+    bad = updates(1.0, 2.0)
+    bad["s1"] = ({"head": np.zeros((3, 3), np.float32)}, 1.0)
+    with pytest.raises(WireError, match="s1"):
+        Aggregator(AggregationConfig()).combine(BASE, bad, round_number=1, request=request_message)
