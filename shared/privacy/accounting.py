@@ -139,7 +139,7 @@ class Event:
         return cls(**value)
 
     def dp_event(self) -> dp_accounting.DpEvent:
-        """Write it in dp-accounting's algebra; a discrete Gaussian becomes the Gaussian of equal multiplier."""
+        """Write it in dp-accounting's algebra, a discrete Gaussian as the Gaussian of equal multiplier."""
         if (
             self.mechanism == _FREE
             or self.steps == 0
@@ -241,19 +241,21 @@ def calibrate(
         charges = composition.merge(before, [(kind, float(sample_rate), noise_multiplier, steps)])
         return composition.composed_epsilon(charges, float(delta), accountant, adjacency)
 
+    def excess(logarithm: float) -> float:
+        return min(cost(math.exp(logarithm)), 1e9) / epsilon - 1
+
     high = 2.0**-10  # first bracket by RDP, which is cheap and lies above every other answer
     while cost(high, "discrete-gaussian") > epsilon:
         high *= 2
         if high > 1e6:
             raise ConfigError(
-                f"no noise multiplier up to 1e6 keeps {steps} steps at rate {sample_rate} in epsilon {epsilon}"
+                f"no noise multiplier up to 1e6 keeps {steps} steps at rate {sample_rate} in {epsilon=}"
             )
     low = high / 2
     while low > 2.0**-10 and cost(low) <= epsilon:
         low, high = low / 2, low
     if cost(low) > epsilon:
-        excess = lambda logarithm: min(cost(math.exp(logarithm)), 1e9) / epsilon - 1  # noqa: E731 - used
-        once, here high = math.exp(brentq(excess, math.log(low), math.log(high), xtol=5e-5))
+        high = math.exp(brentq(excess, math.log(low), math.log(high), xtol=5e-5))
     else:
         high = low
     digit = 10.0 ** (math.floor(math.log10(high)) - 3)

@@ -208,7 +208,8 @@ def test_events_survive_json() -> None:
     [
         ("sample_rate", 1.1), ("sample_rate", float("nan")), ("sample_rate", "0.1"),
         ("noise_multiplier", -1),
-        ("noise_multiplier", float("inf")), ("steps", 1.5), ("steps", -1), ("steps", True), ("max_grad_norm", 0),
+        ("noise_multiplier", float("inf")), ("steps", 1.5), ("steps", -1), ("steps", True),
+        ("max_grad_norm", 0),
         ("unit", "person"), ("noise", "laplace"), ("mechanism", ""), ("tier", None),
     ],
 )  # fmt: skip
