@@ -254,12 +254,11 @@ def calibrate(
     low = high / 2
     while low > 2.0**-10 and cost(low) <= epsilon:
         low, high = low / 2, low
-    if cost(low) > epsilon:
-        high = math.exp(brentq(excess, math.log(low), math.log(high), xtol=5e-5))
-    else:
-        high = low
-    digit = 10.0 ** (math.floor(math.log10(high)) - 3)
-    rounded = float(f"{math.floor(high / digit) * digit:.4g}")
+    within = (
+        low if cost(low) <= epsilon else math.exp(brentq(excess, math.log(low), math.log(high), xtol=5e-5))
+    )
+    digit = 10.0 ** (math.floor(math.log10(within)) - 3)
+    rounded = float(f"{math.floor(within / digit) * digit:.4g}")
     while cost(rounded) > epsilon:
         rounded = float(f"{rounded + digit:.4g}")
     return rounded
