@@ -1,0 +1,139 @@
+"""Certificates and keys of a federation: its own authority, the server's certificate, one key a site, and shared secrets.
+
+TLS is server-side only in Flower; a site proves itself by signing with its own elliptic-curve key, whose public half the server registers under the
+site's name. Certificates carry the extensions that Python 3.13 verifies strictly. Private files are readable by their owner only.
+"""
+
+import datetime
+import ipaddress
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import write_bytes
+
+_PRIVATE = 0o600
+_SECRET_BYTES = 48
+_CLOCK_SKEW = datetime.timedelta(minutes=5)
+
+
+def create_authority(folder: Path, *, name: str, days: int) -> Path:
+    """Write a new certificate authority (`ca.key`, `ca.crt`) and return its certificate's path.
+
+    Raises:
+        ConfigError: the folder has an authority already; replacing it would lock out every site.
+    """
+    if (folder / "ca.key").exists():
+        raise ConfigError(f"{folder / 'ca.key'}: exists already (allowed: a folder without an authority)")
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    usage = _key_usage(key_cert_sign=True, crl_sign=True)
+    certificate = (
+        _certificate(subject, subject, key.public_key(), days)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    write_bytes(folder / "ca.key", _pem(key), mode=_PRIVATE)
+    write_bytes(folder / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM))
+    return folder / "ca.crt"
+
+
+def create_server_certificate(authority: Path, folder: Path, *, hosts: Sequence[str], days: int) -> tuple[Path, Path]:
+    """Write `server.crt` and `server.key`, signed by the authority in the folder `authority`.
+
+    Args:
+        authority: folder of `create_authority`.
+        folder: where the two files go.
+        hosts: host names and IP addresses that sites may reach the server by.
+        days: of validity.
+
+    Returns:
+        Certificate and key.
+    """
+    signer = serialization.load_pem_private_key((authority / "ca.key").read_bytes(), password=None)
+    if not isinstance(signer, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{authority / 'ca.key'}: is not an elliptic-curve key")
+    issuer = x509.load_pem_x509_certificate((authority / "ca.crt").read_bytes())
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
+    certificate = (
+        _certificate(subject, issuer.subject, key.public_key(), days)
+        .add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    write_bytes(folder / "server.crt", certificate.public_bytes(serialization.Encoding.PEM))
+    write_bytes(folder / "server.key", _pem(key), mode=_PRIVATE)
+    return folder / "server.crt", folder / "server.key"
+
+
+def create_node_key(folder: Path) -> tuple[Path, Path]:
+    """Write a site's key pair in OpenSSH form (`node.key`, `node.pub`): the form that Flower's SuperNode reads; return both paths."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    write_bytes(folder / "node.key", private, mode=_PRIVATE)
+    write_bytes(folder / "node.pub", public + b"\n")
+    return folder / "node.key", folder / "node.pub"
+
+
+def create_secret(path: Path) -> Path:
+    """Write a shared secret of 48 random bytes, which Flower reads as they are."""
+    write_bytes(path, secrets.token_bytes(_SECRET_BYTES), mode=_PRIVATE)
+    return path
+
+
+def _certificate(
+    subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _CLOCK_SKEW)
+        .not_valid_after(now + datetime.timedelta(days=days))
+    )
+
+
+def _key_usage(*, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
