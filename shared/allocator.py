@@ -1,8 +1,9 @@
 """Let the C allocator keep what tensors free, so that the next step finds its memory mapped.
 
-glibc gives blocks above 32 MB back to the kernel at every `free`; the following allocation then pays a page fault for every 4 kB. A
-training step allocates the same few hundred megabytes again and again, and spends 30-70 % of its time in those faults on batches of
-more than about 8 crops. `keep_freed_memory` forbids that for the process: no block of its own mapping, no trimming, one arena.
+glibc gives blocks above 32 MB back to the kernel at every `free`; the following allocation then pays a page
+fault for every 4 kB. A training step allocates the same few hundred megabytes again and again, and spends
+30-70 % of its time in those faults on batches of more than about 8 crops. `keep_freed_memory` forbids that
+for the process: no block of its own mapping, no trimming, one arena.
 
 Other C libraries (musl, macOS) have no such setting, and need none of it.
 """
@@ -22,15 +23,20 @@ def keep_freed_memory(*, may_restart: bool = False) -> bool:
     """Set the allocator up; call it first thing in a program, before large tensors exist.
 
     Args:
-        may_restart: where the running allocator cannot be told, replace the process by itself with the setting in its environment.
-            For command lines only: file descriptors and everything in memory are lost.
+        may_restart: where the running allocator cannot be told, replace the process by itself with the
+            setting in its environment. For command lines only: file descriptors and everything in memory are
+            lost.
 
     Returns:
         Whether freed memory is now kept. `False` is harmless: training is only slower.
+
     """
     try:
         libc = ctypes.CDLL(None)
-        told = all(libc.mallopt(key, value) for key, value in [(_TRIM_THRESHOLD, -1), (_MMAP_MAX, 0), (_ARENA_MAX, 1)])
+        told = all(
+            libc.mallopt(key, value)
+            for key, value in [(_TRIM_THRESHOLD, -1), (_MMAP_MAX, 0), (_ARENA_MAX, 1)]
+        )
     except (AttributeError, OSError, TypeError):
         return False
     if told and freed_memory_is_kept():
@@ -43,7 +49,7 @@ def keep_freed_memory(*, may_restart: bool = False) -> bool:
 
 
 def freed_memory_is_kept() -> bool:
-    """Whether writing to a freshly allocated 64 MB block that was freed just before causes (nearly) no page faults."""
+    """Whether a 64 MB block that was just freed can be allocated and written without page faults."""
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]

@@ -1,0 +1,314 @@
+"""Crops or frozen-trunk features of a cohort: computed once, kept on disk, memory-mapped ever after.
+
+Where the first stages do not train, their output for a frame never changes, so private training reads it from
+here instead of recomputing it. Random augmentation is pre-rendered: view 0 is the plain crop, views 1 .. V-1
+are augmented ones, drawn from a generator that depends on the record's place alone. Row `i * V + v` is view v
+of record i; it belongs to the unit that owns record i.
+
+An entry is a folder named by a hash of everything that decides its content. It is built under a temporary
+name and renamed, so it exists whole or not at all. It holds patients' data: keep it where the frames are
+kept, and `delete_cache` it with the cohort.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from wardpose.shared.anonymize.public_view import PublicView
+from wardpose.shared.data.crops import Augmentation, crop_record, to_tensor
+from wardpose.shared.data.records import PoseDataset
+from wardpose.shared.errors import DataError
+from wardpose.shared.pose.model import PoseModel, Strategy, trainable_names
+
+Precision = Literal["float16", "float32", "float64"]
+
+_FORMAT = 1
+_MARKER = "entry.json"
+_SEED = 0x57415244  # of the pre-rendered augmentation, which hides nothing
+_BUILD_BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """What a loss needs of R (record, view) pairs.
+
+    Attributes:
+        inputs: (R, H, W, 3) uint8 crops, or (R, C, h, w) floating-point features of the frozen trunk.
+        joints: (R, J, 2) float32, crop pixels.
+        visibility: (R, J) uint8.
+
+    """
+
+    inputs: NDArray[Any]
+    joints: NDArray[np.float32]
+    visibility: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def are_crops(self) -> bool:
+        """Whether the inputs are pixels, in front of the trunk."""
+        return bool(self.inputs.dtype == np.uint8)
+
+
+def build_rows(
+    dataset: PoseDataset,
+    model: PoseModel,
+    strategy: Strategy,
+    *,
+    folder: Path | None,
+    public_view: PublicView | None = None,
+    augmentation: Augmentation | None = None,
+    views: int = 1,
+    features: bool = True,
+    precision: Precision = "float32",
+    limit_bytes: int | None = None,
+) -> tuple[Rows, Rows | None]:
+    """Open or build the rows of `dataset` and, with a `public_view`, those of phi(crop) beside them.
+
+    Args:
+        dataset: the records.
+        model: its frozen part computes the features; its device is used.
+        strategy: decides what is frozen. Where nothing in front of the first trained layer is frozen, rows
+            are crops.
+        folder: the cohort's cache; in memory when absent.
+        public_view: the declared map phi, applied to every crop.
+        augmentation: of the views after the first; needed when `views` is above 1.
+        views: rows per record.
+        features: keep trunk features where there is a frozen trunk; else crops.
+        precision: of stored features. float16 halves the files and moves features by a relative 5e-4 at most.
+        limit_bytes: most that all entries of `folder` may take together; older entries go first.
+
+    Raises:
+        DataError: a frame cannot be read, or the rows do not fit in `limit_bytes` or on the disk.
+        ValueError: `views` above 1 without an augmentation.
+
+    """
+    if views < 1 or (views > 1 and augmentation is None):
+        raise ValueError(f"views is {views}; allowed: 1, or more together with an augmentation")
+    frozen = features and strategy in ("head", "last-stage")
+    height, width = model.config.input_size
+    if frozen:
+        blank = np.zeros((1, height, width, 3), np.uint8)
+        shape, kind = _features(model, strategy, blank, precision).shape[1:], precision
+    else:
+        shape, kind = (height, width, 3), "uint8"
+    layout = _Layout(
+        rows=len(dataset) * views,
+        shape=tuple(shape),
+        kind=kind,
+        joints=len(dataset.skeleton),
+        copies=1 if public_view is None else 2,
+    )
+    job = _Job(dataset, model, strategy, public_view, augmentation, views, layout)
+    if folder is None:
+        arrays = {name: np.zeros(size, dtype) for name, size, dtype in layout.arrays()}
+        job.fill(arrays)
+        return _rows(arrays)
+    entry = folder / _key(job, trunk_hash(model, strategy) if frozen else "")
+    if not _is_whole(entry, layout):
+        _build(entry, job, limit_bytes)
+    os.utime(entry)
+    arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="r") for name, _, _ in layout.arrays()}
+    return _rows(arrays)
+
+
+def trunk_hash(model: PoseModel, strategy: Strategy) -> str:
+    """Hexadecimal SHA-256 over every value that the strategy does not train."""
+    trained = set(trainable_names(model, strategy))
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if name not in trained:
+            content = value.detach().cpu().contiguous()
+            digest.update(f"{name}:{content.dtype}:{tuple(content.shape)};".encode())
+            digest.update(content.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def delete_cache(folder: Path) -> None:
+    """Remove every entry of a cohort's cache, half-built ones too; nothing else in `folder` is touched."""
+    for entry in [*_entries(folder), *_unfinished(folder)]:
+        shutil.rmtree(entry)
+
+
+def cache_bytes(folder: Path) -> int:
+    """Bytes that the entries of `folder` take."""
+    return sum(file.stat().st_size for entry in _entries(folder) for file in entry.iterdir())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    rows: int
+    shape: tuple[int, ...]
+    kind: str
+    joints: int
+    copies: int
+
+    def arrays(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
+        yield "inputs", (self.rows, *self.shape), self.kind
+        if self.copies == 2:
+            yield "public", (self.rows, *self.shape), self.kind
+        yield "joints", (self.rows, self.joints, 2), "float32"
+        yield "visibility", (self.rows, self.joints), "uint8"
+
+    def bytes(self) -> int:
+        return sum(int(np.prod(shape)) * np.dtype(kind).itemsize for _, shape, kind in self.arrays())
+
+
+@dataclass(frozen=True)
+class _Job:
+    dataset: PoseDataset
+    model: PoseModel
+    strategy: Strategy
+    public_view: PublicView | None
+    augmentation: Augmentation | None
+    views: int
+    layout: _Layout
+
+    def fill(self, arrays: dict[str, NDArray[Any]]) -> None:
+        rows = [(record, view) for record in range(len(self.dataset)) for view in range(self.views)]
+        for start in range(0, len(rows), _BUILD_BATCH):
+            part = rows[start : start + _BUILD_BATCH]
+            crops = []
+            for offset, (record, view) in enumerate(part):
+                crop = crop_record(
+                    self.dataset,
+                    record,
+                    self.model.config.input_size,
+                    augmentation=self.augmentation if view else None,
+                    generator=np.random.default_rng([_SEED, record, view]),
+                )
+                crops.append(crop.image)
+                arrays["joints"][start + offset] = crop.joints
+                arrays["visibility"][start + offset] = crop.visibility
+            arrays["inputs"][start : start + len(part)] = self._stored(np.stack(crops))
+            if self.public_view is not None:
+                shown = np.stack([self.public_view(crop) for crop in crops])
+                arrays["public"][start : start + len(part)] = self._stored(shown)
+
+    def _stored(self, crops: NDArray[np.uint8]) -> NDArray[Any]:
+        return (
+            crops
+            if self.layout.kind == "uint8"
+            else _features(self.model, self.strategy, crops, self.layout.kind)
+        )
+
+
+def _features(model: PoseModel, strategy: Strategy, crops: NDArray[np.uint8], precision: str) -> NDArray[Any]:
+    first = next(model.parameters())
+    with torch.no_grad():
+        out = model.frozen_features(to_tensor(crops).to(first), strategy)
+    return out.cpu().numpy().astype(precision)
+
+
+def _rows(arrays: dict[str, NDArray[Any]]) -> tuple[Rows, Rows | None]:
+    joints, visibility = arrays["joints"], arrays["visibility"]
+    private = Rows(inputs=arrays["inputs"], joints=joints, visibility=visibility)
+    if "public" not in arrays:
+        return private, None
+    return private, Rows(inputs=arrays["public"], joints=joints, visibility=visibility)
+
+
+def _key(job: _Job, trunk: str) -> str:
+    content = {
+        "format": _FORMAT,
+        "dataset": job.dataset.identity(),
+        "strategy": job.strategy if trunk else "",
+        "trunk": trunk,
+        "input_size": job.model.config.input_size,
+        "kind": job.layout.kind,
+        "views": job.views,
+        "augmentation": job.augmentation.model_dump()
+        if job.augmentation is not None and job.views > 1
+        else None,
+        "public_view": job.public_view.identity() if job.public_view is not None else "",
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _is_whole(entry: Path, layout: _Layout) -> bool:
+    marker = entry / _MARKER
+    if not marker.exists():
+        return False
+    sizes = json.loads(marker.read_text())
+    expected = {f"{name}.npy" for name, _, _ in layout.arrays()}
+    return expected == set(sizes) and all(
+        (entry / name).exists() and (entry / name).stat().st_size == size for name, size in sizes.items()
+    )
+
+
+def _build(entry: Path, job: _Job, limit_bytes: int | None) -> None:
+    folder = entry.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if entry.exists():
+        shutil.rmtree(entry)
+    for rest in _unfinished(folder):
+        if not _alive(int(rest.name.split("-")[1])):
+            shutil.rmtree(rest)
+    _make_room(folder, job, limit_bytes)
+    temporary = Path(tempfile.mkdtemp(prefix=f".building-{os.getpid()}-", dir=folder))
+    try:
+        arrays = {
+            name: np.lib.format.open_memmap(
+                temporary / f"{name}.npy", mode="w+", dtype=np.dtype(kind), shape=shape
+            )
+            for name, shape, kind in job.layout.arrays()
+        }
+        job.fill(arrays)
+        for array in arrays.values():
+            array.flush()  # msync: the pages are on disk before the marker says so
+        sizes = {f"{name}.npy": (temporary / f"{name}.npy").stat().st_size for name in arrays}
+        (temporary / _MARKER).write_text(json.dumps(sizes))
+        try:
+            temporary.rename(entry)
+        except OSError:
+            if not _is_whole(entry, job.layout):  # else another process built the same entry first
+                raise
+            shutil.rmtree(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _make_room(folder: Path, job: _Job, limit_bytes: int | None) -> None:
+    needed = job.layout.bytes()
+    allowed = shutil.disk_usage(folder).free + cache_bytes(folder)
+    if limit_bytes is not None:
+        allowed = min(allowed, limit_bytes)
+    if needed > allowed:
+        raise DataError(
+            f"{folder}: the cache of {job.dataset.name!r} needs {needed / 1e6:.0f} MB and may take "
+            f"{allowed / 1e6:.0f} MB; allow more, or use fewer views or float16"
+        )
+    for old in sorted(_entries(folder), key=lambda path: path.stat().st_mtime):
+        if cache_bytes(folder) + needed <= allowed:
+            break
+        shutil.rmtree(old)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return [path.parent for path in folder.glob(f"[!.]*/{_MARKER}")] if folder.is_dir() else []
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    return list(folder.glob(".building-*-*")) if folder.is_dir() else []
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,252 @@
+"""What a round does to private data and what that costs: one value behind training and events.
+
+| name | private part of a step | public part |
+|---|---|---|
+| `dp-sgd` | clipped, noised g(x) | none |
+| `projected` | the same, projected on a public basis V | none |
+| `feature` | clipped, noised g(x) - g(phi(x)) | mean g(phi(x)) on an independent draw |
+| `feature-projective` | as `feature`, projected on V | mean g(phi(x)) on an independent draw |
+| `none` | g(x), neither clipped nor noised | none |
+| `public-only` | none | mean g(phi(x)) |
+
+`feature*` follow "Machine Learning with Privacy for Protected Attributes" (arXiv 2506.19836): the pair's
+*difference* is clipped and the public batch is drawn independently of the private one, which is what keeps
+amplification by subsampling. `projected` follows PDP-SGD (arXiv 2007.03813), `feature-projective`
+"Differentially Private 2D Human Pose Estimation" (arXiv 2504.10190).
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from wardpose.shared.privacy.accounting import Event
+
+Name = Literal["none", "public-only", "dp-sgd", "projected", "feature", "feature-projective"]
+Adjacency = Literal["add-remove", "replace-one"]
+
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FeatureOptions(_Options):
+    """The public part of `feature`, `feature-projective` and `public-only`.
+
+    Attributes:
+        draw: where the public batch comes from. `poisson`: own coins from the public stream; `cyclic`: a
+            shuffled order over all units, continued step after step; `once-per-round`: the mean over all
+            units at the round's first weights, held fixed.
+        rate: expected share of units in a public batch; the private sampling rate when absent.
+        weight: factor of the public gradient. 1 makes the update an unbiased estimate of g(x) wherever
+            nothing is clipped.
+        labels: labels of the public views. `ground-truth` makes the keypoints public too; `pseudo` predicts
+            them from the public view with the round's first weights, so that keypoints stay private.
+
+    """
+
+    draw: Literal["poisson", "cyclic", "once-per-round"] = "poisson"
+    rate: Rate | None = None
+    weight: NonNegativeFloat = 1.0
+    labels: Literal["ground-truth", "pseudo"] = "ground-truth"
+
+
+class ResidualOptions(_Options):
+    """A second, p-dimensional query for what the basis misses (GEP, Yu et al. 2021), with its own noise.
+
+    Attributes:
+        max_grad_norm: clip norm of the residual g - V V' g.
+        noise_multiplier: its noise over its clip norm.
+
+    """
+
+    max_grad_norm: PositiveFloat
+    noise_multiplier: NonNegativeFloat
+
+
+class ProjectionOptions(_Options):
+    """The public subspace of `projected` and `feature-projective`.
+
+    Attributes:
+        rank: at most so many basis vectors, k.
+        energy: fewer when this share of the public gradients' energy is reached.
+        frames: public frames whose gradients span the basis, m.
+        held_out: further public frames on which the captured energy is measured.
+        min_captured_energy: below it the round falls back to the unprojected mechanism, which costs the same;
+            0 never falls back.
+        refresh_steps: local steps between two bases; 0: one basis for the round.
+        source: `public`: a public data set; `public-views`: the site's own phi(x), public under feature-DP
+            only.
+        clip: `after`: project each unit's gradient, then clip in R^k (more signal per clip norm); `before`:
+            clip in R^p, then project (the paper).
+        storage: keep the m public gradients (`stored`) or nothing but their Gram matrix (`matrix-free`);
+            `auto`: store when they fit in a quarter of the free memory.
+        residual: the second query, if any.
+        uplink: `full`: the update in R^p; `coefficients`: m numbers in the coordinates of the public frames
+            (`projected` with one basis a round and plain SGD only).
+
+    """
+
+    rank: int = Field(default=50, ge=1)
+    energy: float = Field(default=0.999, gt=0, le=1)
+    frames: int = Field(default=128, ge=2)
+    held_out: int = Field(default=32, ge=1)
+    min_captured_energy: float = Field(default=0.3, ge=0, le=1)
+    refresh_steps: int = Field(default=0, ge=0)
+    source: Literal["public", "public-views"] = "public"
+    clip: Literal["after", "before"] = "after"
+    storage: Literal["auto", "stored", "matrix-free"] = "auto"
+    residual: ResidualOptions | None = None
+    uplink: Literal["full", "coefficients"] = "full"
+
+
+class Mechanism(_Options):
+    """One round's private computation; it travels as JSON in the order and is held against site policy.
+
+    Attributes:
+        name: see the module's table.
+        unit: whose presence is hidden: all frames of a patient, or one frame.
+        frames_per_unit: F, frames drawn from a unit each time it takes part; patients with fewer are drawn
+            with replacement. 1 for frames.
+        sample_rate: q, probability with which each unit takes part in a step.
+        noise_multiplier: sigma, noise standard deviation over the clip norm. 0 gives no privacy: an infinite
+            epsilon.
+        max_grad_norm: C, L2 bound of one unit's contribution.
+        adjacency: what the reported epsilon compares: a unit added or removed (sensitivity C), or replaced
+            (2C).
+        exact_noise: discrete Gaussian noise on an integer grid in R^p too. In R^k it is always so; otherwise
+            R^p takes float64 Gaussians.
+        tiers: sampling rate of each consent tier that differs from `sample_rate`.
+        feature: options of the public part.
+        projection: options of the basis.
+
+    Raises:
+        pydantic.ValidationError: a value is out of range, or options contradict each other.
+
+    """
+
+    name: Name = "dp-sgd"
+    unit: Literal["patient", "frame"] = "patient"
+    frames_per_unit: int = Field(default=4, ge=1, le=256)
+    sample_rate: Rate = 0.1
+    noise_multiplier: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    adjacency: Adjacency = "add-remove"
+    exact_noise: bool = False
+    tiers: dict[str, Rate] = Field(default_factory=dict)
+    feature: FeatureOptions = FeatureOptions()
+    projection: ProjectionOptions = ProjectionOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_frame_per_frame(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("unit") == "frame" and "frames_per_unit" not in values:
+            return {**values, "frames_per_unit": 1}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.unit == "frame" and self.frames_per_unit != 1:
+            raise ValueError(f"frames_per_unit is {self.frames_per_unit}; a unit that is a frame has 1")
+        if not self.is_private and self.noise_multiplier:
+            raise ValueError(f'mechanism "{self.name}" adds no noise; noise_multiplier must be 0 or absent')
+        projection = self.projection
+        if self.name == "projected" and projection.source == "public-views":
+            raise ValueError(
+                'projection.source "public-views" needs feature-DP; mechanism "projected" allows "public"'
+            )
+        if projection.residual is not None and (projection.residual.noise_multiplier == 0) != (
+            self.noise_multiplier == 0
+        ):
+            raise ValueError(
+                "projection.residual.noise_multiplier and noise_multiplier must both be positive or both be 0"
+            )
+        if projection.uplink == "coefficients" and (
+            self.name != "projected" or projection.refresh_steps or projection.residual is not None
+        ):
+            raise ValueError(
+                'projection.uplink "coefficients" needs mechanism "projected", refresh_steps 0, no residual'
+            )
+        return self
+
+    @property
+    def is_private(self) -> bool:
+        """Whether private frames are read and protected by noise (at least in form: sigma may be 0)."""
+        return self.name not in ("none", "public-only")
+
+    @property
+    def reads_private(self) -> bool:
+        """Whether private frames are read at all."""
+        return self.name != "public-only"
+
+    @property
+    def uses_public_views(self) -> bool:
+        """Whether the declared public view phi of the site's frames is used."""
+        return self.name in ("feature", "feature-projective", "public-only")
+
+    @property
+    def uses_difference(self) -> bool:
+        """Whether a unit's private gradient is that of l(x) - l(phi(x))."""
+        return self.name in ("feature", "feature-projective")
+
+    @property
+    def uses_basis(self) -> bool:
+        """Whether the private part is projected on a public basis."""
+        return self.name in ("projected", "feature-projective")
+
+    @property
+    def discrete(self) -> bool:
+        """Whether every number that is noised is an integer with discrete Gaussian noise.
+
+        A round whose gate falls back to R^p keeps the kind of noise that was reserved, so it then pays for
+        exact noise there.
+        """
+        return self.exact_noise or (self.uses_basis and self.projection.residual is None)
+
+    @property
+    def effective_noise_multiplier(self) -> float:
+        """Sigma of the one Gaussian that all queries of a step amount to.
+
+        Embedding and residual are answered on the *same* Poisson batch. Scaled by their clip norms they are
+        one Gaussian query of L2 sensitivity sqrt(1/sigma^2 + 1/sigma_r^2) under unit noise, subsampled once.
+        Two subsampled events, one for each query, would pretend two independent batches and under-report.
+        """
+        residual = self.projection.residual if self.uses_basis else None
+        if residual is None or self.noise_multiplier == 0:
+            return self.noise_multiplier
+        return float((self.noise_multiplier**-2 + residual.noise_multiplier**-2) ** -0.5)
+
+    def sensitivity(self) -> float:
+        """L2 sensitivity of the main query: C when a unit is added or removed, 2C when it is replaced."""
+        return self.max_grad_norm * (2.0 if self.adjacency == "replace-one" else 1.0)
+
+    def rate(self, tier: str = "") -> float:
+        """Return the sampling rate of the units of `tier`."""
+        return self.tiers.get(tier, self.sample_rate)
+
+    def events(self, steps: int) -> tuple[Event, ...]:
+        """Return what `steps` local steps cost, one event for each consent tier.
+
+        Raises:
+            ValueError: `steps` is negative.
+
+        """
+        if steps < 0:
+            raise ValueError(f"steps is {steps}; allowed: 0 or more")
+        if steps == 0:
+            return ()
+        return tuple(
+            Event(
+                mechanism=self.name,
+                unit=self.unit,
+                sample_rate=self.rate(tier),
+                noise_multiplier=self.effective_noise_multiplier,
+                steps=steps,
+                max_grad_norm=self.max_grad_norm,
+                noise="discrete-gaussian" if self.discrete else "gaussian",
+                tier=tier,
+            )
+            for tier in ("", *sorted(self.tiers))
+        )
