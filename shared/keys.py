@@ -1,7 +1,8 @@
-"""Certificates and keys of a federation: its own authority, the server's certificate, one key a site, and shared secrets.
+"""Certificates and keys of a federation: its authority, the server, one key a site, shared secrets.
 
-TLS is server-side only in Flower; a site proves itself by signing with its own elliptic-curve key, whose public half the server registers under the
-site's name. Certificates carry the extensions that Python 3.13 verifies strictly. Private files are readable by their owner only.
+TLS is server-side only in Flower; a site proves itself by signing with its own elliptic-curve key, whose
+public half the server registers under the site's name. Certificates carry the extensions that Python 3.13
+verifies strictly. Private files are readable by their owner only.
 """
 
 import datetime
@@ -14,7 +15,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_bytes
 
@@ -28,6 +28,7 @@ def create_authority(folder: Path, *, name: str, days: int) -> Path:
 
     Raises:
         ConfigError: the folder has an authority already; replacing it would lock out every site.
+
     """
     if (folder / "ca.key").exists():
         raise ConfigError(f"{folder / 'ca.key'}: exists already (allowed: a folder without an authority)")
@@ -46,7 +47,9 @@ def create_authority(folder: Path, *, name: str, days: int) -> Path:
     return folder / "ca.crt"
 
 
-def create_server_certificate(authority: Path, folder: Path, *, hosts: Sequence[str], days: int) -> tuple[Path, Path]:
+def create_server_certificate(
+    authority: Path, folder: Path, *, hosts: Sequence[str], days: int
+) -> tuple[Path, Path]:
     """Write `server.crt` and `server.key`, signed by the authority in the folder `authority`.
 
     Args:
@@ -57,6 +60,7 @@ def create_server_certificate(authority: Path, folder: Path, *, hosts: Sequence[
 
     Returns:
         Certificate and key.
+
     """
     signer = serialization.load_pem_private_key((authority / "ca.key").read_bytes(), password=None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
@@ -71,7 +75,9 @@ def create_server_certificate(authority: Path, folder: Path, *, hosts: Sequence[
         .add_extension(_key_usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+        )
         .sign(signer, hashes.SHA256())
     )
     write_bytes(folder / "server.crt", certificate.public_bytes(serialization.Encoding.PEM))
@@ -80,7 +86,7 @@ def create_server_certificate(authority: Path, folder: Path, *, hosts: Sequence[
 
 
 def create_node_key(folder: Path) -> tuple[Path, Path]:
-    """Write a site's key pair in OpenSSH form (`node.key`, `node.pub`): the form that Flower's SuperNode reads; return both paths."""
+    """Write a site's key pair (`node.key`, `node.pub`) in OpenSSH form, as Flower's SuperNode reads it."""
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
@@ -112,7 +118,9 @@ def _certificate(
     )
 
 
-def _key_usage(*, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False) -> x509.KeyUsage:
+def _key_usage(
+    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
+) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=digital_signature,
         key_cert_sign=key_cert_sign,

@@ -1,0 +1,131 @@
+"""The site's Prometheus exporter: its ledger and its journal of orders, read at every scrape.
+
+Nothing here depends on a patient's data. What is shown follows from the orders (which the server knows), from
+site.yaml and from the ledger: no loss, no sample count, no duration of training (it varies with the frames
+drawn), no text of an error. `METRICS` is the catalogue; a test holds it against what is exposed, against the
+Grafana dashboard and against the alert rules.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from prometheus_client.core import Metric
+from wardpose.client.journal import SiteJournal
+from wardpose.shared.config import SiteConfig, load_site
+from wardpose.shared.exposition import FileCollector, Samples, counter, gauge, ledger_state
+from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.version import code_hash, version
+
+OUTCOMES = ("released", "refused", "failed")
+
+METRICS = {
+    "wardpose_exporter_up": "1 when every source could be read.",
+    "wardpose_exporter_source_up": "1 when the source could be read.",
+    "wardpose_site_info": "The site; the value is always 1.",
+    "wardpose_site_noise_secure": "0 when the site's noise is repeatable (simulation), hence no privacy.",
+    "wardpose_site_epsilon_spent": "Epsilon of the cohort's most charged unit, all runs composed.",
+    "wardpose_site_epsilon_budget": "Epsilon that the site's policy allows the cohort.",
+    "wardpose_site_epsilon_remaining": "Budget less what is spent, at least 0.",
+    "wardpose_site_epsilon_delta": "Delta at which the site's epsilons are stated.",
+    "wardpose_site_tier_epsilon_spent": "Epsilon of a consent tier of the cohort.",
+    "wardpose_site_tier_epsilon_budget": "Epsilon that the site's policy allows a consent tier.",
+    "wardpose_site_ledger_entries": "Entries of the site's ledger.",
+    "wardpose_site_ledger_verified": "1 when the ledger's hash chain is unbroken.",
+    "wardpose_site_orders_total": "Orders that were answered, by outcome.",
+    "wardpose_site_orders_open": "Orders not answered (yet, or because the process died).",
+    "wardpose_site_bytes_up_total": "Bytes of releases.",
+    "wardpose_site_last_order_timestamp_seconds": "When the last order came.",
+}
+
+
+class SiteExporter:
+    """Read a site's files for Prometheus.
+
+    Attributes:
+        path: the site.yaml; read anew at every scrape, so that an edited policy is shown at once.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def collector(self) -> FileCollector:
+        """Return what `serve` needs."""
+        return FileCollector({"config": self.config, "ledger": self.ledger, "journal": self.journal})
+
+    def config(self) -> Iterable[Metric]:
+        """Who the site is.
+
+        Raises:
+            ConfigError: site.yaml is missing or wrong.
+
+        """
+        site = load_site(self.path)
+        about = {
+            "site": site.site,
+            "cohort": site.cohort.name,
+            "version": version(),
+            "code": code_hash()[:12],
+        }
+        yield _gauge("wardpose_site_info", [(about, 1.0)])
+        yield _gauge("wardpose_site_noise_secure", [({}, float(site.simulation_seed is None))])
+        yield _gauge("wardpose_site_epsilon_budget", [(_label(site), site.policy.epsilon)])
+        yield _gauge("wardpose_site_epsilon_delta", [(_label(site), site.policy.delta)])
+        tiers = [({**_label(site), "tier": tier}, budget) for tier, budget in site.policy.tiers.items()]
+        yield _gauge("wardpose_site_tier_epsilon_budget", tiers)
+
+    def ledger(self) -> Iterable[Metric]:
+        """Read what is spent.
+
+        Raises:
+            ConfigError: site.yaml is missing or wrong.
+            LedgerError: the ledger is missing or cannot be read.
+
+        """
+        site = load_site(self.path)
+        policy = site.policy
+        ledger = Ledger.open_readonly(site.ledger)
+        cohorts = sorted({site.cohort.name, *ledger.cohorts()})
+        spent = {name: ledger.epsilon(name, delta=policy.delta, adjacency=policy.adjacency) for name in cohorts}
+        tiers = ledger.epsilon_by_tier(site.cohort.name, delta=policy.delta, adjacency=policy.adjacency)
+        yield _gauge("wardpose_site_epsilon_spent", [({"cohort": name}, value) for name, value in spent.items()])
+        yield _gauge(
+            "wardpose_site_epsilon_remaining",
+            [(_label(site), max(0.0, policy.epsilon - spent[site.cohort.name]))],
+        )
+        named = [({**_label(site), "tier": tier}, value) for tier, value in tiers.items() if tier]
+        yield _gauge("wardpose_site_tier_epsilon_spent", named)
+        yield from ledger_state(ledger, ("wardpose_site_ledger_entries", "wardpose_site_ledger_verified"), METRICS)
+
+    def journal(self) -> Iterable[Metric]:
+        """Read what was ordered; a site that was never asked has no journal, which is no failure.
+
+        Raises:
+            ConfigError: site.yaml is missing or wrong.
+            sqlite3.Error: the journal is locked or broken.
+
+        """
+        orders = SiteJournal(load_site(self.path).state / "journal.sqlite").orders()
+        outcomes = Counter(order.status for order in orders)
+        yield counter(
+            "wardpose_site_orders_total",
+            METRICS["wardpose_site_orders_total"],
+            [({"status": status}, outcomes[status]) for status in OUTCOMES],
+        )
+        yield _gauge("wardpose_site_orders_open", [({}, outcomes["training"])])
+        yield counter(
+            "wardpose_site_bytes_up_total",
+            METRICS["wardpose_site_bytes_up_total"],
+            [({}, sum(order.bytes_up for order in orders))],
+        )
+        last = orders[-1].received if orders else None
+        yield _gauge("wardpose_site_last_order_timestamp_seconds", [({}, last)])
+
+
+def _gauge(name: str, samples: Samples) -> Metric:
+    return gauge(name, METRICS[name], samples)
+
+
+def _label(site: SiteConfig) -> dict[str, str]:
+    return {"cohort": site.cohort.name}

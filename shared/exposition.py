@@ -1,0 +1,128 @@
+"""How both exporters speak to Prometheus: metric families from durable files, read at every scrape.
+
+Nothing is counted in memory, so a restarted exporter shows what it showed before. A source that is missing,
+locked or broken costs its own metrics and sets `wardpose_exporter_up` to 0; the scrape itself always
+succeeds.
+"""
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FrameType
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
+from wardpose.shared.errors import ConfigError, LedgerError
+from wardpose.shared.privacy.ledger import Ledger
+
+logger = logging.getLogger("wardpose.exporter")
+
+Labels = Mapping[str, str]
+Samples = Iterable[tuple[Labels, float | None]]
+Source = Callable[[], Iterable[Metric]]
+
+
+def gauge(name: str, documentation: str, samples: Samples) -> Metric:
+    """Make a family of values that go up and down; a sample without a value is left out."""
+    return _fill(GaugeMetricFamily, name, documentation, samples)
+
+
+def counter(name: str, documentation: str, samples: Samples) -> Metric:
+    """Make a family of values that only go up; `name` ends in `_total`."""
+    return _fill(CounterMetricFamily, name, documentation, samples)
+
+
+def summary(name: str, documentation: str, *, count: int, total: float) -> Metric:
+    """Make the number and sum of observations, as `name_count` and `name_sum`."""
+    return SummaryMetricFamily(name, documentation, count_value=count, sum_value=total)
+
+
+def ledger_state(ledger: Ledger, names: tuple[str, str], texts: Mapping[str, str]) -> Iterator[Metric]:
+    """Tell how long a ledger is and whether its hash chain is unbroken, as the two gauges `names`."""
+    try:
+        ledger.verify()
+        verified = 1.0
+    except LedgerError:
+        verified = 0.0
+    for name, value in zip(names, (float(ledger.head()[0]), verified), strict=True):
+        yield gauge(name, texts[name], [({}, value)])
+
+
+def _fill(
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily], name: str, documentation: str, samples: Samples
+) -> Metric:
+    known = [(labels, value) for labels, value in samples if value is not None]
+    names = sorted({label for labels, _ in known for label in labels})
+    family = kind(name, documentation, labels=names)
+    for labels, value in known:
+        family.add_metric([labels.get(label, "") for label in names], value)
+    return family
+
+
+class FileCollector(Collector):
+    """Collect from named sources; each is a function that reads its files anew.
+
+    Attributes:
+        sources: name of a source -> its reader.
+
+    """
+
+    def __init__(self, sources: Mapping[str, Source]) -> None:
+        self.sources = dict(sources)
+        self._lock = threading.Lock()  # two scrapers at once must not compute the same epsilons twice
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not read the files."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all families of the sources that can be read, then which could."""
+        up: dict[str, bool] = {}
+        with self._lock:
+            for name, read in self.sources.items():
+                try:
+                    families = list(read())
+                except Exception as error:
+                    logger.warning("%s: %s: %s", name, type(error).__name__, error)
+                    up[name] = False
+                    continue
+                up[name] = True
+                yield from families
+        yield gauge(
+            "wardpose_exporter_up", "1 when every source could be read.", [({}, float(all(up.values())))]
+        )
+        yield gauge(
+            "wardpose_exporter_source_up",
+            "1 when the source could be read.",
+            [({"source": name}, float(value)) for name, value in up.items()],
+        )
+
+
+def serve(collector: Collector, *, host: str, port: int) -> None:
+    """Serve `/metrics` until the process is told to stop (SIGTERM or Ctrl-C).
+
+    Raises:
+        ConfigError: the address cannot be bound.
+
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    stop = threading.Event()
+
+    def leave(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    try:
+        server, thread = start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        raise ConfigError(f"--host {host} --port {port}: cannot listen there ({error.strerror})") from error
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
+    print(f"metrics on http://{host}:{server.server_port}/metrics", file=sys.stderr, flush=True)
+    stop.wait()
+    server.shutdown()
+    server.server_close()
+    thread.join()
