@@ -1,7 +1,7 @@
-"""The Flower ClientApp of a hospital: one order in, one accounted release out, or a refusal that says nothing about anybody.
+"""The Flower ClientApp of a hospital: one order in, one accounted release out, or a refusal.
 
-Order of things in a round: read the order, hold it against the policy, reserve its cost in the ledger (durably), only then open patients'
-frames, train, commit, and build the release. Whatever dies after the reservation, the cost stays.
+Order of things in a round: read the order, hold it against the policy, reserve its cost in the ledger (durably), only
+then open patients' frames, train, commit, and build the release. Whatever dies after the reservation, the cost stays.
 """
 
 import logging
@@ -10,10 +10,9 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-
 from wardpose.client.policy import check_order
 from wardpose.client.release import build_release, build_status
-from wardpose.client.site import Site, locate_site, open_site
+from wardpose.client.site import locate_site, open_site
 from wardpose.client.training import train_round
 from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.errors import BudgetExceeded, ConfigError, PolicyViolation, WardposeError, WireError
@@ -23,7 +22,12 @@ from wardpose.shared.wire import PREFLIGHT, TRAIN, Refusal, RoundOrder, hash_arr
 logger = logging.getLogger("wardpose.client")
 app = ClientApp()
 
-_CODES = {BudgetExceeded: Refusal.BUDGET, PolicyViolation: Refusal.POLICY, WireError: Refusal.ORDER, ConfigError: Refusal.SITE}
+_CODES = {
+    BudgetExceeded: Refusal.BUDGET,
+    PolicyViolation: Refusal.POLICY,
+    WireError: Refusal.ORDER,
+    ConfigError: Refusal.SITE,
+}
 
 
 @app.train()
@@ -34,7 +38,7 @@ def train(message: Message, context: Context) -> Message:
 
 @app.query("preflight")
 def preflight(message: Message, context: Context) -> Message:
-    """Answer a `RoundOrder` without weights by a `SiteStatus`, or by the `Refusal` it would meet; trains nothing, costs nothing."""
+    """Answer a `RoundOrder` without weights by a `SiteStatus` or the `Refusal` it would meet, at no cost."""
     return _answer(message, context, _preflight)
 
 
@@ -44,7 +48,9 @@ def _answer(message: Message, context: Context, handle: Callable[[Message, Path]
         return handle(message, locate_site(context.node_config, context.run_config, context.run_id))
     except WardposeError as error:
         logger.warning("%s: %s", type(error).__name__, error)
-        return refusal(next((code for kind, code in _CODES.items() if isinstance(error, kind)), Refusal.FAILED), message)
+        return refusal(
+            next((code for kind, code in _CODES.items() if isinstance(error, kind)), Refusal.FAILED), message
+        )
     except Exception:
         logger.exception("the order could not be carried out")
         return refusal(Refusal.FAILED, message)
@@ -73,7 +79,9 @@ def _train(message: Message, path: Path) -> Message:
         )
         update = train_round(site, path, order, weights)
         ledger.commit(reservation)
-        content, size = build_release(site=site.config, order=order, update=update, ledger=ledger, reservation=reservation)
+        content, size = build_release(
+            site=site.config, order=order, update=update, ledger=ledger, reservation=reservation
+        )
     except (PolicyViolation, BudgetExceeded) as error:
         site.journal.finished(number, "refused", detail=str(error))
         raise

@@ -11,8 +11,16 @@ from wardpose.shared.sqlite import reading, transaction
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS orders (
-    id INTEGER PRIMARY KEY, run TEXT NOT NULL, round INTEGER NOT NULL, federation TEXT NOT NULL, mechanism TEXT NOT NULL,
-    received INTEGER NOT NULL, finished INTEGER, status TEXT NOT NULL, detail TEXT NOT NULL DEFAULT '', bytes_up INTEGER NOT NULL DEFAULT 0
+    id INTEGER PRIMARY KEY,
+    run TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    federation TEXT NOT NULL,
+    mechanism TEXT NOT NULL,
+    received INTEGER NOT NULL,
+    finished INTEGER,
+    status TEXT NOT NULL,
+    detail TEXT NOT NULL DEFAULT '',
+    bytes_up INTEGER NOT NULL DEFAULT 0
 );
 """
 
@@ -42,7 +50,8 @@ class SiteJournal:
         """Write down that an order came; return its number in the journal."""
         with transaction(self.path, _SCHEMA) as connection:
             cursor = connection.execute(
-                "INSERT INTO orders (run, round, federation, mechanism, received, status) VALUES (?, ?, ?, ?, ?, 'training')",
+                "INSERT INTO orders (run, round, federation, mechanism, received, status) "
+                "VALUES (?, ?, ?, ?, ?, 'training')",
                 (run, round_number, federation, mechanism, int(time.time())),
             )
             return int(cursor.lastrowid or 0)
@@ -61,6 +70,7 @@ class SiteJournal:
             return []
         with reading(self.path) as connection:
             rows = connection.execute(
-                "SELECT run, round, federation, mechanism, received, finished, status, detail, bytes_up FROM orders ORDER BY id"
+                "SELECT run, round, federation, mechanism, received, finished, status, detail, bytes_up "
+                "FROM orders ORDER BY id"
             ).fetchall()
         return [OrderRow(**dict(row)) for row in rows]

@@ -11,6 +11,7 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
 
     Raises:
         PolicyViolation: names the order's value and the policy's key and limit.
+
     """
     policy, mechanism = site.policy, order.mechanism
     if policy.federations and order.federation not in policy.federations:
@@ -19,20 +20,37 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
         _refuse("mechanism", mechanism.name, "policy.mechanisms", list(policy.mechanisms))
     if policy.unit == "patient" and mechanism.unit != "patient":
         _refuse("unit", mechanism.unit, "policy.unit", policy.unit)
-    if mechanism.sample_rate > policy.maximum_sample_rate:
-        _refuse("sample_rate", mechanism.sample_rate, "policy.maximum_sample_rate", policy.maximum_sample_rate)
+    fastest = max(mechanism.sample_rate, *mechanism.tiers.values(), 0.0)
+    if fastest > policy.maximum_sample_rate:
+        _refuse("sample_rate", fastest, "policy.maximum_sample_rate", policy.maximum_sample_rate)
+    if policy.adjacency == "replace-one" and mechanism.adjacency != "replace-one":
+        _refuse("adjacency", mechanism.adjacency, "policy.adjacency", policy.adjacency)
+    if mechanism.uses_public_views and mechanism.feature.labels == "ground-truth" and not policy.public_labels:
+        _refuse("feature.labels", mechanism.feature.labels, "policy.public_labels", policy.public_labels)
+    if mechanism.uses_basis and mechanism.projection.source == "public-views" and not policy.own_public_basis:
+        _refuse(
+            "projection.source",
+            mechanism.projection.source,
+            "policy.own_public_basis",
+            policy.own_public_basis,
+        )
     if order.steps > policy.maximum_steps_per_round:
         _refuse("steps", order.steps, "policy.maximum_steps_per_round", policy.maximum_steps_per_round)
     if site.cohort.declared_patients < policy.minimum_declared_patients:
         _refuse(
-            "cohort", site.cohort.declared_patients, "policy.minimum_declared_patients", policy.minimum_declared_patients
+            "cohort",
+            site.cohort.declared_patients,
+            "policy.minimum_declared_patients",
+            policy.minimum_declared_patients,
         )
     if policy.code_hash is not None and policy.code_hash != code_hash():
         _refuse("installed code", code_hash(), "policy.code_hash", policy.code_hash)
-    private = mechanism.name not in ("none", "public-only")
-    if private and mechanism.noise_multiplier < policy.minimum_noise_multiplier:
+    if mechanism.is_private and mechanism.noise_multiplier < policy.minimum_noise_multiplier:
         _refuse(
-            "noise_multiplier", mechanism.noise_multiplier, "policy.minimum_noise_multiplier", policy.minimum_noise_multiplier
+            "noise_multiplier",
+            mechanism.noise_multiplier,
+            "policy.minimum_noise_multiplier",
+            policy.minimum_noise_multiplier,
         )
 
 

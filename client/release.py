@@ -1,14 +1,15 @@
 """The only door out of a site.
 
-`build_release` is the one function in `wardpose.client` that makes something for the server. What it lets through is fixed by the
-type `SiteRelease`: the noised update and facts that follow from the order, the site's configuration and the ledger. It refuses to build
-anything for a reservation that is not committed, for an update that the mechanism did not make, and for tensors that are not finite
-32-bit floats of the ordered shapes. A loss, a count of samples, a batch size, a norm, a time: there is no field they could be put in.
+`build_release` is the one function in `wardpose.client` that makes something for the server. What it lets through is
+fixed by the type `SiteRelease`: the noised update and facts that follow from the order, the site's configuration and
+the ledger. It refuses to build anything for a reservation that is not committed, for an update that the mechanism did
+not make, and for tensors that are not finite 32-bit floats of the ordered shapes. A loss, a count of samples, a batch
+size, a norm, a
+time: there is no field they could be put in.
 """
 
 import numpy as np
 from flwr.app import RecordDict
-
 from wardpose.shared.config import SiteConfig
 from wardpose.shared.errors import LedgerError, WireError
 from wardpose.shared.privacy.ledger import Ledger, Reservation
@@ -25,6 +26,7 @@ def build_release(
     Raises:
         LedgerError: the update is not paid for (its reservation is not committed, or is not of this round).
         WireError: the update is not what the order asked for, or is not finite.
+
     """
     if not ledger.is_committed(reservation):
         raise LedgerError(f"{ledger.path}: round {order.round} of run {order.run} is not committed; nothing may leave")

@@ -1,7 +1,7 @@
 """A hospital's site.yaml made usable: which file counts, its data, its network and its ledger.
 
-A ClientApp is one process per message in deployment and lives long in simulation; what is expensive and does not change (data set, network,
-cached features) is therefore kept per file and file time for as long as the process lives.
+A ClientApp is one process per message in deployment and lives long in simulation; what is expensive and does not change
+(data set, network, cached features) is therefore kept per file and file time for as long as the process lives.
 """
 
 import threading
@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-
 from wardpose.client.journal import SiteJournal
 from wardpose.shared.config import SiteConfig, load_site
 from wardpose.shared.data.records import PoseDataset
@@ -22,12 +21,13 @@ from wardpose.shared.privacy.ledger import Budget, Ledger
 
 
 def locate_site(node_config: Mapping[str, object], run_config: Mapping[str, object], run_id: int) -> Path:
-    """Find the site.yaml that this node runs under. It is the node's own setting; nothing the server sends can change it.
+    """Find the site.yaml that this node runs under: the node's own setting, which no message can change.
 
     Nodes that Flower simulates have a partition number instead; their hospital is laid out by the simulator.
 
     Raises:
         ConfigError: the node has neither.
+
     """
     path = node_config.get("site-config")
     if path is not None:
@@ -36,7 +36,9 @@ def locate_site(node_config: Mapping[str, object], run_config: Mapping[str, obje
         from wardpose.simulation.layout import site_of_partition  # simulated nodes only
 
         return site_of_partition(int(str(node_config["partition-id"])), run_config, run_id)
-    raise ConfigError('node config has no "site-config" (start the SuperNode with --node-config \'site-config="/path/site.yaml"\')')
+    raise ConfigError(
+        'node config has no "site-config" (start the SuperNode with --node-config \'site-config="/path/site.yaml"\')'
+    )
 
 
 class Site:
@@ -45,6 +47,7 @@ class Site:
     Attributes:
         config: its site.yaml.
         journal: its local record of orders.
+
     """
 
     def __init__(self, config: SiteConfig) -> None:
@@ -56,7 +59,7 @@ class Site:
         return Ledger(self.config.ledger)
 
     def budget(self, *, private: bool) -> Budget:
-        """Return the cohort's budget; without limit for a mechanism that the policy allows although it is not private."""
+        """Return the cohort's budget; without limit for a mechanism that is allowed although not private."""
         policy = self.config.policy
         return Budget(
             epsilon=policy.epsilon if private else float("inf"),
@@ -82,6 +85,7 @@ def open_site(path: Path) -> Site:
 
     Raises:
         ConfigError: the file is missing or wrong.
+
     """
     try:
         modified = path.stat().st_mtime_ns
@@ -110,5 +114,6 @@ def open_cohort_data(path: Path, skeleton: str) -> PoseDataset:
 
     Raises:
         DataError: the data cannot be read; the text stays at the site.
+
     """
     return _open_data(path.resolve(), path.stat().st_mtime_ns, skeleton)

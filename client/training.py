@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
 from wardpose.client.site import Site, network, open_cohort_data
 from wardpose.shared.anonymize.public_view import open_public_view
 from wardpose.shared.errors import PolicyViolation, WireError
@@ -32,6 +31,7 @@ def train_round(site: Site, path: Path, order: RoundOrder, weights: dict[str, ND
     Raises:
         DataError: frames cannot be read.
         WireError: the weights do not fit the ordered network.
+
     """
     config = site.config
     seed = config.simulation_seed

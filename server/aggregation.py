@@ -1,7 +1,7 @@
 """How releases become the next global weights: Flower's own strategies, weighted by public constants.
 
-Flower's strategies average *weights*; a release is an *update*. A site's weights are therefore rebuilt as global + update before they are
-handed over. The weight of a site is a number from federation.yaml, never a count of samples.
+Flower's strategies average *weights*; a release is an *update*. A site's weights are therefore rebuilt as global +
+update before they are handed over. The weight of a site is a number from federation.yaml, never a count of samples.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,6 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg, Krum
 from numpy.typing import NDArray
-
 from wardpose.shared.config import AggregationConfig
 from wardpose.shared.errors import WireError
 
@@ -24,6 +23,7 @@ class Aggregator:
 
     Attributes:
         config: the rule.
+
     """
 
     def __init__(self, config: AggregationConfig) -> None:
@@ -31,7 +31,12 @@ class Aggregator:
         self._strategy = _strategy(config)
 
     def combine(
-        self, weights: Arrays, updates: Mapping[str, tuple[Arrays, float]], *, round_number: int, request: Message
+        self,
+        weights: Arrays,
+        updates: Mapping[str, tuple[Arrays, float]],
+        *,
+        round_number: int,
+        request: Message,
     ) -> Arrays:
         """Return the next global weights.
 
@@ -43,6 +48,7 @@ class Aggregator:
 
         Raises:
             WireError: updates differ in names or shapes from each other or from the weights.
+
         """
         names = sorted(next(iter(updates.values()))[0])
         for site, (update, _) in updates.items():
@@ -67,7 +73,11 @@ class Aggregator:
         if not isinstance(self._strategy, FedAdam):
             return {}
         moments = {"m": self._strategy.m_t or {}, "v": self._strategy.v_t or {}}
-        return {f"{kind}/{name}": np.asarray(value, np.float32) for kind, values in moments.items() for name, value in values.items()}
+        return {
+            f"{kind}/{name}": np.asarray(value, np.float32)
+            for kind, values in moments.items()
+            for name, value in values.items()
+        }
 
     def restore(self, state: Mapping[str, NDArray[np.float32]]) -> None:
         """Take back what `state` returned."""
@@ -82,7 +92,11 @@ class Aggregator:
 def _strategy(config: AggregationConfig) -> FedAvg:
     if config.name == "fedadam":
         adam = FedAdam(
-            weighted_by_key=_WEIGHT, eta=config.learning_rate, beta_1=config.beta_1, beta_2=config.beta_2, tau=config.tau
+            weighted_by_key=_WEIGHT,
+            eta=config.learning_rate,
+            beta_1=config.beta_1,
+            beta_2=config.beta_2,
+            tau=config.tau,
         )
         return cast(FedAvg, adam)
     if config.name == "fedtrimmedavg":

@@ -1,7 +1,7 @@
 """The Flower ServerApp of the coordinator: set the run up, or take it up again, and run its rounds.
 
-Run config: `federation` is a federation.yaml or the name of a bundled one, `run-directory` the coordinator's folder (journal, ledger,
-checkpoint), `resume` goes on with the run whose checkpoint lies there.
+Run config: `federation` is a federation.yaml or the name of a bundled one, `run-directory` the coordinator's folder
+(journal, ledger, checkpoint), `resume` goes on with the run whose checkpoint lies there.
 """
 
 import json
@@ -11,14 +11,19 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.initial import initial_model
 from wardpose.server.journal import RunJournal
 from wardpose.server.rounds import Coordinator
 from wardpose.server.scoring import Scorer, arrays_of, load_arrays
 from wardpose.shared.allocator import tune_allocator
-from wardpose.shared.config import FederationConfig, find_federation, load_federation, simulated_run_directory, wardpose_home
+from wardpose.shared.config import (
+    FederationConfig,
+    find_federation,
+    load_federation,
+    simulated_run_directory,
+    wardpose_home,
+)
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_text
 from wardpose.shared.pose.weights import save_model
@@ -48,8 +53,8 @@ def main(grid: Grid, context: Context) -> None:
 def run_directory(configured: str, federation: str, *, run_id: int, simulated: bool) -> Path:
     """Return the coordinator's folder: the configured one, else a default.
 
-    A real coordinator keeps one folder a federation, so that all its runs compose in one ledger. Nodes that Flower simulates start with
-    new ledgers in every run, and so does their server.
+    A real coordinator keeps one folder a federation, so that all its runs compose in one ledger. Nodes that Flower
+    simulates start with new ledgers in every run, and so does their server.
     """
     if configured:
         return Path(configured).expanduser().resolve()
@@ -68,6 +73,7 @@ def run_federation(grid: Grid, config: FederationConfig, folder: Path, *, resume
     Raises:
         ConfigError: the plan is not the one that the checkpoint was made with.
         DataError: data or weights cannot be read.
+
     """
     folder.mkdir(parents=True, exist_ok=True)
     journal = RunJournal(folder / "journal.sqlite")
@@ -83,10 +89,16 @@ def run_federation(grid: Grid, config: FederationConfig, folder: Path, *, resume
     state.config = config.model_dump_json()
     mechanism = calibrated(config)
     journal.start(
-        run=state.run, federation=config.name, mechanism=config.mechanism, unit=config.privacy.unit, delta=config.privacy.delta,
-        overlap=config.privacy.overlap or len(config.sites), rounds=config.rounds, config=config.model_dump(mode="json"),
+        run=state.run,
+        federation=config.name,
+        mechanism=config.mechanism,
+        unit=config.privacy.unit,
+        delta=config.privacy.delta,
+        overlap=config.privacy.overlap or len(config.sites),
+        rounds=config.rounds,
+        config=config.model_dump(mode="json"),
         score_name=config.server.score,
-    )  # fmt: skip
+    )
     state.save(path)
     scorer = Scorer(config, model)
     status = "failed"
@@ -97,7 +109,11 @@ def run_federation(grid: Grid, config: FederationConfig, folder: Path, *, resume
         status = coordinator.run()
         load_arrays(model, state.weights)
         journal.score(state.run, "final", scorer.test(state.weights) or {})
-        save_model(model, folder / "model.safetensors", {"run": state.run, "round": str(state.round), "mechanism": config.mechanism})
+        save_model(
+            model,
+            folder / "model.safetensors",
+            {"run": state.run, "round": str(state.round), "mechanism": config.mechanism},
+        )
     except KeyboardInterrupt:
         status = "interrupted"
         raise
@@ -107,7 +123,7 @@ def run_federation(grid: Grid, config: FederationConfig, folder: Path, *, resume
 
 
 def calibrated(config: FederationConfig) -> Mechanism:
-    """Return the run's mechanism: sigma as configured, else the smallest that keeps all rounds within `privacy.epsilon`."""
+    """Return the run's mechanism: sigma as configured, else the smallest that `privacy.epsilon` allows."""
     privacy = config.privacy
     if not config.mechanism_value(noise_multiplier=1.0).is_private:
         return config.mechanism_value(noise_multiplier=0.0)
@@ -130,4 +146,7 @@ def _same_plan(config: FederationConfig, before: str, path: Path) -> None:
     old, new = json.loads(before), config.model_dump(mode="json")
     changed = sorted(key for key in new if key not in _MAY_CHANGE and new[key] != old.get(key))
     if changed:
-        raise ConfigError(f"{path}: the run was started with another {', '.join(changed)} (allowed to change: {', '.join(sorted(_MAY_CHANGE))})")
+        raise ConfigError(
+            f"{path}: the run was started with another {', '.join(changed)} "
+            f"(allowed to change: {', '.join(sorted(_MAY_CHANGE))})"
+        )

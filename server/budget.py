@@ -1,7 +1,9 @@
-"""The server's own account of every site: reserved before an order goes out, so that no answer, late answer or crash can lower it.
+"""The server's own account of every site, reserved before an order goes out.
 
-With disjoint patients the federation's epsilon is the maximum over sites (parallel composition). If a patient may be at up to k sites, it is
-the composition of the k costliest. Both are shown.
+No answer, late answer or crash can therefore lower it.
+
+With disjoint patients the federation's epsilon is the maximum over sites (parallel composition). If a patient may be at
+up to k sites, it is the composition of the k costliest. Both are shown.
 """
 
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ class GlobalBudget:
         ledger: the server's ledger.
         delta: at which the federation's epsilon is stated.
         overlap: at how many sites a patient may appear.
+
     """
 
     def __init__(self, path: Path, *, delta: float, overlap: int) -> None:
@@ -27,7 +30,7 @@ class GlobalBudget:
         self.overlap = overlap
 
     def reserve(self, site: str, events: Sequence[Event], *, run: str, round_number: int, epsilon: float) -> bool:
-        """Charge a site for a round that is about to be ordered; `False` when that would overspend, and nothing is charged."""
+        """Charge a site for a round about to be ordered; `False`, and no charge, when it would overspend."""
         budget = Budget(epsilon=epsilon, delta=self.delta)
         try:
             reservation = self.ledger.reserve(site, events, run_id=run, round=round_number, budget=budget)

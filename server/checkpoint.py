@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save
-
 from wardpose.shared.errors import DataError
 from wardpose.shared.files import write_bytes
 
@@ -30,6 +29,7 @@ class Checkpoint:
         config: the federation's configuration, to refuse a resume with another plan.
         ledger_heads: last ledger sequence that each site stated; a later, smaller one is a rollback.
         dropped: sites that left the run, with the reason.
+
     """
 
     run: str
@@ -45,8 +45,12 @@ class Checkpoint:
         tensors = {f"weights/{name}": np.ascontiguousarray(value) for name, value in self.weights.items()}
         tensors |= {f"aggregator/{name}": np.ascontiguousarray(value) for name, value in self.aggregator.items()}
         facts = {
-            "run": self.run, "round": self.round, "config": self.config, "ledger_heads": self.ledger_heads, "dropped": self.dropped,
-        }  # fmt: skip
+            "run": self.run,
+            "round": self.round,
+            "config": self.config,
+            "ledger_heads": self.ledger_heads,
+            "dropped": self.dropped,
+        }
         write_bytes(path, save(tensors, metadata={"checkpoint": json.dumps(facts)}))
 
     @classmethod
@@ -55,6 +59,7 @@ class Checkpoint:
 
         Raises:
             DataError: the file is missing, broken or not a checkpoint.
+
         """
         from safetensors import safe_open
 

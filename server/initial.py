@@ -23,8 +23,12 @@ def initial_model(config: FederationConfig, folder: Path, *, reuse: bool) -> Pos
     Raises:
         ConfigError: a public phase without public data.
         DataError: weights or data cannot be read.
+
     """
-    plan = {"model": config.model.model_dump(mode="json"), "pretrain": config.pretrain and config.pretrain.model_dump(mode="json")}
+    plan = {
+        "model": config.model.model_dump(mode="json"),
+        "pretrain": config.pretrain and config.pretrain.model_dump(mode="json"),
+    }
     key = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"initial-{key}.safetensors"
     if reuse and path.exists():

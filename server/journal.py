@@ -1,4 +1,4 @@
-"""The run journal: what happened, round by round, in one SQLite file that everything else reads (exporter, report, summary).
+"""The run journal: what happened, round by round, in one SQLite file that everything else reads.
 
 It holds only what the server may know: releases' facts, its own scores on public data and what it saw of the network.
 """
@@ -13,17 +13,20 @@ from wardpose.shared.sqlite import reading, transaction
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
-    run TEXT PRIMARY KEY, federation TEXT NOT NULL, mechanism TEXT NOT NULL, unit TEXT NOT NULL, delta REAL NOT NULL, overlap INTEGER NOT NULL,
-    rounds INTEGER NOT NULL, config TEXT NOT NULL, score_name TEXT NOT NULL, started REAL NOT NULL, ended REAL, status TEXT NOT NULL,
-    score_initial TEXT, score_final TEXT
+    run TEXT PRIMARY KEY, federation TEXT NOT NULL, mechanism TEXT NOT NULL, unit TEXT NOT NULL, delta REAL NOT NULL,
+    overlap INTEGER NOT NULL, rounds INTEGER NOT NULL, config TEXT NOT NULL, score_name TEXT NOT NULL,
+    started REAL NOT NULL, ended REAL, status TEXT NOT NULL, score_initial TEXT, score_final TEXT
 );
 CREATE TABLE IF NOT EXISTS rounds (
-    run TEXT NOT NULL, round INTEGER NOT NULL, started REAL NOT NULL, seconds REAL NOT NULL, score REAL, bytes_down INTEGER NOT NULL,
-    bytes_up INTEGER NOT NULL, epsilon_disjoint REAL, epsilon_overlap REAL, PRIMARY KEY (run, round)
+    run TEXT NOT NULL, round INTEGER NOT NULL, started REAL NOT NULL, seconds REAL NOT NULL, score REAL,
+    bytes_down INTEGER NOT NULL, bytes_up INTEGER NOT NULL, epsilon_disjoint REAL, epsilon_overlap REAL,
+    PRIMARY KEY (run, round)
 );
 CREATE TABLE IF NOT EXISTS sites (
-    run TEXT NOT NULL, round INTEGER NOT NULL, site TEXT NOT NULL, status TEXT NOT NULL, code INTEGER, bytes_up INTEGER NOT NULL,
-    steps INTEGER NOT NULL, epsilon_spent REAL, epsilon_budget REAL, delta REAL, secure INTEGER, PRIMARY KEY (run, round, site)
+    run TEXT NOT NULL, round INTEGER NOT NULL, site TEXT NOT NULL, status TEXT NOT NULL, code INTEGER,
+    bytes_up INTEGER NOT NULL,
+    steps INTEGER NOT NULL, epsilon_spent REAL, epsilon_budget REAL, delta REAL, secure INTEGER, PRIMARY KEY (run,
+    round, site)
 );
 """
 
@@ -44,6 +47,7 @@ class SiteRow:
         epsilon_budget: as the site stated it; the federation's where it did not.
         delta: at which both are stated.
         secure: whether the noise was cryptographically secure, if known.
+
     """
 
     run: str
@@ -73,6 +77,7 @@ class RoundRow:
         bytes_up: releases received.
         epsilon_disjoint: the federation's epsilon if patients are disjoint.
         epsilon_overlap: the federation's epsilon if a patient may be at `overlap` sites.
+
     """
 
     run: str
@@ -92,15 +97,39 @@ class RunJournal:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def start(self, *, run: str, federation: str, mechanism: str, unit: str, delta: float, overlap: int, rounds: int,
-              config: dict[str, Any], score_name: str) -> None:  # fmt: skip
+    def start(
+        self,
+        *,
+        run: str,
+        federation: str,
+        mechanism: str,
+        unit: str,
+        delta: float,
+        overlap: int,
+        rounds: int,
+        config: dict[str, Any],
+        score_name: str,
+    ) -> None:
         """Write down that a run starts, or goes on."""
         with transaction(self.path, _SCHEMA) as connection:
             connection.execute(
-                "INSERT INTO runs (run, federation, mechanism, unit, delta, overlap, rounds, config, score_name, started, status) "
+                "INSERT INTO runs "
+                "(run, federation, mechanism, unit, delta, overlap, rounds, config, score_name, started, status) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'running') "
-                "ON CONFLICT (run) DO UPDATE SET status = 'running', ended = NULL, rounds = excluded.rounds, config = excluded.config",
-                (run, federation, mechanism, unit, delta, overlap, rounds, json.dumps(config), score_name, time.time()),
+                "ON CONFLICT (run) DO UPDATE SET "
+                "status = 'running', ended = NULL, rounds = excluded.rounds, config = excluded.config",
+                (
+                    run,
+                    federation,
+                    mechanism,
+                    unit,
+                    delta,
+                    overlap,
+                    rounds,
+                    json.dumps(config),
+                    score_name,
+                    time.time(),
+                ),
             )
 
     def score(self, run: str, moment: str, scores: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """The round loop: who takes part, what is ordered, what comes back, and when to stop.
 
-Flower's own `Strategy.start` counts from round 1, waits for ever and keeps nothing. This loop knows sites by name, has a deadline and a
-quorum, charges every order before it is sent, writes a checkpoint after each round and can go on from it.
+Flower's own `Strategy.start` counts from round 1, waits for ever and keeps nothing. This loop knows sites by name, has
+a deadline and a quorum, charges every order before it is sent, writes a checkpoint after each round and can go on from
+it.
 """
 
 import logging
@@ -11,7 +12,6 @@ from pathlib import Path
 
 from flwr.app import Message
 from flwr.serverapp import Grid
-
 from wardpose.server.aggregation import Aggregator, Arrays
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.checkpoint import Checkpoint
@@ -21,7 +21,17 @@ from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import WardposeError, WireError
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import PREFLIGHT, TRAIN, Refusal, RoundOrder, SiteRelease, SiteStatus, hash_arrays, pack, unpack
+from wardpose.shared.wire import (
+    PREFLIGHT,
+    TRAIN,
+    Refusal,
+    RoundOrder,
+    SiteRelease,
+    SiteStatus,
+    hash_arrays,
+    pack,
+    unpack,
+)
 
 logger = logging.getLogger("wardpose.server")
 
@@ -42,6 +52,7 @@ class Member:
         epsilon_spent: highest figure that the server's or the site's ledger showed.
         secure: whether its noise is cryptographically secure.
         failures: rounds without a release, in a row.
+
     """
 
     name: str
@@ -61,10 +72,18 @@ class Coordinator:
         folder: journal, ledger and checkpoint of the federation.
         state: where the run stands.
         members: sites still in the run, by name.
+
     """
 
     def __init__(
-        self, grid: Grid, config: FederationConfig, folder: Path, *, state: Checkpoint, mechanism: Mechanism, scorer: Scorer
+        self,
+        grid: Grid,
+        config: FederationConfig,
+        folder: Path,
+        *,
+        state: Checkpoint,
+        mechanism: Mechanism,
+        scorer: Scorer,
     ) -> None:
         self.grid = grid
         self.config = config
@@ -159,7 +178,12 @@ class Coordinator:
             else:
                 self._drop(member.name, "its privacy budget is spent")
         if len(ordered) < self.config.server.minimum_sites:
-            logger.warning("round %d: %d able sites, server.minimum_sites = %d", number, len(ordered), self.config.server.minimum_sites)
+            logger.warning(
+                "round %d: %d able sites, server.minimum_sites = %d",
+                number,
+                len(ordered),
+                self.config.server.minimum_sites,
+            )
             return False
         messages = [Message(content, node, TRAIN, group_id=str(number), ttl=self._deadline()) for node in ordered]
         updates: dict[str, tuple[Arrays, float]] = {}
@@ -172,26 +196,45 @@ class Coordinator:
         if len(updates) >= self.config.server.minimum_sites:
             weights = self.aggregator.combine(weights, updates, round_number=number, request=messages[0])
         else:
-            logger.warning("round %d: %d releases, server.minimum_sites = %d: weights unchanged", number, len(updates), self.config.server.minimum_sites)
+            logger.warning(
+                "round %d: %d releases, server.minimum_sites = %d: weights unchanged",
+                number,
+                len(updates),
+                self.config.server.minimum_sites,
+            )
         score = self.scorer.validation(weights)
         disjoint, overlap = self.budget.federation([entry.name for entry in self.config.sites])
         size = sum(array.nbytes for array in self.state.weights.values())
         summary = RoundRow(
-            run=self.state.run, round=number, started=started, seconds=time.time() - started, score=score,
-            bytes_down=size * len(ordered), bytes_up=sum(row.bytes_up for row in rows),
-            epsilon_disjoint=disjoint, epsilon_overlap=overlap,
-        )  # fmt: skip
+            run=self.state.run,
+            round=number,
+            started=started,
+            seconds=time.time() - started,
+            score=score,
+            bytes_down=size * len(ordered),
+            bytes_up=sum(row.bytes_up for row in rows),
+            epsilon_disjoint=disjoint,
+            epsilon_overlap=overlap,
+        )
         self.state.round, self.state.weights, self.state.aggregator = number, weights, self.aggregator.state()
         self.state.save(self.folder / "checkpoint.safetensors")
         self.journal.round(summary, rows)
         logger.info(
             "round %d/%d: %s %s, epsilon at most %.3f, %d of %d sites",
-            number, self.config.rounds, self.config.server.score, "-" if score is None else f"{score:.3f}", disjoint, len(updates), len(ordered),
+            number,
+            self.config.rounds,
+            self.config.server.score,
+            "-" if score is None else f"{score:.3f}",
+            disjoint,
+            len(updates),
+            len(ordered),
             extra={"round": summary, "sites": rows},
-        )  # fmt: skip
+        )
         return True
 
-    def _release(self, number: int, member: Member, order: RoundOrder, reply: Message | None) -> tuple[SiteRow, Arrays | None]:
+    def _release(
+        self, number: int, member: Member, order: RoundOrder, reply: Message | None
+    ) -> tuple[SiteRow, Arrays | None]:
         """Judge one reply; the cost is charged already, whatever it is."""
         member.epsilon_spent = max(member.epsilon_spent, self.budget.epsilon(member.name))
         if reply is None:
@@ -206,8 +249,24 @@ class Coordinator:
             return self._site_row(number, member, "failed", code=code, steps=order.steps), None
         try:
             release, update = unpack(reply.content, SiteRelease)
-            expected = (member.name, order.run, order.round, order.mechanism, order.steps, order.weights_hash, order.code_hash)
-            stated = (release.site, release.run, release.round, release.mechanism, release.steps, release.weights_hash, release.code_hash)
+            expected = (
+                member.name,
+                order.run,
+                order.round,
+                order.mechanism,
+                order.steps,
+                order.weights_hash,
+                order.code_hash,
+            )
+            stated = (
+                release.site,
+                release.run,
+                release.round,
+                release.mechanism,
+                release.steps,
+                release.weights_hash,
+                release.code_hash,
+            )
             if stated != expected:
                 raise WireError("the release does not answer the order")
             self._remember_head(member.name, release.ledger_sequence)
@@ -238,7 +297,7 @@ class Coordinator:
         self.state.ledger_heads[site] = sequence
 
     def _wait_for_nodes(self, wanted: set[str]) -> dict[int, str]:
-        """Wait until all wanted sites are online, or the time is up; return node -> registered name (empty for simulated nodes)."""
+        """Wait for the wanted sites, or until the time is up; node -> registered name (empty if simulated)."""
         until = time.monotonic() + self.config.server.wait_seconds
         while True:
             nodes = {node.node_id: node.name for node in self.grid.get_nodes()}
@@ -251,7 +310,9 @@ class Coordinator:
     def _exchange(self, messages: list[Message]) -> dict[int, Message | None]:
         """Send messages and collect replies until all are there or the deadline passes; node -> reply."""
         identifiers = list(self.grid.push_messages(messages))
-        nodes = {identifier: message.metadata.dst_node_id for identifier, message in zip(identifiers, messages, strict=True)}
+        nodes = {
+            identifier: message.metadata.dst_node_id for identifier, message in zip(identifiers, messages, strict=True)
+        }
         replies: dict[int, Message | None] = dict.fromkeys(nodes.values())
         until = time.monotonic() + self._deadline()
         pause = 0.005
@@ -279,11 +340,29 @@ class Coordinator:
         if member.failures >= _MAXIMUM_FAILURES:
             self._drop(member.name, f"no release in {_MAXIMUM_FAILURES} rounds")
 
-    def _site_row(self, number: int, member: Member, status: str, *, code: int | None = None, steps: int = 0, bytes_up: int = 0) -> SiteRow:
+    def _site_row(
+        self,
+        number: int,
+        member: Member,
+        status: str,
+        *,
+        code: int | None = None,
+        steps: int = 0,
+        bytes_up: int = 0,
+    ) -> SiteRow:
         return SiteRow(
-            run=self.state.run, round=number, site=member.name, status=status, code=code, bytes_up=bytes_up, steps=steps,
-            epsilon_spent=member.epsilon_spent, epsilon_budget=member.epsilon_budget, delta=member.delta, secure=member.secure,
-        )  # fmt: skip
+            run=self.state.run,
+            round=number,
+            site=member.name,
+            status=status,
+            code=code,
+            bytes_up=bytes_up,
+            steps=steps,
+            epsilon_spent=member.epsilon_spent,
+            epsilon_budget=member.epsilon_budget,
+            delta=member.delta,
+            secure=member.secure,
+        )
 
 
 __all__ = ["Coordinator", "Member", "WardposeError"]

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.data.dataset import concatenate
 from wardpose.shared.data.records import PoseDataset
@@ -24,6 +23,7 @@ class Scorer:
     Attributes:
         config: the federation.
         model: a network to load weights into.
+
     """
 
     def __init__(self, config: FederationConfig, model: PoseModel) -> None:
@@ -41,7 +41,12 @@ class Scorer:
         if self._test is None:
             return None
         scores = self._scores(weights, self._test)
-        return {"score": self._score(scores), "by_group": scores.by_group, "per_joint": scores.per_joint, "records": len(self._test)}
+        return {
+            "score": self._score(scores),
+            "by_group": scores.by_group,
+            "per_joint": scores.per_joint,
+            "records": len(self._test),
+        }
 
     def _scores(self, weights: Arrays, dataset: PoseDataset) -> Scores:
         load_arrays(self.model, weights)

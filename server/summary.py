@@ -17,6 +17,7 @@ def summarise(folder: Path, run: str | None = None) -> dict[str, Any]:
 
     Raises:
         DataError: the folder holds no such run.
+
     """
     journal = RunJournal(folder / "journal.sqlite")
     runs = journal.runs()
@@ -45,11 +46,23 @@ def summarise(folder: Path, run: str | None = None) -> dict[str, Any]:
         "delta": chosen["delta"],
         "not_private": not_private(chosen["mechanism"], rows),
         "sites": [_site(name, [row for row in rows if row.site == name]) for name in names],
-        "epsilon_federation": {"disjoint": finite(disjoint), "overlap": finite(overlap), "overlap_sites": chosen["overlap"]},
+        "epsilon_federation": {
+            "disjoint": finite(disjoint),
+            "overlap": finite(overlap),
+            "overlap_sites": chosen["overlap"],
+        },
         "bytes_up": sum(row.bytes_up for row in rounds),
         "bytes_down": sum(row.bytes_down for row in rounds),
         "seconds": round(sum(row.seconds for row in rounds), 2),
-        "history": [{"round": row.round, "score": row.score, "seconds": round(row.seconds, 2), "bytes_up": row.bytes_up} for row in rounds],
+        "history": [
+            {
+                "round": row.round,
+                "score": row.score,
+                "seconds": round(row.seconds, 2),
+                "bytes_up": row.bytes_up,
+            }
+            for row in rounds
+        ],
         "versions": versions(),
     }
 

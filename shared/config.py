@@ -1,7 +1,7 @@
 """The two files people write: federation.yaml (the server's plan) and site.yaml (what a hospital allows).
 
-Both are pydantic models with safe defaults. Unknown keys are refused, and every error is one line that names the file, the key, the
-value and what is allowed. Reading a file creates nothing.
+Both are pydantic models with safe defaults. Unknown keys are refused, and every error is one line that names the file,
+the key, the value and what is allowed. Reading a file creates nothing.
 """
 
 import os
@@ -10,10 +10,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-
 from wardpose.shared.anonymize.public_view import PublicViewConfig
 from wardpose.shared.data.crops import Augmentation
-from wardpose.shared.data.source import DataSource
+from wardpose.shared.data.source import DataSource, find_data_root
 from wardpose.shared.errors import ConfigError, WardposeError
 from wardpose.shared.pose.model import ModelConfig, Strategy
 from wardpose.shared.pose.pretrain import PretrainConfig
@@ -23,6 +22,7 @@ from wardpose.shared.privacy.training import OptimizerConfig
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 Unit = Literal["patient", "frame"]
+_DATA_VARIABLE = "${WARDPOSE_DATA}"
 
 
 class Strict(BaseModel):
@@ -39,6 +39,7 @@ class SiteEntry(Strict):
         data: the site's private data; simulation only. A real site names its data in its own site.yaml.
         epsilon: the site's budget in simulation; the federation's `privacy.epsilon` when absent.
         weight: public constant of the weighted mean; never a sample count.
+
     """
 
     name: Name
@@ -55,9 +56,11 @@ class PartitionConfig(Strict):
     """How one private data set becomes many hospitals; simulation only.
 
     Attributes:
-        by: `patient` deals patients at random, `dirichlet` skews the groups (Hsu et al. 2019), `group` gives each site one share of groups.
+        by: `patient` deals patients at random, `dirichlet` skews the groups (Hsu et al. 2019), `group` gives each site
+            one share of groups.
         alpha: Dirichlet concentration; small means every hospital sees mostly one group.
         seed: of the deal.
+
     """
 
     by: Literal["patient", "dirichlet", "group"] = "patient"
@@ -73,6 +76,7 @@ class DataConfig(Strict):
         public: public data of the server and of projected mechanisms.
         validation: public data that is scored after each round.
         test: public data that is scored before the first and after the last round; `validation` when absent.
+
     """
 
     private: DataSource | None = None
@@ -87,14 +91,17 @@ class PrivacyConfig(Strict):
 
     Attributes:
         unit: what the guarantee protects.
-        epsilon: budget of each site at `delta`; sigma is calibrated to spend it over all rounds unless `noise_multiplier` is given.
+        epsilon: budget of each site at `delta`; sigma is calibrated to spend it over all rounds unless
+            `noise_multiplier` is given.
         delta: probability of failure of the guarantee; below 1 / patients.
         noise_multiplier: sigma, in units of `max_grad_norm`.
         sample_rate: q, probability that a unit takes part in a step.
         max_grad_norm: C, L2 clip norm of a unit's gradient.
         frames_per_unit: F, frames drawn from a patient in a step.
-        overlap: at how many sites one patient may appear; at all of them when absent. The figure for disjoint patients is always shown beside it.
+        overlap: at how many sites one patient may appear; at all of them when absent. The figure for disjoint patients
+            is always shown beside it.
         options: further fields of the mechanism (feature-DP's label policy, the projection's basis ...).
+
     """
 
     unit: Unit = "patient"
@@ -115,9 +122,11 @@ class TrainingConfig(Strict):
         strategy: which parameters train.
         steps_per_round: noised gradients a site takes in a round.
         optimizer: of the site's steps.
-        augmented_views: pre-rendered augmented views per frame; they belong to the same unit. 1 means the plain crop alone.
+        augmented_views: pre-rendered augmented views per frame; they belong to the same unit. 1 means the plain crop
+            alone.
         augmentation: of the augmented views.
         micro_batch: units per vectorised gradient; chosen from free memory when absent.
+
     """
 
     strategy: Strategy = "head"
@@ -139,6 +148,7 @@ class AggregationConfig(Strict):
         tau: FedAdam's degree of adaptability.
         trim: share cut at each end by the trimmed mean.
         malicious: sites that Krum must tolerate.
+
     """
 
     name: Literal["fedavg", "fedadam", "fedmedian", "fedtrimmedavg", "krum"] = "fedavg"
@@ -159,6 +169,7 @@ class ServerConfig(Strict):
         deadline_seconds: after which a round goes on without the sites that have not answered.
         wait_seconds: how long to wait for the sites to come online.
         score: what is reported each round.
+
     """
 
     aggregation: AggregationConfig = AggregationConfig()
@@ -184,6 +195,7 @@ class FederationConfig(Strict):
         server: the round loop.
         public_view: what simulated sites declare as phi; a real site declares its own.
         seed: makes a simulation repeatable; the run is then stamped "not private". Real sites refuse seeds.
+
     """
 
     name: Name = "federation"
@@ -206,7 +218,9 @@ class FederationConfig(Strict):
         if doubled:
             raise ValueError(f"sites: {', '.join(doubled)} stand twice (allowed: every name once)")
         if self.server.minimum_sites > len(names):
-            raise ValueError(f"server.minimum_sites = {self.server.minimum_sites} (allowed: at most the {len(names)} sites)")
+            raise ValueError(
+                f"server.minimum_sites = {self.server.minimum_sites} (allowed: at most the {len(names)} sites)"
+            )
         if self.privacy.overlap is not None and self.privacy.overlap > len(names):
             raise ValueError(f"privacy.overlap = {self.privacy.overlap} (allowed: at most the {len(names)} sites)")
         self.mechanism_value(noise_multiplier=self.privacy.noise_multiplier or 1.0)
@@ -232,7 +246,9 @@ class CohortConfig(Strict):
     Attributes:
         name: identity of the cohort; the budget belongs to it, whatever run asks.
         data: where its frames are.
-        declared_patients: public constant by which noised sums are divided; a round number near the true count, never computed from it in secret.
+        declared_patients: public constant by which noised sums are divided; a round number near the true count, never
+            computed from it in secret.
+
     """
 
     name: Name
@@ -256,8 +272,10 @@ class PolicyConfig(Strict):
         minimum_declared_patients: smallest cohort that may train.
         code_hash: the only code that may run here; any installed code when absent.
         federations: names of federations that may order; any when empty.
-        public_labels: whether the keypoints of public views may be used un-noised (feature-DP with ground-truth labels).
+        public_labels: whether the keypoints of public views may be used un-noised (feature-DP with ground-truth
+            labels).
         own_public_basis: whether a projection basis may come from the site's own public views (feature-DP only).
+
     """
 
     mechanisms: tuple[MechanismName, ...] = ("dp-sgd",)
@@ -288,7 +306,9 @@ class SiteConfig(Strict):
         device: `auto` takes CUDA where there is one.
         public_view: the declared map phi; without one feature-DP is refused.
         public_data: public data for projection bases.
-        simulation_seed: repeatable noise, hence no privacy at all: only the simulator sets it, and everything shown says so.
+        simulation_seed: repeatable noise, hence no privacy at all: only the simulator sets it, and everything shown
+            says so.
+
     """
 
     site: Name
@@ -310,6 +330,7 @@ def load_federation(path: Path) -> FederationConfig:
 
     Raises:
         ConfigError: one line naming the file, the key, the value and what is allowed.
+
     """
     return _load(path, FederationConfig)
 
@@ -319,6 +340,7 @@ def load_site(path: Path) -> SiteConfig:
 
     Raises:
         ConfigError: one line naming the file, the key, the value and what is allowed.
+
     """
     site = _load(path, SiteConfig)
     folder = path.resolve().parent
@@ -340,11 +362,20 @@ def _load(path: Path, model: type[Model]) -> Model:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds {type(content).__name__} (allowed: a mapping of keys)")
     try:
-        return model.model_validate(content)
+        return model.model_validate(_expanded(content))
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe(error)}") from error
     except WardposeError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _expanded(value: Any) -> Any:
+    """Replace `${WARDPOSE_DATA}` in every text of a YAML tree by the folder of real data."""
+    if isinstance(value, str):
+        return value.replace(_DATA_VARIABLE, str(find_data_root())) if _DATA_VARIABLE in value else value
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    return {key: _expanded(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def describe(error: ValidationError) -> str:
@@ -364,10 +395,11 @@ def describe(error: ValidationError) -> str:
 
 
 def find_federation(name: str) -> Path:
-    """Return the path of a federation.yaml: an existing file, or the name of one of `wardpose.simulation`'s configurations.
+    """Return the path of a federation.yaml: a file, or the name of a bundled configuration.
 
     Raises:
         ConfigError: neither exists.
+
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.exists():
@@ -376,7 +408,9 @@ def find_federation(name: str) -> Path:
     candidate = bundled / f"{name}.yaml"
     if not candidate.is_file():
         known = ", ".join(sorted(file.stem for file in bundled.glob("*.yaml"))) or "none"
-        raise ConfigError(f'federation "{name}": no such file, and no bundled configuration of that name (bundled: {known})')
+        raise ConfigError(
+            f'federation "{name}": no such file, and no bundled configuration of that name (bundled: {known})'
+        )
     return candidate
 
 

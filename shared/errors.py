@@ -17,11 +17,11 @@ class WireError(WardposeError):
     """A message between server and site does not have the agreed form."""
 
 
-class PolicyViolation(WardposeError):
+class PolicyViolation(WardposeError):  # noqa: N818 (says what happened, as users read it)
     """A round order asks for something that the site's policy does not allow."""
 
 
-class BudgetExceeded(WardposeError):
+class BudgetExceeded(WardposeError):  # noqa: N818 (says what happened, as users read it)
     """A reservation would take a cohort over its privacy budget."""
 
 

@@ -1,4 +1,4 @@
-"""Files that matter: written to a temporary name, fsynced and renamed, so that a crash leaves the old one or the new one."""
+"""Files that matter: after a crash there is the old one or the new one, never a part of one."""
 
 import hashlib
 import json
@@ -13,6 +13,7 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
 
     Raises:
         OSError: the disk is full or the folder is not writable; `path` is then as it was.
+
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def transaction(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
-    """Open the file (made with `schema` when new), hold one write transaction, commit on success and roll back on error."""
+    """Open the file (made with `schema` when new) for one write transaction; an error rolls it back."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as connection:
         connection.row_factory = sqlite3.Row

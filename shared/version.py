@@ -1,4 +1,4 @@
-"""Which code runs: the version and a hash over every source file, so that server and sites can refuse to work with a different one."""
+"""Which code runs: its version and a hash of it, so that server and sites can refuse another one."""
 
 import hashlib
 from functools import cache
@@ -16,7 +16,7 @@ def version() -> str:
 
 @cache
 def code_hash() -> str:
-    """SHA-256 over the names and bytes of all Python files of `wardpose.client`, `wardpose.server` and `wardpose.shared`."""
+    """SHA-256 over names and bytes of all Python files of `client`, `server` and `shared`."""
     digest = hashlib.sha256()
     for package in _PACKAGES:
         folder = _SHARED.parent / package

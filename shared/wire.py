@@ -1,8 +1,9 @@
 """The messages between server and site, and the only place that knows Flower's record keys.
 
-`RoundOrder` (server -> site) carries the global weights and how to train. `SiteRelease` (site -> server) carries a noised update and
-facts that do not depend on any patient's data: they follow from the order, the site's own configuration and the ledger. A site that does
-not train answers with a `Refusal`: a number and a fixed sentence, never the text of an exception.
+`RoundOrder` (server -> site) carries the global weights and how to train. `SiteRelease` (site -> server) carries a
+noised update and facts that do not depend on any patient's data: they follow from the order, the site's own
+configuration and the ledger. A site that does not train answers with a `Refusal`: a number and a fixed sentence, never
+the text of an exception.
 """
 
 import hashlib
@@ -14,7 +15,6 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from wardpose.shared.config import describe
 from wardpose.shared.data.crops import Augmentation
 from wardpose.shared.errors import WireError
@@ -79,6 +79,7 @@ class RoundOrder(_Body):
         micro_batch: units per vectorised gradient; the site chooses when absent.
         weights_hash: SHA-256 of the weights that come along.
         code_hash: SHA-256 of the server's code.
+
     """
 
     protocol: int = PROTOCOL
@@ -116,6 +117,7 @@ class SiteRelease(_Body):
         epsilon_spent: of the cohort, all runs composed, after this round.
         epsilon_budget: of the cohort.
         delta: at which both are stated.
+
     """
 
     protocol: int = PROTOCOL
@@ -174,6 +176,7 @@ def unpack(content: RecordDict, kind: type[Body]) -> tuple[Body, dict[str, NDArr
 
     Raises:
         WireError: a record is missing or malformed; names the key.
+
     """
     bodies = content.config_records
     if "body" not in bodies or not isinstance(bodies["body"].get("json"), str):
@@ -190,4 +193,3 @@ def unpack(content: RecordDict, kind: type[Body]) -> tuple[Body, dict[str, NDArr
 def refusal(code: Refusal, reply_to: Message) -> Message:
     """Return the error reply for a refusal."""
     return Message(Error(code=int(code), reason=code.sentence), reply_to=reply_to)
-

@@ -1,4 +1,4 @@
-"""An in-process Flower grid: the very ServerApp and ClientApp that hospitals run, without processes and network between them.
+"""An in-process Flower grid: the very apps that hospitals run, without processes and network between them.
 
 Sites answer in threads. Faults can be injected at the moment where the network or a machine would fail.
 """
@@ -17,8 +17,9 @@ from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo  # the type that Grid.get_nodes is declared with
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity  # Message() needs the identity of the task that creates it
-
+from flwr.supercore.task_identity import (
+    TaskIdentity,
+)  # Message() needs the identity of the task that creates it
 from wardpose.shared.wire import TRAIN, Refusal, refusal
 
 _CRASHED = 8  # Flower's CLIENT_APP_CRASHED
@@ -34,8 +35,9 @@ class Fault:
     Attributes:
         site: where.
         round: when, counted from 1.
-        kind: `crash` before anything happened; `crash-after-training`: the budget is spent and the release is lost; `straggle`: the
-            site trains but its answer comes too late; `refuse`: the site's policy says no.
+        kind: `crash` before anything happened; `crash-after-training`: the budget is spent and the release is lost;
+            `straggle`: the site trains but its answer comes too late; `refuse`: the site's policy says no.
+
     """
 
     site: str
@@ -53,6 +55,7 @@ class InProcessGrid(Grid):
         workers: sites that train at the same time.
         faults: what goes wrong.
         observe: called with (site, `started` | `finished`) from the site's thread; observes, never steers.
+
     """
 
     def __init__(
@@ -88,7 +91,9 @@ class InProcessGrid(Grid):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stopped.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -102,7 +107,12 @@ class InProcessGrid(Grid):
         return self._run
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """Create a message as Flower's own grids do."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
@@ -127,7 +137,9 @@ class InProcessGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the answers that are there."""
-        ready = [identifier for identifier in message_ids if identifier in self._answers and self._answers[identifier].done()]
+        ready = [
+            identifier for identifier in message_ids if identifier in self._answers and self._answers[identifier].done()
+        ]
         answers = [self._answers.pop(identifier).result() for identifier in ready]
         return [answer for answer in answers if answer is not None]
 

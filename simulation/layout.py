@@ -1,11 +1,10 @@
-"""Simulated hospitals on disk: one folder a site with its site.yaml, its list of records, and later its ledger and caches."""
+"""Simulated hospitals on disk: one folder a site, with its site.yaml, records, ledger and caches."""
 
 import fcntl
 from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
-
 from wardpose.shared.config import (
     CohortConfig,
     FederationConfig,
@@ -33,6 +32,7 @@ def prepare_sites(config: FederationConfig, folder: Path) -> dict[str, Path]:
     Raises:
         ConfigError: a site has no data.
         DataError: data cannot be read.
+
     """
     paths = {entry.name: folder / "sites" / entry.name / "site.yaml" for entry in config.sites}
     if all(path.exists() for path in paths.values()):
@@ -44,7 +44,9 @@ def prepare_sites(config: FederationConfig, folder: Path) -> dict[str, Path]:
             dealt[entry.name] = (entry.data, _patients(open_source(entry.data, skeleton=skeleton)))
     rest = [entry for entry in config.sites if entry.data is None]
     if rest and config.data.private is None:
-        raise ConfigError(f"sites.{rest[0].name}.data: missing (allowed: data of the site, or data.private to be dealt to the sites)")
+        raise ConfigError(
+            f"sites.{rest[0].name}.data: missing (allowed: data of the site, or data.private to be dealt to the sites)"
+        )
     if rest and config.data.private is not None:
         pooled = open_source(config.data.private, skeleton=skeleton)
         for entry, indices in zip(rest, partition(pooled, config.data.partition, len(rest)), strict=True):
@@ -93,12 +95,16 @@ def site_of_partition(partition_id: int, run_config: Mapping[str, object], run_i
 
     Raises:
         ConfigError: the federation has fewer sites than Flower simulates nodes.
+
     """
     config = load_federation(find_federation(str(run_config["federation"])))
     configured = str(run_config.get("run-directory", ""))
     folder = Path(configured).expanduser().resolve() if configured else simulated_run_directory(config.name, run_id)
     if partition_id >= len(config.sites):
-        raise ConfigError(f"simulated node {partition_id}: the federation has {len(config.sites)} sites (allowed: num-supernodes = sites)")
+        raise ConfigError(
+            f"simulated node {partition_id}: the federation has {len(config.sites)} sites "
+            "(allowed: num-supernodes = sites)"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "sites.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -3,7 +3,6 @@
 from collections import defaultdict
 
 import numpy as np
-
 from wardpose.shared.config import PartitionConfig
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.errors import ConfigError
@@ -14,8 +13,9 @@ def partition(dataset: PoseDataset, config: PartitionConfig, sites: int) -> list
 
     Args:
         dataset: the pooled data.
-        config: `patient`: at random, equal shares; `dirichlet`: each group is dealt by shares drawn from Dirichlet(alpha) (Hsu, Qi and Brown
-            2019); `group`: groups are dealt to sites in turn, largest first, so that sites differ by domain.
+        config: `patient`: at random, equal shares; `dirichlet`: each group is dealt by shares drawn from
+            Dirichlet(alpha) (Hsu, Qi and Brown 2019); `group`: groups are dealt to sites in turn, largest first, so
+            that sites differ by domain.
         sites: how many hospitals.
 
     Returns:
@@ -23,6 +23,7 @@ def partition(dataset: PoseDataset, config: PartitionConfig, sites: int) -> list
 
     Raises:
         ConfigError: a site would get no patient.
+
     """
     generator = np.random.default_rng(config.seed)
     records: dict[str, list[int]] = defaultdict(list)

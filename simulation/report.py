@@ -1,4 +1,4 @@
-"""The run report: one self-contained HTML file with curves, budgets, example frames and everything that decides the result."""
+"""The run report: one self-contained HTML file with curves, budgets, example frames and the plan."""
 
 import base64
 import io
@@ -11,7 +11,6 @@ import matplotlib as mpl
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
-
 from wardpose.server.scoring import open_all
 from wardpose.shared.config import FederationConfig, to_yaml
 from wardpose.shared.data.records import Frame, PoseDataset
@@ -21,8 +20,8 @@ from wardpose.shared.pose.evaluation import predict
 from wardpose.shared.pose.model import PoseModel
 
 mpl.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 (the backend must be chosen first)
-from matplotlib.figure import Figure  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 _EXAMPLES = 8
 
@@ -38,9 +37,14 @@ def write_report(
         config: the federation's plan.
         before: the network before the first round.
         after: the network after the last round.
+
     """
     dataset = open_all(config.data.test or config.data.validation, config.model.skeleton)
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
     html = environment.get_template("report.html").render(
         summary=summary,
         config=to_yaml(config),
@@ -55,7 +59,13 @@ def write_report(
 def _curve(summary: dict[str, Any]) -> Figure:
     figure, axes = plt.subplots(figsize=(6.2, 3.2), layout="constrained")
     history = [row for row in summary["history"] if row["score"] is not None]
-    axes.plot([row["round"] for row in history], [row["score"] for row in history], marker="o", color="#1f6f8b", label="validation")
+    axes.plot(
+        [row["round"] for row in history],
+        [row["score"] for row in history],
+        marker="o",
+        color="#1f6f8b",
+        label="validation",
+    )
     if summary["score_initial"] is not None:
         axes.axhline(summary["score_initial"], color="#999999", linestyle="--", linewidth=1, label="test, before")
         if summary["score_final"] is not None:
@@ -76,9 +86,22 @@ def _budgets(summary: dict[str, Any]) -> Figure:
     spent = [site["epsilon_spent"] for site in sites]
     top = max([*budgets, *(value or 0.0 for value in spent), 1e-9])
     axes.barh(places, budgets, color="#e4e8eb", label="budget")
-    axes.barh(places, [top if value is None else value for value in spent], height=0.5, color="#1f6f8b", label="spent")
+    axes.barh(
+        places,
+        [top if value is None else value for value in spent],
+        height=0.5,
+        color="#1f6f8b",
+        label="spent",
+    )
     for place, value in zip(places, spent, strict=True):
-        axes.text(0.01 * top, place, "infinite" if value is None else f"{value:.3f}", va="center", color="white", fontsize=8)
+        axes.text(
+            0.01 * top,
+            place,
+            "infinite" if value is None else f"{value:.3f}",
+            va="center",
+            color="white",
+            fontsize=8,
+        )
     axes.set_yticks(places, [site["name"] for site in sites])
     axes.invert_yaxis()
     axes.set_xlabel(f"epsilon at delta = {summary['delta']:g} ({summary['unit']} level)")

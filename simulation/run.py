@@ -1,7 +1,7 @@
 """Run a federation on this machine, with the same two apps that hospitals run, and leave a run folder behind.
 
-The run folder holds `federation.yaml`, `sites/NAME/` (site.yaml, ledger, caches), `journal.sqlite`, `ledger.sqlite`, `checkpoint.safetensors`,
-`model.safetensors`, `summary.json` and `report.html`.
+The run folder holds `federation.yaml`, `sites/NAME/` (site.yaml, ledger, caches), `journal.sqlite`, `ledger.sqlite`,
+`checkpoint.safetensors`, `model.safetensors`, `summary.json` and `report.html`.
 """
 
 import logging
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, RecordDict
-
 from wardpose.client.app import app as client_app
 from wardpose.server.app import app as server_app
 from wardpose.server.journal import RoundRow, SiteRow
@@ -53,13 +52,18 @@ def simulate(
     Raises:
         ConfigError: the folder holds a run already, or none to resume.
         DataError: data or weights cannot be read.
+
     """
     plan = folder / "federation.yaml"
     if plan.exists() and not resume:
         raise ConfigError(f"{folder}: holds a run already (allowed: --resume, or another folder)")
     paths = prepare_sites(config, folder)
     write_text(plan, to_yaml(config))
-    run_config: dict[str, bool | float | int | str] = {"federation": str(plan), "run-directory": str(folder), "resume": resume}
+    run_config: dict[str, bool | float | int | str] = {
+        "federation": str(plan),
+        "run-directory": str(folder),
+        "resume": resume,
+    }
     handler = _RoundHandler(observe_round)
     logger = logging.getLogger("wardpose.server")
     logger.addHandler(handler)
@@ -76,7 +80,11 @@ def simulate(
     if report:
         initial = next(folder.glob("initial-*.safetensors"))
         write_report(
-            folder / "report.html", summary, config, before=load_model(initial), after=load_model(folder / "model.safetensors")
+            folder / "report.html",
+            summary,
+            config,
+            before=load_model(initial),
+            after=load_model(folder / "model.safetensors"),
         )
     return summary
 
@@ -86,6 +94,7 @@ def reload_plan(folder: Path) -> FederationConfig:
 
     Raises:
         ConfigError: the folder holds no run.
+
     """
     return load_federation(folder / "federation.yaml")
 

@@ -14,18 +14,26 @@ def register(app: typer.Typer) -> None:
 
 
 def simulate(
-    federation: Annotated[str, typer.Argument(help="federation.yaml, or the name of a bundled configuration.")] = "demo",
+    federation: Annotated[
+        str, typer.Argument(help="federation.yaml, or the name of a bundled configuration.")
+    ] = "demo",
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME-TIME by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or with the newest run of that name.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in --out, or with the newest run of that name."),
+    ] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="Other number of rounds than the file says.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Sites that train at the same time.")] = 1,
-    show_config: Annotated[bool, typer.Option("--show-config", help="Print the configuration with every default and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object on standard output.")] = False,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print the configuration with every default and stop.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as one JSON object on standard output.")
+    ] = False,
 ) -> None:
     """Run a federation of hospitals on this machine, with the apps that hospitals run."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from wardpose.server.journal import RoundRow, SiteRow
     from wardpose.server.summary import finite
     from wardpose.shared.config import find_federation, load_federation, to_yaml
@@ -40,7 +48,8 @@ def simulate(
         return
     folder = _folder(config.name, out, resume=resume)
     console.print(
-        f"[bold]{config.name}[/bold]: {len(config.sites)} hospitals, {config.rounds} rounds, mechanism [bold]{config.mechanism}[/bold], "
+        f"[bold]{config.name}[/bold]: {len(config.sites)} hospitals, {config.rounds} rounds, "
+        f"mechanism [bold]{config.mechanism}[/bold], "
         f"unit {config.privacy.unit}, run folder {folder}"
     )
     if config.seed is not None:
@@ -60,7 +69,10 @@ def simulate(
 
         def observe_round(row: RoundRow, sites: list[SiteRow]) -> None:
             progress.update(task, completed=row.round * len(config.sites))
-            spent = " ".join(f"{site.site} {'inf' if finite(site.epsilon_spent) is None else f'{site.epsilon_spent:.2f}'}" for site in sites)
+            spent = " ".join(
+                f"{site.site} {'inf' if finite(site.epsilon_spent) is None else f'{site.epsilon_spent:.2f}'}"
+                for site in sites
+            )
             score = "-" if row.score is None else f"{row.score:.3f}"
             console.print(
                 f"round {row.round}/{config.rounds}  {config.server.score} {score}  epsilon {spent}  "
@@ -70,7 +82,12 @@ def simulate(
 
         try:
             summary = run_simulation(
-                config, folder, resume=resume, workers=workers, observe_round=observe_round, observe_site=observe_site
+                config,
+                folder,
+                resume=resume,
+                workers=workers,
+                observe_round=observe_round,
+                observe_site=observe_site,
             )
         except KeyboardInterrupt:
             console.print(f"interrupted; go on with: wardpose simulate {federation} --out {folder} --resume")
@@ -100,7 +117,8 @@ def _print_summary(console: Any, summary: dict[str, Any], folder: Path) -> None:
     if summary["score_initial"] is not None and summary["score_final"] is not None:
         gain = summary["score_final"] - summary["score_initial"]
         console.print(
-            f"\n{summary['score_name']} on test: {summary['score_initial']:.3f} before, [bold]{summary['score_final']:.3f}[/bold] after "
+            f"\n{summary['score_name']} on test: {summary['score_initial']:.3f} before, "
+            f"[bold]{summary['score_final']:.3f}[/bold] after "
             f"({gain:+.3f})",
             highlight=False,
         )
@@ -122,5 +140,8 @@ def _print_summary(console: Any, summary: dict[str, Any], folder: Path) -> None:
     if summary["not_private"]:
         console.print(f"[bold red]NOT PRIVATE[/bold red]: {summary['not_private']}")
     if summary["status"] != "completed":
-        console.print(f"[bold yellow]{summary['status']}[/bold yellow] after round {summary['rounds']} of {summary['rounds_planned']}")
+        console.print(
+            f"[bold yellow]{summary['status']}[/bold yellow] "
+            f"after round {summary['rounds']} of {summary['rounds_planned']}"
+        )
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
-
 from wardpose.server.aggregation import Aggregator, Arrays
 from wardpose.shared.config import AggregationConfig
 from wardpose.shared.errors import WireError
@@ -16,7 +15,10 @@ def request_message() -> Message:
 
 def updates(*values: float, weights: tuple[float, ...] | None = None) -> dict[str, tuple[Arrays, float]]:
     weights = weights or (1.0,) * len(values)
-    return {f"s{i}": ({"head": np.full((2, 2), v, np.float32)}, w) for i, (v, w) in enumerate(zip(values, weights, strict=True))}
+    return {
+        f"s{i}": ({"head": np.full((2, 2), v, np.float32)}, w)
+        for i, (v, w) in enumerate(zip(values, weights, strict=True))
+    }
 
 
 BASE = {"head": np.full((2, 2), 10.0, np.float32), "trunk": np.full(3, 5.0, np.float32)}

@@ -2,16 +2,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.shared.errors import DataError
 
 
 def checkpoint() -> Checkpoint:
     return Checkpoint(
-        run="r", round=3, weights={"a/b.weight": np.arange(6, dtype=np.float32).reshape(2, 3)},
-        aggregator={"m/a/b.weight": np.ones((2, 3), np.float32)}, config="{}", ledger_heads={"north": 7}, dropped={"x": "spent"},
-    )  # fmt: skip
+        run="r",
+        round=3,
+        weights={"a/b.weight": np.arange(6, dtype=np.float32).reshape(2, 3)},
+        aggregator={"m/a/b.weight": np.ones((2, 3), np.float32)},
+        config="{}",
+        ledger_heads={"north": 7},
+        dropped={"x": "spent"},
+    )
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
@@ -20,7 +24,12 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     loaded = Checkpoint.load(tmp_path / "c.safetensors")
     np.testing.assert_array_equal(loaded.weights["a/b.weight"], state.weights["a/b.weight"])
     np.testing.assert_array_equal(loaded.aggregator["m/a/b.weight"], state.aggregator["m/a/b.weight"])
-    assert (loaded.run, loaded.round, loaded.ledger_heads, loaded.dropped) == ("r", 3, {"north": 7}, {"x": "spent"})
+    assert (loaded.run, loaded.round, loaded.ledger_heads, loaded.dropped) == (
+        "r",
+        3,
+        {"north": 7},
+        {"x": "spent"},
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", None])

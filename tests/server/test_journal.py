@@ -5,18 +5,32 @@ from wardpose.server.journal import RoundRow, RunJournal, SiteRow
 
 def start(journal: RunJournal) -> None:
     journal.start(
-        run="r1", federation="f", mechanism="dp-sgd", unit="patient", delta=1e-5, overlap=2, rounds=3,
-        config={"sites": []}, score_name="pck@0.2",
-    )  # fmt: skip
+        run="r1",
+        federation="f",
+        mechanism="dp-sgd",
+        unit="patient",
+        delta=1e-5,
+        overlap=2,
+        rounds=3,
+        config={"sites": []},
+        score_name="pck@0.2",
+    )
 
 
 def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     journal = RunJournal(tmp_path / "journal.sqlite")
     start(journal)
     row = RoundRow(
-        run="r1", round=1, started=5.0, seconds=2.5, score=0.5, bytes_down=10, bytes_up=20, epsilon_disjoint=1.0,
+        run="r1",
+        round=1,
+        started=5.0,
+        seconds=2.5,
+        score=0.5,
+        bytes_down=10,
+        bytes_up=20,
+        epsilon_disjoint=1.0,
         epsilon_overlap=2.0,
-    )  # fmt: skip
+    )
     site = SiteRow(run="r1", round=1, site="a", status="released", bytes_up=20, steps=4, epsilon_spent=1.0, secure=True)
     journal.round(row, [site])
     assert RunJournal(tmp_path / "journal.sqlite").rounds("r1") == [row]

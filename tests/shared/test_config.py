@@ -2,12 +2,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from wardpose.shared.config import find_federation, load_federation, load_site, to_yaml
 from wardpose.shared.errors import ConfigError
 
 FEDERATION = {"name": "f", "sites": ["a", "b"], "rounds": 2}
-SITE = {"site": "a", "cohort": {"name": "c", "declared_patients": 30, "data": {"kind": "ward", "hospital": "north", "patients": 30}}}
+SITE = {
+    "site": "a",
+    "cohort": {
+        "name": "c",
+        "declared_patients": 30,
+        "data": {"kind": "ward", "hospital": "north", "patients": 30},
+    },
+}
 
 
 def write(tmp_path: Path, content: object) -> Path:
@@ -35,7 +41,9 @@ def write(tmp_path: Path, content: object) -> Path:
         ({"data": {"private": {"kind": "csv"}}}, r"data\.private"),
     ],
 )
-def test_a_wrong_federation_is_one_line_naming_file_and_key(tmp_path: Path, change: dict[str, object], message: str) -> None:
+def test_a_wrong_federation_is_one_line_naming_file_and_key(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
     path = write(tmp_path, FEDERATION | change)
     with pytest.raises(ConfigError, match=message) as caught:
         load_federation(path)

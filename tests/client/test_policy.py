@@ -1,0 +1,96 @@
+import pytest
+from wardpose.client.policy import check_order
+from wardpose.shared.config import SiteConfig
+from wardpose.shared.errors import PolicyViolation
+from wardpose.shared.pose.model import ModelConfig
+from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.privacy.training import OptimizerConfig
+from wardpose.shared.version import code_hash
+from wardpose.shared.wire import RoundOrder
+
+
+def order(mechanism: Mechanism | None = None, steps: int = 10) -> RoundOrder:
+    return RoundOrder(
+        run="r",
+        federation="study",
+        round=1,
+        model=ModelConfig(weights="random"),
+        strategy="head",
+        steps=steps,
+        optimizer=OptimizerConfig(),
+        mechanism=mechanism or Mechanism(name="dp-sgd", noise_multiplier=1.0, sample_rate=0.1),
+        weights_hash="0" * 64,
+        code_hash=code_hash(),
+    )
+
+
+def site(patients: int = 100, **policy: object) -> SiteConfig:
+    return SiteConfig.model_validate(
+        {
+            "site": "north",
+            "cohort": {
+                "name": "c",
+                "declared_patients": patients,
+                "data": {"kind": "ward", "hospital": "north", "patients": 10},
+            },
+            "policy": policy,
+        }
+    )
+
+
+def test_the_default_policy_takes_an_ordinary_order() -> None:
+    check_order(site(), order())
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked", "message"),
+    [
+        (
+            {},
+            order(Mechanism(name="none")),
+            r"mechanism 'none' is not allowed by site policy \(policy\.mechanisms = \['dp-sgd'\]\)",
+        ),
+        ({}, order(Mechanism(name="public-only")), "mechanism 'public-only'"),
+        (
+            {},
+            order(Mechanism(name="dp-sgd", unit="frame", noise_multiplier=1.0)),
+            r"unit 'frame' .*policy\.unit = 'patient'",
+        ),
+        (
+            {},
+            order(Mechanism(name="dp-sgd", noise_multiplier=0.1)),
+            r"noise_multiplier 0\.1 .*minimum_noise_multiplier = 0\.3",
+        ),
+        (
+            {},
+            order(Mechanism(name="dp-sgd", noise_multiplier=1.0, sample_rate=0.9)),
+            r"sample_rate 0\.9 .*maximum_sample_rate = 0\.5",
+        ),
+        ({}, order(steps=2000), r"steps 2000 .*maximum_steps_per_round = 1000"),
+        ({"federations": ["other"]}, order(), r"federation 'study' .*policy\.federations = \['other'\]"),
+        ({"code_hash": "0" * 64}, order(), r"policy\.code_hash = '0000"),
+        ({"minimum_declared_patients": 101}, order(), r"cohort 100 .*minimum_declared_patients = 101"),
+    ],
+)
+def test_what_the_policy_forbids_is_refused_by_name(policy: dict[str, object], asked: RoundOrder, message: str) -> None:
+    with pytest.raises(PolicyViolation, match=message):
+        check_order(site(**policy), asked)
+
+
+def test_a_tier_cannot_be_sampled_faster_than_the_policy_allows() -> None:
+    tiered = Mechanism(name="dp-sgd", noise_multiplier=1.0, sample_rate=0.1, tiers={"open": 0.8})
+    with pytest.raises(PolicyViolation, match=r"sample_rate 0\.8"):
+        check_order(site(), order(tiered))
+
+
+def test_public_labels_must_be_allowed() -> None:
+    asked = order(Mechanism(name="feature", noise_multiplier=1.0))
+    with pytest.raises(PolicyViolation, match="public_labels"):
+        check_order(site(mechanisms=["feature"]), asked)
+    check_order(site(mechanisms=["feature"], public_labels=True), asked)
+
+
+def test_the_budget_is_stated_for_the_sites_adjacency() -> None:
+    asked = order(Mechanism(name="dp-sgd", noise_multiplier=1.0, adjacency="add-remove"))
+    with pytest.raises(PolicyViolation, match="adjacency"):
+        check_order(site(adjacency="replace-one"), asked)

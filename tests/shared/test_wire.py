@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from pydantic import ValidationError
+from wardpose.shared.errors import WireError
+from wardpose.shared.pose.model import ModelConfig
+from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.privacy.training import OptimizerConfig
+from wardpose.shared.version import code_hash
+from wardpose.shared.wire import Refusal, RoundOrder, SiteRelease, hash_arrays, pack, refusal, unpack
+
+
+def order(**changes: object) -> RoundOrder:
+    fields: dict[str, object] = {
+        "run": "r",
+        "federation": "f",
+        "round": 1,
+        "model": ModelConfig(weights="random"),
+        "strategy": "head",
+        "steps": 3,
+        "optimizer": OptimizerConfig(),
+        "mechanism": Mechanism(name="dp-sgd", noise_multiplier=1.25, sample_rate=0.1),
+        "weights_hash": "0" * 64,
+        "code_hash": code_hash(),
+    }
+    return RoundOrder.model_validate(fields | changes)
+
+
+def test_a_body_and_its_arrays_survive_the_wire() -> None:
+    arrays = {
+        "a.weight": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32),
+        "b": np.zeros(0, np.float32),
+    }
+    body, received = unpack(pack(order(), arrays), RoundOrder)
+    assert body == order()
+    assert hash_arrays(received) == hash_arrays(arrays)
+    np.testing.assert_array_equal(received["a.weight"], arrays["a.weight"])
+
+
+def test_the_hash_sees_names_shapes_and_values() -> None:
+    base = {"a": np.zeros((2, 3), np.float32)}
+    others = [
+        {"b": np.zeros((2, 3), np.float32)},
+        {"a": np.zeros((3, 2), np.float32)},
+        {"a": np.full((2, 3), 1e-30, np.float32)},
+    ]
+    assert len({hash_arrays(value) for value in [base, *others]}) == 4
+
+
+def test_an_infinite_epsilon_survives_the_wire() -> None:
+    release = SiteRelease(
+        site="a",
+        run="r",
+        round=1,
+        mechanism=Mechanism(name="none"),
+        steps=1,
+        weights_hash="0" * 64,
+        code_hash="0" * 64,
+        secure=True,
+        ledger_sequence=2,
+        ledger_head="0" * 64,
+        epsilon_spent=float("inf"),
+        epsilon_budget=8.0,
+        delta=1e-5,
+    )
+    assert unpack(pack(release), SiteRelease)[0].epsilon_spent == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (RecordDict(), 'record "body"'),
+        (RecordDict({"body": ConfigRecord({"json": "{"})}), "RoundOrder"),
+        (RecordDict({"body": ConfigRecord({"json": '{"run": "r"}'})}), "federation: missing"),
+    ],
+)
+def test_a_malformed_message_is_named(content: RecordDict, message: str) -> None:
+    with pytest.raises(WireError, match=message):
+        unpack(content, RoundOrder)
+
+
+def test_a_release_has_no_field_for_what_depends_on_patients() -> None:
+    fields = dict.fromkeys(["loss", "num_examples", "batch_size", "seconds", "norm", "message"], 1)
+    for name, value in fields.items():
+        with pytest.raises(ValidationError):
+            SiteRelease.model_validate({name: value})
+    assert not set(SiteRelease.model_fields) & set(fields)
+
+
+def test_a_refusal_carries_a_number_and_a_fixed_sentence_only() -> None:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    reply = refusal(Refusal.BUDGET, Message(RecordDict(), 100, "train"))
+    assert (reply.error.code, reply.error.reason) == (1002, Refusal.BUDGET.sentence)
+    assert len({code.sentence for code in Refusal}) == len(Refusal)

@@ -1,0 +1,212 @@
+"""The whole path in one process: the apps that hospitals run, real ledgers, rendered frames, injected faults."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from wardpose.client.journal import SiteJournal
+from wardpose.shared.config import FederationConfig, load_site
+from wardpose.shared.errors import ConfigError
+from wardpose.shared.privacy.accounting import epsilon
+from wardpose.shared.privacy.ledger import Ledger
+from wardpose.simulation.grid import Fault
+from wardpose.simulation.run import simulate
+
+
+def plan(**changes: Any) -> dict[str, Any]:
+    sites = [
+        {
+            "name": name,
+            "data": {"kind": "ward", "hospital": name, "patients": 12, "frames_per_patient": 2, "seed": 1},
+        }
+        for name in ("north", "south")
+    ]
+    base: dict[str, Any] = {
+        "name": "small",
+        "rounds": 2,
+        "mechanism": "dp-sgd",
+        "sites": sites,
+        "data": {"test": [{"kind": "ward", "hospital": "north", "patients": 4, "frames_per_patient": 1, "seed": 9}]},
+        "model": {"input_size": [64, 64], "weights": "random"},
+        "privacy": {"epsilon": 6.0, "delta": 1e-3, "sample_rate": 0.5, "frames_per_unit": 2, "noise_multiplier": 3.0},
+        "training": {"strategy": "head", "steps_per_round": 2},
+        "server": {"deadline_seconds": 60, "wait_seconds": 1},
+    }
+    return base | changes
+
+
+def run(folder: Path, *, faults: tuple[Fault, ...] = (), resume: bool = False, **changes: Any) -> dict[str, Any]:
+    config = FederationConfig.model_validate(plan(**changes))
+    return simulate(config, folder, faults=faults, resume=resume, report=False)
+
+
+def ledger(folder: Path, site: str) -> Ledger:
+    return Ledger(load_site(folder / "sites" / site / "site.yaml").ledger)
+
+
+def spent(folder: Path, site: str) -> float:
+    return ledger(folder, site).epsilon(f"{site}-cohort", delta=1e-3)
+
+
+def test_two_hospitals_train_and_pay_exactly_for_what_they_did(tmp_path: Path) -> None:
+    summary = run(tmp_path / "run")
+    assert (summary["status"], summary["rounds"]) == ("completed", 2)
+    assert summary["not_private"] is None
+    for site in summary["sites"]:
+        events = ledger(tmp_path / "run", site["name"]).events(f"{site['name']}-cohort")
+        assert sum(event.steps for event in events) == site["steps"] == 4
+        assert {(event.sample_rate, event.noise_multiplier, event.unit) for event in events} == {(0.5, 3.0, "patient")}
+        assert site["epsilon_spent"] == pytest.approx(epsilon(events, delta=1e-3), rel=1e-9)
+        assert 0 < site["epsilon_spent"] <= site["epsilon_budget"] == 6.0
+        assert site["bytes_up"] > 0
+    together = summary["epsilon_federation"]
+    assert together["disjoint"] == pytest.approx(summary["sites"][0]["epsilon_spent"])
+    assert together["overlap"] > together["disjoint"]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
+    run(tmp_path / "run", rounds=1)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        run(tmp_path / "run", rounds=1)
+
+
+@pytest.mark.parametrize("kind", ["crash-after-training", "straggle"])
+def test_a_lost_release_is_charged_on_both_sides(tmp_path: Path, kind: Any) -> None:
+    faults = (Fault(site="south", round=1, kind=kind),)
+    summary = run(tmp_path / "run", faults=faults, server={"deadline_seconds": 15, "wait_seconds": 1}, rounds=2)
+    south = next(site for site in summary["sites"] if site["name"] == "south")
+    assert summary["status"] == "completed"
+    assert (south["rounds_released"], south["steps"]) == (1, 4)
+    assert south["epsilon_spent"] == pytest.approx(spent(tmp_path / "run", "south"))
+    assert spent(tmp_path / "run", "south") == pytest.approx(spent(tmp_path / "run", "north"))
+
+
+def test_a_crash_before_training_is_charged_by_the_server_alone(tmp_path: Path) -> None:
+    summary = run(tmp_path / "run", faults=(Fault(site="south", round=1, kind="crash"),))
+    south = next(site for site in summary["sites"] if site["name"] == "south")
+    assert south["rounds_released"] == 1
+    assert sum(event.steps for event in ledger(tmp_path / "run", "south").events("south-cohort")) == 2
+    assert south["epsilon_spent"] > spent(tmp_path / "run", "south")
+
+
+def test_a_site_that_refuses_leaves_and_the_others_go_on(tmp_path: Path) -> None:
+    summary = run(tmp_path / "run", faults=(Fault(site="south", round=1, kind="refuse"),), rounds=3)
+    assert summary["status"] == "completed"
+    released = {site["name"]: site["rounds_released"] for site in summary["sites"]}
+    assert released == {"north": 3, "south": 0}
+
+
+def test_a_spent_budget_ends_the_run_cleanly_with_a_checkpoint(tmp_path: Path) -> None:
+    summary = run(tmp_path / "run", rounds=40, privacy=plan()["privacy"] | {"epsilon": 2.0})
+    assert summary["status"] == "stopped"
+    assert 0 < summary["rounds"] < 40
+    for site in summary["sites"]:
+        assert site["epsilon_spent"] <= 2.0
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_policy_that_forbids_the_mechanism_is_heard_before_anything_is_charged(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = FederationConfig.model_validate(plan(rounds=1))
+    from wardpose.simulation.layout import prepare_sites
+
+    path = prepare_sites(config, folder)["south"]
+    site = yaml.safe_load(path.read_text())
+    site["policy"]["mechanisms"] = ["projected"]
+    path.write_text(yaml.safe_dump(site))
+    summary = simulate(config, folder, report=False)
+    south = next(entry for entry in summary["sites"] if entry["name"] == "south")
+    assert (south["epsilon_spent"], south["steps"], south["status"]) == (0.0, 0, "refused")
+    assert Ledger(folder / "ledger.sqlite").events("south") == []
+
+
+def test_mechanism_none_is_infinite_and_says_so(tmp_path: Path) -> None:
+    summary = run(tmp_path / "run", mechanism="none", rounds=1, privacy={"sample_rate": 0.5, "frames_per_unit": 2})
+    assert summary["not_private"].startswith("mechanism none")
+    assert summary["sites"][0]["epsilon_spent"] is None
+    assert math.isinf(spent(tmp_path / "run", "north"))
+
+
+def test_a_seeded_run_repeats_itself_and_is_stamped(tmp_path: Path) -> None:
+    first = run(tmp_path / "a", seed=7, rounds=1)
+    second = run(tmp_path / "b", seed=7, rounds=1)
+    other = run(tmp_path / "c", seed=8, rounds=1)
+    read = [(tmp_path / name / "model.safetensors").read_bytes()[-4096:] for name in "abc"]
+    assert first["not_private"].startswith("seeded simulation")
+    assert first["score_final"] == second["score_final"]
+    assert read[0] == read[1]
+    assert read[0] != read[2]
+    assert other["status"] == "completed"
+
+
+def test_a_sites_journal_keeps_what_the_server_never_hears(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = FederationConfig.model_validate(plan(rounds=1))
+    from wardpose.simulation.layout import prepare_sites
+
+    path = prepare_sites(config, folder)["south"]
+    site = yaml.safe_load(path.read_text())
+    site["cohort"]["data"] = {"kind": "lsp", "path": str(tmp_path / "patient-jane-doe"), "split": "private"}
+    path.write_text(yaml.safe_dump(site))
+    summary = simulate(config, folder, report=False)
+    order = SiteJournal(load_site(path).state / "journal.sqlite").orders()[-1]
+    assert order.status == "failed"
+    assert "patient-jane-doe" in order.detail
+    everything = json.dumps(summary).encode() + b"".join(file.read_bytes() for file in folder.glob("*.sqlite*"))
+    assert b"patient-jane-doe" not in everything
+    assert spent(folder, "south") > 0
+
+
+_CHILD = """
+import sys
+from pathlib import Path
+from wardpose.shared.config import load_federation
+from wardpose.simulation.run import simulate
+simulate(load_federation(Path(sys.argv[1])), Path(sys.argv[2]), resume=True, report=False)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.guard
+def test_killed_at_any_moment_the_ledger_never_goes_down_and_the_run_finishes(tmp_path: Path) -> None:
+    path, folder = tmp_path / "plan.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump(plan(rounds=3)))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    totals = {"north": 0.0, "south": 0.0}
+
+    def check() -> None:
+        for name in totals:
+            site = folder / "sites" / name / "site.yaml"
+            if site.exists() and load_site(site).ledger.exists():
+                book = ledger(folder, name)
+                book.verify()
+                now = book.epsilon(f"{name}-cohort", delta=1e-3)
+                assert now >= totals[name]
+                totals[name] = now
+
+    for delay in (1.0, 4.0, 5.0, 6.0, 7.0):
+        child = subprocess.Popen(
+            [sys.executable, "-c", _CHILD, str(path), str(folder)], env=environment, stderr=subprocess.DEVNULL
+        )
+        time.sleep(delay)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        check()
+    subprocess.run([sys.executable, "-c", _CHILD, str(path), str(folder)], env=environment, check=True)
+    check()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["rounds"]) == ("completed", 3)
+    for site in summary["sites"]:
+        assert site["epsilon_spent"] >= totals[site["name"]] - 1e-9
+        once = epsilon(ledger(folder, site["name"]).events(f"{site['name']}-cohort")[:3], delta=1e-3)
+        assert totals[site["name"]] >= once - 1e-9
