@@ -33,10 +33,7 @@ def keep_freed_memory(*, may_restart: bool = False) -> bool:
     """
     try:
         libc = ctypes.CDLL(None)
-        told = all(
-            libc.mallopt(key, value)
-            for key, value in [(_TRIM_THRESHOLD, -1), (_MMAP_MAX, 0), (_ARENA_MAX, 1)]
-        )
+        told = all(libc.mallopt(key, value) for key, value in [(_TRIM_THRESHOLD, -1), (_MMAP_MAX, 0), (_ARENA_MAX, 1)])
     except (AttributeError, OSError, TypeError):
         return False
     if told and freed_memory_is_kept():

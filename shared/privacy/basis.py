@@ -26,16 +26,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy.gradients import Bags, UnitGradients, Vector, available_bytes, map_vector
 from wardpose.shared.privacy.mechanisms import ProjectionOptions
 
-_GRAM_BYTES = (
-    96e6  # per-sample gradients of one group of parameters while the matrix-free Gram is accumulated
-)
-_SMALLEST_RATIO = (
-    1e-3  # singular values below this share of the largest are dropped: their vectors are rounding errors
-)
+_GRAM_BYTES = 96e6  # per-sample gradients of one group of parameters while the matrix-free Gram is accumulated
+_SMALLEST_RATIO = 1e-3  # singular values below this share of the largest are dropped: their vectors are rounding errors
 _STORED_SHARE = 0.25  # of the free memory
 
 
@@ -63,9 +60,7 @@ class PublicBasis:
 
     """
 
-    def __init__(
-        self, gradients: "_Gradients", left: Tensor, singular: Tensor, captured: CapturedEnergy
-    ) -> None:
+    def __init__(self, gradients: "_Gradients", left: Tensor, singular: Tensor, captured: CapturedEnergy) -> None:
         self._gradients = gradients
         self._left = left / singular  # (m, k) U S^-1
         self.rank = len(singular)
@@ -209,9 +204,7 @@ class _Stored:
         self._rows = rows
 
     def times(self, vectors: Vector) -> Tensor:
-        return sum_tensors(
-            [rows.flatten(1) @ vectors[name].flatten(1).T for name, rows in self._rows.items()]
-        )
+        return sum_tensors([rows.flatten(1) @ vectors[name].flatten(1).T for name, rows in self._rows.items()])
 
     def transposed_times(self, coordinates: Tensor) -> Vector:
         return map_vector(lambda rows: torch.tensordot(coordinates.to(rows), rows, dims=1), self._rows)

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from wardpose.shared.anonymize.public_view import PublicView
 from wardpose.shared.data.crops import Augmentation, crop_record, to_tensor
 from wardpose.shared.data.records import PoseDataset
@@ -197,11 +198,7 @@ class _Job:
                 arrays["public"][start : start + len(part)] = self._stored(shown)
 
     def _stored(self, crops: NDArray[np.uint8]) -> NDArray[Any]:
-        return (
-            crops
-            if self.layout.kind == "uint8"
-            else _features(self.model, self.strategy, crops, self.layout.kind)
-        )
+        return crops if self.layout.kind == "uint8" else _features(self.model, self.strategy, crops, self.layout.kind)
 
 
 def _features(model: PoseModel, strategy: Strategy, crops: NDArray[np.uint8], precision: str) -> NDArray[Any]:
@@ -228,9 +225,7 @@ def _key(job: _Job, trunk: str) -> str:
         "input_size": job.model.config.input_size,
         "kind": job.layout.kind,
         "views": job.views,
-        "augmentation": job.augmentation.model_dump()
-        if job.augmentation is not None and job.views > 1
-        else None,
+        "augmentation": job.augmentation.model_dump() if job.augmentation is not None and job.views > 1 else None,
         "public_view": job.public_view.identity() if job.public_view is not None else "",
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -259,9 +254,7 @@ def _build(entry: Path, job: _Job, limit_bytes: int | None) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".building-{os.getpid()}-", dir=folder))
     try:
         arrays = {
-            name: np.lib.format.open_memmap(
-                temporary / f"{name}.npy", mode="w+", dtype=np.dtype(kind), shape=shape
-            )
+            name: np.lib.format.open_memmap(temporary / f"{name}.npy", mode="w+", dtype=np.dtype(kind), shape=shape)
             for name, shape, kind in job.layout.arrays()
         }
         job.fill(arrays)

@@ -1,11 +1,13 @@
 """A cohort's rows ready for training: who owns which row, and how units become tensors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from wardpose.shared.anonymize.public_view import PublicView
 from wardpose.shared.data.crops import Augmentation, to_tensor
 from wardpose.shared.data.records import PoseDataset
@@ -15,7 +17,7 @@ from wardpose.shared.privacy.cache import Precision, Rows, build_rows
 from wardpose.shared.privacy.gradients import Bags, UnitGradients, Vector
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.privacy.noise import RandomStream
-from wardpose.shared.privacy.units import UnitIndex, draw_bag
+from wardpose.shared.privacy.units import MultiOwner, UnitIndex, draw_bag
 
 RowIds = NDArray[np.int64]
 """(U, F) row numbers, one line for each unit."""
@@ -74,6 +76,8 @@ def build_cohort(
     public_view: PublicView | None = None,
     augmented_views: int = 1,
     augmentation: Augmentation | None = None,
+    multi_owner: MultiOwner = "drop",
+    tiers: Mapping[str, str] | None = None,
     features: bool = True,
     precision: Precision = "float32",
     limit_bytes: int | None = None,
@@ -89,6 +93,8 @@ def build_cohort(
         public_view: the declared phi.
         augmented_views: views per frame, the plain one included.
         augmentation: of the others; the COCO recipe when absent.
+        multi_owner: what happens to frames that show several patients, as for `UnitIndex`.
+        tiers: consent tier by patient id.
         features: keep trunk features where possible, else crops.
         precision: of stored features.
         limit_bytes: most that the cache folder may take.
@@ -117,7 +123,7 @@ def build_cohort(
     return CohortData(
         private=private,
         public=public,
-        units=UnitIndex.from_dataset(dataset, unit=mechanism.unit),
+        units=UnitIndex.from_dataset(dataset, unit=mechanism.unit, multi_owner=multi_owner, tiers=tiers),
         views=augmented_views,
         frames_per_unit=mechanism.frames_per_unit,
     )
@@ -138,9 +144,7 @@ def build_public(
         DataError: a frame cannot be read.
 
     """
-    rows, _ = build_rows(
-        dataset, model, strategy, folder=cache_folder, features=features, precision=precision
-    )
+    rows, _ = build_rows(dataset, model, strategy, folder=cache_folder, features=features, precision=precision)
     return PublicData(rows=rows, identity=dataset.identity())
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, jvp, vmap
+
 from wardpose.shared.pose.codec import SimCC
 from wardpose.shared.pose.loss import simcc_loss
 from wardpose.shared.pose.model import PoseModel, Strategy, trainable_names
@@ -152,9 +153,7 @@ class UnitGradients:
         )
         return losses.reshape(units, rows) @ bags.weights
 
-    def per_unit(
-        self, parameters: Vector, bags: Bags, *, only: tuple[str, ...] | None = None
-    ) -> Iterator[Vector]:
+    def per_unit(self, parameters: Vector, bags: Bags, *, only: tuple[str, ...] | None = None) -> Iterator[Vector]:
         """Yield each micro-batch's gradients, tensors (u, *parameter's shape); nothing for an empty batch.
 
         Args:
@@ -194,9 +193,7 @@ class UnitGradients:
             stop = min(start + size, len(bags))
             losses = self.losses(leaves, bags.units(start, stop))
             scalar = losses.sum() if unit_weights is None else losses @ unit_weights[start:stop]
-            for name, value in zip(
-                self.names, torch.autograd.grad(scalar, list(leaves.values())), strict=True
-            ):
+            for name, value in zip(self.names, torch.autograd.grad(scalar, list(leaves.values())), strict=True):
                 total[name] += value
         return total
 
@@ -261,9 +258,7 @@ class UnitGradients:
 
     def _call(self, parameters: Vector, features: Tensor) -> tuple[Tensor, Tensor]:
         with self._precision():
-            logits_x, logits_y = functional_call(
-                self._model, {**self._frozen, **parameters}, (features, self.strategy)
-            )
+            logits_x, logits_y = functional_call(self._model, {**self._frozen, **parameters}, (features, self.strategy))
         return logits_x.to(self.dtype), logits_y.to(self.dtype)
 
     def _precision(self) -> torch.autocast:
@@ -298,10 +293,7 @@ def flatten(vector: Vector) -> Tensor:
 def unflatten(flat: Tensor, like: Vector) -> Vector:
     """Inverse of `flatten`: names, shapes, dtypes and devices of `like`."""
     parts = flat.split([value.numel() for value in like.values()])
-    return {
-        name: part.reshape(value.shape).to(value)
-        for (name, value), part in zip(like.items(), parts, strict=True)
-    }
+    return {name: part.reshape(value.shape).to(value) for (name, value), part in zip(like.items(), parts, strict=True)}
 
 
 def available_bytes(device: torch.device) -> float:

@@ -18,6 +18,7 @@ amplification by subsampling. `projected` follows PDP-SGD (arXiv 2007.03813), `f
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
 from wardpose.shared.privacy.accounting import Event
 
 Name = Literal["none", "public-only", "dp-sgd", "projected", "feature", "feature-projective"]
@@ -25,6 +26,8 @@ Adjacency = Literal["add-remove", "replace-one"]
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_LARGEST_EXACT_MULTIPLIER = 200.0  # what the discrete sampler draws on a grid of a millionth of the clip norm
+
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -154,9 +157,7 @@ class Mechanism(_Options):
             raise ValueError(f'mechanism "{self.name}" adds no noise; noise_multiplier must be 0 or absent')
         projection = self.projection
         if self.name == "projected" and projection.source == "public-views":
-            raise ValueError(
-                'projection.source "public-views" needs feature-DP; mechanism "projected" allows "public"'
-            )
+            raise ValueError('projection.source "public-views" needs feature-DP; mechanism "projected" allows "public"')
         if projection.residual is not None and (projection.residual.noise_multiplier == 0) != (
             self.noise_multiplier == 0
         ):
@@ -168,6 +169,12 @@ class Mechanism(_Options):
         ):
             raise ValueError(
                 'projection.uplink "coefficients" needs mechanism "projected", refresh_steps 0, no residual'
+            )
+        multipliers = [self.noise_multiplier, *([projection.residual.noise_multiplier] if projection.residual else [])]
+        if self.discrete and max(multipliers) > _LARGEST_EXACT_MULTIPLIER:
+            raise ValueError(
+                f"noise_multiplier is {max(multipliers)}; with exact noise allowed: at most "
+                f"{_LARGEST_EXACT_MULTIPLIER:.0f}"
             )
         return self
 

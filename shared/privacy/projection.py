@@ -74,15 +74,11 @@ class Projection:
         self._load: Callable[[RowIds], Bags]
         if self._options.source == "public-views":
             if views is None:
-                raise ConfigError(
-                    'projection.source "public-views" needs the public view; the cohort has none'
-                )
+                raise ConfigError('projection.source "public-views" needs the public view; the cohort has none')
             self._load, self._available, self._identity = views.bags, len(views), "public-views"
         else:
             if public is None:
-                raise ConfigError(
-                    f'mechanism "{mechanism.name}" needs public data for its basis; none is given'
-                )
+                raise ConfigError(f'mechanism "{mechanism.name}" needs public data for its basis; none is given')
             rows = public.rows
             self._load = lambda ids: load_bags(engine, rows, ids)
             self._available, self._identity = len(rows), public.identity
@@ -97,9 +93,7 @@ class Projection:
         return self._basis
 
     def _make(self, parameters: Vector) -> None:
-        frames, held_out = public_frames(
-            self._load, self._identity, self._available, self._options, self._bases
-        )
+        frames, held_out = public_frames(self._load, self._identity, self._available, self._options, self._bases)
         basis = build_basis(self._engine, parameters, frames, held_out, self._options)
         energy = basis.captured.mean
         used = energy >= self._options.min_captured_energy

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from wardpose.shared.privacy.cache import Rows
 from wardpose.shared.privacy.cohort import CohortData, RowIds, load_bags, pseudo_labelled
 from wardpose.shared.privacy.gradients import Bags, UnitGradients, Vector, map_vector

@@ -16,9 +16,10 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+
 from wardpose.shared.privacy.accounting import Adjacency
-from wardpose.shared.privacy.gradients import Vector, map_vector, unflatten
-from wardpose.shared.privacy.noise import RandomStream
+from wardpose.shared.privacy.gradients import Vector, flatten, map_vector, unflatten
+from wardpose.shared.privacy.noise import RandomStream, quantise_to_grid
 
 GRID = 2**20
 """Grid steps to one clip norm."""
@@ -67,9 +68,7 @@ class ClipSum:
 
     def __call__(self, gradients: Vector) -> Vector:
         """Sum the clipped gradients, each tensor (u, ...) of `gradients` to (...)."""
-        factors = clip_factors(
-            unit_norms(gradients), self.max_grad_norm, next(iter(gradients.values())).dtype
-        )
+        factors = clip_factors(unit_norms(gradients), self.max_grad_norm, next(iter(gradients.values())).dtype)
         gradients = _without(gradients, factors == 0)
         if self.discrete:
             return _grid_sum(gradients, factors, self.max_grad_norm)
@@ -169,35 +168,21 @@ def clip_factors(norms: Tensor, max_grad_norm: float, dtype: torch.dtype) -> Ten
 
 def scale_units(gradients: Vector, factors: Tensor) -> Vector:
     """Multiply unit u of every tensor (u, ...) by `factors[u]`."""
-    return map_vector(
-        lambda value: value * factors.to(value).reshape(-1, *[1] * (value.dim() - 1)), gradients
-    )
+    return map_vector(lambda value: value * factors.to(value).reshape(-1, *[1] * (value.dim() - 1)), gradients)
 
 
 def _without(gradients: Vector, dropped: Tensor) -> Vector:
     """Set units to zero; a product would turn their infinities into NaN."""
     if not bool(dropped.any()):
         return gradients
-    return map_vector(
-        lambda value: value.masked_fill(dropped.reshape(-1, *[1] * (value.dim() - 1)), 0.0), gradients
-    )
+    return map_vector(lambda value: value.masked_fill(dropped.reshape(-1, *[1] * (value.dim() - 1)), 0.0), gradients)
 
 
 def _grid_sum(gradients: Vector, factors: Tensor, max_grad_norm: float) -> Vector:
-    """Sum of the clipped units in whole grid steps, each unit's integer vector of norm at most `GRID`."""
-    total = {
-        name: torch.zeros(value.shape[1:], dtype=torch.int64, device=value.device)
-        for name, value in gradients.items()
-    }
+    """Sum of the clipped units in whole grid steps, int64."""
+    like = {name: value.new_empty(value.shape[1:], dtype=torch.int64) for name, value in gradients.items()}
+    total = np.zeros(sum(value.numel() for value in like.values()), np.int64)
     for unit, factor in enumerate(factors.tolist()):
-        scale = factor * (GRID / max_grad_norm)
-        while True:
-            integers = {
-                name: (value[unit].double() * scale).trunc().long() for name, value in gradients.items()
-            }
-            if sum(int(value.square().sum()) for value in integers.values()) <= GRID * GRID:
-                break
-            scale *= 1.0 - 1e-7
-        for name, value in integers.items():
-            total[name] += value
-    return total
+        vector = flatten({name: value[unit] for name, value in gradients.items()}).double().cpu().numpy()
+        total += quantise_to_grid(vector * factor, max_grad_norm, max_grad_norm / GRID)
+    return unflatten(torch.from_numpy(total), like)

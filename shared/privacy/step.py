@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy.basis import PublicBasis
 from wardpose.shared.privacy.cohort import CohortData, PublicData, RowIds, load_bags
@@ -63,18 +64,14 @@ class StepGradient:
         views = None
         if mechanism.uses_public_views:
             if data.public is None:
-                raise ConfigError(
-                    f'mechanism "{mechanism.name}" needs rows of the public view; the cohort has none'
-                )
+                raise ConfigError(f'mechanism "{mechanism.name}" needs rows of the public view; the cohort has none')
             views = PublicViews(engine, data.public, mechanism.feature.labels)
         self._private = (
             _PrivatePart(engine, data, mechanism, streams, declared_units, public, views)
             if mechanism.reads_private
             else None
         )
-        self._public = (
-            PublicPart(engine, data, views, mechanism, streams.public) if views is not None else None
-        )
+        self._public = PublicPart(engine, data, views, mechanism, streams.public) if views is not None else None
 
     def __call__(self, parameters: Vector) -> Vector:
         """Gradient at `parameters`, float64."""
@@ -196,9 +193,7 @@ def expected_batch_size(mechanism: Mechanism, declared_units: DeclaredUnits) -> 
     tiers = {"", *mechanism.tiers}
     declared = {"": declared_units} if isinstance(declared_units, int) else dict(declared_units)
     if set(declared) - tiers or (mechanism.tiers and isinstance(declared_units, int)):
-        raise ConfigError(
-            f"declared units {declared_units!r} do not fit the mechanism's tiers {sorted(tiers)}"
-        )
+        raise ConfigError(f"declared units {declared_units!r} do not fit the mechanism's tiers {sorted(tiers)}")
     expected = sum(mechanism.rate(tier) * count for tier, count in declared.items())
     if expected <= 0:
         raise ConfigError(f"declared units {declared_units!r}: allowed: 1 or more")

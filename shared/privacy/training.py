@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import PoseModel, Strategy
 from wardpose.shared.privacy.basis import decode_coordinates
@@ -62,9 +63,7 @@ class OptimizerConfig(BaseModel):
                 parameters, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
             )
         kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
-        return kind(
-            parameters, lr=self.learning_rate, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
-        )
+        return kind(parameters, lr=self.learning_rate, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,9 +129,7 @@ def local_update(
     algorithm = optimizer.build(list(leaves.values()))
     if mechanism.projection.uplink == "coefficients" and mechanism.uses_basis:
         _check_linear(optimizer)
-    step_gradient = StepGradient(
-        engine, data, mechanism, streams=streams, declared_units=declared_units, public=public
-    )
+    step_gradient = StepGradient(engine, data, mechanism, streams=streams, declared_units=declared_units, public=public)
     for step in range(steps):
         gradient = step_gradient(leaves)
         for name, leaf in leaves.items():
@@ -184,6 +181,5 @@ def _check_linear(optimizer: OptimizerConfig) -> None:
     """Refuse optimisers whose update is not a fixed multiple of the gradients' sum."""
     if optimizer.name != "sgd" or optimizer.momentum or optimizer.weight_decay:
         raise ConfigError(
-            'projection.uplink "coefficients" needs optimizer "sgd" without momentum and weight decay, '
-            f"not {optimizer}"
+            f'projection.uplink "coefficients" needs optimizer "sgd" without momentum and weight decay, not {optimizer}'
         )

@@ -21,9 +21,7 @@ print(before, page_faults(step), kept_before)
 
 def test_a_step_stops_causing_page_faults() -> None:
     environment = {"OMP_NUM_THREADS": "1", "PATH": ""}
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=environment
-    )
+    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=environment)
     before, after, kept_before = run.stdout.split()
     assert kept_before == "False"
     assert int(before) > 50_000

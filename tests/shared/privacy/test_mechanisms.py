@@ -1,0 +1,107 @@
+"""A mechanism's value decides its events; contradictions are refused."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from wardpose.shared.privacy.accounting import epsilon
+from wardpose.shared.privacy.mechanisms import (
+    Mechanism,
+    ProjectionOptions,
+    ResidualOptions,
+)
+
+
+@pytest.mark.parametrize("name", ["dp-sgd", "projected", "feature", "feature-projective"])
+def test_every_private_mechanism_costs_the_same_subsampled_gaussian(name: str) -> None:
+    mechanism = Mechanism(name=name, sample_rate=0.05, noise_multiplier=1.5, exact_noise=True)
+    (event,) = mechanism.events(40)
+    assert (event.sample_rate, event.noise_multiplier, event.steps, event.unit) == (0.05, 1.5, 40, "patient")
+    assert event.mechanism == name
+    assert epsilon([event], delta=1e-5) == pytest.approx(
+        epsilon(
+            Mechanism(name="dp-sgd", sample_rate=0.05, noise_multiplier=1.5, exact_noise=True).events(40),
+            delta=1e-5,
+        )
+    )
+
+
+def test_the_two_ends_cost_everything_and_nothing() -> None:
+    assert epsilon(Mechanism(name="none").events(3), delta=1e-5) == float("inf")
+    assert epsilon(Mechanism(name="public-only").events(3), delta=1e-5) == 0.0
+    assert epsilon(Mechanism(name="dp-sgd", noise_multiplier=0.0).events(1), delta=1e-5) == float("inf")
+
+
+def test_embedding_and_residual_are_one_event_dearer_than_either() -> None:
+    projection = ProjectionOptions(residual=ResidualOptions(max_grad_norm=0.3, noise_multiplier=4.0))
+    both = Mechanism(name="projected", noise_multiplier=3.0, sample_rate=0.1, projection=projection)
+    (event,) = both.events(100)
+    assert event.noise_multiplier == pytest.approx((3.0**-2 + 4.0**-2) ** -0.5)
+    embedding = Mechanism(name="projected", noise_multiplier=3.0, sample_rate=0.1)
+    rest = Mechanism(name="dp-sgd", noise_multiplier=4.0, sample_rate=0.1)
+    accounted = epsilon(both.events(100), delta=1e-5)
+    assert accounted > epsilon(embedding.events(100), delta=1e-5, accountant="rdp")
+    # As two subsampled events, two independent batches would be pretended: too little.
+    apart = epsilon([*embedding.events(100), *rest.events(100)], delta=1e-5, accountant="rdp")
+    assert epsilon(both.events(100), delta=1e-5, accountant="rdp") > apart
+
+
+def test_a_mechanism_travels_as_json() -> None:
+    mechanism = Mechanism(
+        name="feature-projective",
+        noise_multiplier=1.25,
+        projection=ProjectionOptions(source="public-views", rank=16),
+    )
+    assert Mechanism.model_validate_json(mechanism.model_dump_json()) == mechanism
+    assert Mechanism.model_validate(json.loads(mechanism.model_dump_json())) == mechanism
+
+
+def test_tiers_are_charged_each_by_its_own_rate() -> None:
+    mechanism = Mechanism(sample_rate=0.1, noise_multiplier=1.0, tiers={"careful": 0.02})
+    events = mechanism.events(10)
+    assert {(event.tier, event.sample_rate) for event in events} == {("", 0.1), ("careful", 0.02)}
+
+
+def test_noise_kind_follows_where_the_numbers_live() -> None:
+    kinds = {
+        "dp-sgd": "gaussian",
+        "feature": "gaussian",
+        "projected": "discrete-gaussian",
+        "feature-projective": "discrete-gaussian",
+    }
+    for name, kind in kinds.items():
+        assert Mechanism(name=name, noise_multiplier=1.0).events(1)[0].noise == kind
+    assert Mechanism(noise_multiplier=1.0, exact_noise=True).events(1)[0].noise == "discrete-gaussian"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "dpsgd"},
+        {"sample_rate": 0.0},
+        {"sample_rate": 1.5},
+        {"noise_multiplier": -1.0},
+        {"noise_multiplier": float("nan")},
+        {"max_grad_norm": 0.0},
+        {"max_grad_norm": float("inf")},
+        {"unit": "frame", "frames_per_unit": 3},
+        {"name": "none", "noise_multiplier": 1.0},
+        {"name": "projected", "projection": {"source": "public-views"}},
+        {"name": "feature-projective", "projection": {"uplink": "coefficients"}},
+        {"name": "projected", "projection": {"uplink": "coefficients", "refresh_steps": 5}},
+        {"name": "projected", "noise_multiplier": 300.0},
+        {"colour": "red"},
+        {"projection": {"ranks": 3}},
+        {"noise_multiplier": 1.0, "projection": {"residual": {"max_grad_norm": 1.0, "noise_multiplier": 0.0}}},
+    ],
+)
+def test_contradictions_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Mechanism.model_validate(values)
+
+
+def test_steps_of_an_event() -> None:
+    assert Mechanism(noise_multiplier=1.0).events(0) == ()
+    with pytest.raises(ValueError, match="steps is -1"):
+        Mechanism(noise_multiplier=1.0).events(-1)
