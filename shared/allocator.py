@@ -2,7 +2,7 @@
 
 glibc gives blocks above 32 MB back to the kernel at every `free`; the following allocation then pays a page
 fault for every 4 kB. A training step allocates the same few hundred megabytes again and again, and spends
-30-70 % of its time in those faults on batches of more than about 8 crops. `keep_freed_memory` forbids that
+30-70 % of its time in those faults on batches of more than about 8 crops. `tune_allocator` forbids that
 for the process: no block of its own mapping, no trimming, one arena.
 
 Other C libraries (musl, macOS) have no such setting, and need none of it.
@@ -19,7 +19,7 @@ _PROBE_BYTES = 64 * 2**20
 _ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_MAX_": "0", "MALLOC_ARENA_MAX": "1"}
 
 
-def keep_freed_memory(*, may_restart: bool = False) -> bool:
+def tune_allocator(*, may_restart: bool = False) -> bool:
     """Set the allocator up; call it first thing in a program, before large tensors exist.
 
     Args:

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ def build_rows(
     height, width = model.config.input_size
     if frozen:
         blank = np.zeros((1, height, width, 3), np.uint8)
-        shape, kind = _features(model, strategy, blank, precision).shape[1:], precision
+        shape, kind = _features(model, strategy, blank, precision).shape[1:], str(precision)
     else:
         shape, kind = (height, width, 3), "uint8"
     layout = _Layout(
@@ -253,13 +253,13 @@ def _build(entry: Path, job: _Job, limit_bytes: int | None) -> None:
     _make_room(folder, job, limit_bytes)
     temporary = Path(tempfile.mkdtemp(prefix=f".building-{os.getpid()}-", dir=folder))
     try:
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             name: np.lib.format.open_memmap(temporary / f"{name}.npy", mode="w+", dtype=np.dtype(kind), shape=shape)
             for name, shape, kind in job.layout.arrays()
         }
         job.fill(arrays)
         for array in arrays.values():
-            array.flush()  # msync: the pages are on disk before the marker says so
+            cast("np.memmap[Any, Any]", array).flush()  # msync: the pages are on disk before the marker says so
         sizes = {f"{name}.npy": (temporary / f"{name}.npy").stat().st_size for name in arrays}
         (temporary / _MARKER).write_text(json.dumps(sizes))
         try:

@@ -152,10 +152,8 @@ def load_bags(engine: UnitGradients, rows: Rows, ids: RowIds) -> Bags:
     """Bring rows (U, F) to the engine's device, as features where the strategy has a frozen trunk."""
     flat = ids.reshape(-1)
     picked = torch.from_numpy(np.ascontiguousarray(rows.inputs[flat])).to(engine.device)
-    if rows.are_crops:
-        inputs = engine.features(to_tensor(picked).to(engine.dtype))
-    else:
-        inputs = picked.to(engine.dtype)
+    images = rows.are_crops
+    inputs = engine.features(to_tensor(picked).to(engine.dtype)) if images else picked.to(engine.dtype)
     units, frames = ids.shape
     joints = torch.from_numpy(rows.joints[flat]).to(engine.device, engine.dtype)
     visibility = torch.from_numpy(rows.visibility[flat]).to(engine.device)

@@ -18,6 +18,7 @@ halves of a pair nearly agree.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -269,7 +270,7 @@ class _forward_mode:  # noqa: N801 - a context manager is used like a function
     """Switch fused attention off while the block runs: it has no forward-mode derivative."""
 
     def __init__(self, model: PoseModel) -> None:
-        self._modules = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+        self._modules = [cast(Any, module) for module in model.modules() if getattr(module, "fused_attn", False)]
 
     def __enter__(self) -> None:
         for module in self._modules:
@@ -292,7 +293,7 @@ def flatten(vector: Vector) -> Tensor:
 
 def unflatten(flat: Tensor, like: Vector) -> Vector:
     """Inverse of `flatten`: names, shapes, dtypes and devices of `like`."""
-    parts = flat.split([value.numel() for value in like.values()])
+    parts = torch.split(flat, [value.numel() for value in like.values()])
     return {name: part.reshape(value.shape).to(value) for (name, value), part in zip(like.items(), parts, strict=True)}
 
 

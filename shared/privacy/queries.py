@@ -28,8 +28,15 @@ GRID = 2**20
 class Query(Protocol):
     """A sum over units of bounded sensitivity."""
 
-    max_grad_norm: float
-    discrete: bool
+    @property
+    def max_grad_norm(self) -> float:
+        """C: the most that one unit contributes."""
+        ...
+
+    @property
+    def discrete(self) -> bool:
+        """Whether sums are int64 multiples of C / `GRID`."""
+        ...
 
     def zero(self) -> Vector:
         """Return the sum over no units."""

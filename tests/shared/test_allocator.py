@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import torch
-from wardpose.shared.allocator import freed_memory_is_kept, keep_freed_memory, page_faults
+from wardpose.shared.allocator import freed_memory_is_kept, tune_allocator, page_faults
 
 def step():
     for _ in range(5):
@@ -13,7 +13,7 @@ def step():
 
 step()
 before, kept_before = page_faults(step), freed_memory_is_kept()
-assert keep_freed_memory()
+assert tune_allocator()
 step()
 print(before, page_faults(step), kept_before)
 """
