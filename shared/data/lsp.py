@@ -44,7 +44,8 @@ def read_lsp(
 ) -> ListDataset:
     """Read a named split of the folder `path` (`annotations/`, `images/`).
 
-    Record ids are the images' names without ending, for example `lspet_00042`. Labelled joints are visible (2): the
+    Record ids are the images' names without ending, for example `lspet_00042`. A head size of 0 (neck and
+    head top marked at one point) is unknown. Labelled joints are visible (2): the
     crowd did not mark hidden ones.
 
     Raises:
@@ -104,7 +105,7 @@ def _read_part(reading: Reading, path: Path, part: str, split: LspSplit) -> None
                 frame=ImageFile(root=path, name=f"images/{part}/{name}"),
                 frame_name=name,
                 stated_size=(field(image, "height", int), field(image, "width", int)),
-                head_size=_optional(annotation, "head_size"),
+                head_size=_optional(annotation, "head_size") or None,  # 0: neck and head top coincide
                 area=float(field(annotation, "area", (int, float))),
                 group=group,
             )
