@@ -39,18 +39,13 @@ from wardpose.shared.privacy.accounting import Accountant, Adjacency, Event
 _APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
 _PATIENCE = 120.0  # seconds to wait for another process's transaction
 _GENESIS, _COHORT, _RESERVE, _COMMIT = "genesis", "cohort", "reserve", "commit"
-_SCHEMA = f"""
-    CREATE TABLE entries (
-        sequence INTEGER PRIMARY KEY,
-        kind TEXT NOT NULL,
-        body TEXT NOT NULL,
-        previous TEXT NOT NULL,
-        hash TEXT NOT NULL
-    ) STRICT;
-    CREATE TRIGGER entries_keep BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'a ledger is
-    append-only'); END; CREATE TRIGGER entries_stay BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'a
-    ledger is append-only'); END; PRAGMA application_id = {_APPLICATION_ID};
-"""
+_SCHEMA = (
+    "CREATE TABLE entries (sequence INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, "
+    "previous TEXT NOT NULL, hash TEXT NOT NULL) STRICT",
+    "CREATE TRIGGER entries_keep BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END",
+    "CREATE TRIGGER entries_stay BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END",
+    f"PRAGMA application_id = {_APPLICATION_ID}",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,7 +338,7 @@ class Ledger:
             connection.execute("BEGIN IMMEDIATE")
             appender = _Appender(connection, list(self._read(connection)), int(self._clock()))
             if not appender.entries:
-                for statement in _SCHEMA.split(";\n"):
+                for statement in _SCHEMA:
                     connection.execute(statement)
                 appender(_GENESIS, {"ledger": secrets.token_hex(16), "version": 1})
             yield appender
@@ -475,7 +470,7 @@ def _set_journal(connection: sqlite3.Connection) -> None:
 
 
 def _readonly_uri(path: Path) -> str:
-    """Readers share memory through a file beside the ledger; where they may not make it, a settled file is read alone."""
+    """Readers share memory in a file beside the ledger; where they may not make it, a settled ledger is read alone."""
     log = path.with_name(f"{path.name}-wal")
     settled = not log.exists() or log.stat().st_size == 0
     alone = settled and not os.access(path.parent, os.W_OK)
