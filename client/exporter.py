@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from prometheus_client.core import Metric
-from wardpose.client.journal import SiteJournal
+
+from wardpose.client.journal import OrderRow, SiteJournal
 from wardpose.shared.config import SiteConfig, load_site
-from wardpose.shared.exposition import FileCollector, Samples, counter, gauge, ledger_state
+from wardpose.shared.exposition import FileCollector, Samples, chain_holds, counter, gauge
+from wardpose.shared.privacy.accounting import epsilon_by_tier
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.version import code_hash, version
 
@@ -52,7 +54,9 @@ class SiteExporter:
 
     def collector(self) -> FileCollector:
         """Return what `serve` needs."""
-        return FileCollector({"config": self.config, "ledger": self.ledger, "journal": self.journal})
+        return FileCollector(
+            {"config": self.config, "ledger": self.ledger, "chain": self.chain, "journal": self.journal}
+        )
 
     def config(self) -> Iterable[Metric]:
         """Who the site is.
@@ -76,27 +80,38 @@ class SiteExporter:
         yield _gauge("wardpose_site_tier_epsilon_budget", tiers)
 
     def ledger(self) -> Iterable[Metric]:
-        """Read what is spent.
+        """Read what is spent; a site that was never asked has no ledger yet and has spent nothing.
 
         Raises:
             ConfigError: site.yaml is missing or wrong.
-            LedgerError: the ledger is missing or cannot be read.
+            LedgerError: the ledger cannot be read, or is gone although releases were paid from it.
 
         """
         site = load_site(self.path)
-        policy = site.policy
-        ledger = Ledger.open_readonly(site.ledger)
-        cohorts = sorted({site.cohort.name, *ledger.cohorts()})
-        spent = {name: ledger.epsilon(name, delta=policy.delta, adjacency=policy.adjacency) for name in cohorts}
-        tiers = ledger.epsilon_by_tier(site.cohort.name, delta=policy.delta, adjacency=policy.adjacency)
+        policy, mine = site.policy, site.cohort.name
+        ledger = Ledger(site.ledger) if _untouched(site) else Ledger.open_readonly(site.ledger)
+        charged = {mine: (), **ledger.events_by_cohort()}
+        tiers = {
+            name: epsilon_by_tier(events, delta=policy.delta, adjacency=policy.adjacency)
+            for name, events in charged.items()
+        }
+        spent = {name: max(values.values()) for name, values in tiers.items()}
         yield _gauge("wardpose_site_epsilon_spent", [({"cohort": name}, value) for name, value in spent.items()])
-        yield _gauge(
-            "wardpose_site_epsilon_remaining",
-            [(_label(site), max(0.0, policy.epsilon - spent[site.cohort.name]))],
-        )
-        named = [({**_label(site), "tier": tier}, value) for tier, value in tiers.items() if tier]
+        yield _gauge("wardpose_site_epsilon_remaining", [(_label(site), max(0.0, policy.epsilon - spent[mine]))])
+        named = [({**_label(site), "tier": tier}, value) for tier, value in tiers[mine].items() if tier]
         yield _gauge("wardpose_site_tier_epsilon_spent", named)
-        yield from ledger_state(ledger, ("wardpose_site_ledger_entries", "wardpose_site_ledger_verified"), METRICS)
+        yield _gauge("wardpose_site_ledger_entries", [({}, ledger.head()[0])])
+
+    def chain(self) -> Iterable[Metric]:
+        """Check the ledger's hash chain.
+
+        Raises:
+            ConfigError: site.yaml is missing or wrong.
+
+        """
+        site = load_site(self.path)
+        holds = 1.0 if _untouched(site) else chain_holds(site.ledger)
+        yield _gauge("wardpose_site_ledger_verified", [({}, holds)])
 
     def journal(self) -> Iterable[Metric]:
         """Read what was ordered; a site that was never asked has no journal, which is no failure.
@@ -106,7 +121,7 @@ class SiteExporter:
             sqlite3.Error: the journal is locked or broken.
 
         """
-        orders = SiteJournal(load_site(self.path).state / "journal.sqlite").orders()
+        orders = _orders(load_site(self.path))
         outcomes = Counter(order.status for order in orders)
         yield counter(
             "wardpose_site_orders_total",
@@ -125,6 +140,15 @@ class SiteExporter:
 
 def _gauge(name: str, samples: Samples) -> Metric:
     return gauge(name, METRICS[name], samples)
+
+
+def _orders(site: SiteConfig) -> list[OrderRow]:
+    return SiteJournal(site.state / "journal.sqlite").orders()
+
+
+def _untouched(site: SiteConfig) -> bool:
+    """Whether nothing was ever released, so that there need be no ledger."""
+    return not site.ledger.exists() and all(order.status != "released" for order in _orders(site))
 
 
 def _label(site: SiteConfig) -> dict[str, str]:

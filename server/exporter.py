@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client.core import Metric
+
 from wardpose.server.journal import RunJournal, SiteRow
 from wardpose.server.superlink import registered_nodes
 from wardpose.shared.errors import DataError
-from wardpose.shared.exposition import FileCollector, Samples, Source, counter, gauge, ledger_state, summary
+from wardpose.shared.exposition import FileCollector, Samples, Source, chain_holds, counter, gauge, summary
 from wardpose.shared.privacy.accounting import Event, epsilon, federation_epsilon
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.version import version
@@ -71,7 +72,7 @@ class ServerExporter:
 
     def collector(self) -> FileCollector:
         """Return what `serve` needs."""
-        sources: dict[str, Source] = {"journal": self.journal, "ledger": self.ledger}
+        sources: dict[str, Source] = {"journal": self.journal, "ledger": self.ledger, "chain": self.chain}
         if self.superlink is not None:
             sources["superlink"] = self.nodes
         return FileCollector(sources)
@@ -147,12 +148,12 @@ class ServerExporter:
 
         """
         last = self._runs()[-1]
-        names = _names(last)
         ledger = Ledger.open_readonly(self.directory / "ledger.sqlite")
-        events = {name: ledger.events(name) for name in names}
+        charged = ledger.events_by_cohort()
+        events = {name: charged.get(name, ()) for name in _names(last)}
         rows = [row for run in self._journal.runs() for row in self._journal.sites(run["run"])]
         spent, budgets, deltas, remaining = [], [], [], []
-        for name in names:
+        for name in events:
             label = {"site": name}
             budget, delta, stated = _stated(last, [row for row in rows if row.site == name], name)
             value = max(stated, epsilon(events[name], delta=delta))
@@ -165,7 +166,11 @@ class ServerExporter:
         yield _gauge("wardpose_epsilon_remaining", remaining)
         yield _gauge("wardpose_epsilon_delta", deltas)
         yield _gauge("wardpose_epsilon_federation", _federation(events, last))
-        yield from ledger_state(ledger, ("wardpose_ledger_entries", "wardpose_ledger_verified"), METRICS)
+        yield _gauge("wardpose_ledger_entries", [({}, ledger.head()[0])])
+
+    def chain(self) -> Iterable[Metric]:
+        """Check the ledger's hash chain."""
+        yield _gauge("wardpose_ledger_verified", [({}, chain_holds(self.directory / "ledger.sqlite"))])
 
     def nodes(self) -> Iterable[Metric]:
         """Read which sites are connected.

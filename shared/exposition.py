@@ -10,11 +10,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
+
 from wardpose.shared.errors import ConfigError, LedgerError
 from wardpose.shared.privacy.ledger import Ledger
 
@@ -40,15 +42,13 @@ def summary(name: str, documentation: str, *, count: int, total: float) -> Metri
     return SummaryMetricFamily(name, documentation, count_value=count, sum_value=total)
 
 
-def ledger_state(ledger: Ledger, names: tuple[str, str], texts: Mapping[str, str]) -> Iterator[Metric]:
-    """Tell how long a ledger is and whether its hash chain is unbroken, as the two gauges `names`."""
+def chain_holds(ledger: Path) -> float:
+    """Return 1 when a ledger's file and hash chain are whole, 0 when they are not or there is none."""
     try:
-        ledger.verify()
-        verified = 1.0
+        Ledger.open_readonly(ledger).verify()
     except LedgerError:
-        verified = 0.0
-    for name, value in zip(names, (float(ledger.head()[0]), verified), strict=True):
-        yield gauge(name, texts[name], [({}, value)])
+        return 0.0
+    return 1.0
 
 
 def _fill(
@@ -91,9 +91,7 @@ class FileCollector(Collector):
                     continue
                 up[name] = True
                 yield from families
-        yield gauge(
-            "wardpose_exporter_up", "1 when every source could be read.", [({}, float(all(up.values())))]
-        )
+        yield gauge("wardpose_exporter_up", "1 when every source could be read.", [({}, float(all(up.values())))])
         yield gauge(
             "wardpose_exporter_source_up",
             "1 when the source could be read.",

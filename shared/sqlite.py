@@ -26,7 +26,10 @@ def transaction(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open an existing file for reading; `sqlite3.OperationalError` when it does not exist."""
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as connection:
+    """Open an existing file for reading; `sqlite3.OperationalError` when it does not exist.
+
+    Readers do not wait for writers of a write-ahead log; five seconds are for a file that is locked as a whole.
+    """
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
         connection.row_factory = sqlite3.Row
         yield connection

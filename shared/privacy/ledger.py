@@ -38,6 +38,7 @@ from wardpose.shared.privacy.accounting import Accountant, Adjacency, Event
 
 _APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
 _PATIENCE = 120.0  # seconds to wait for another process's transaction
+_READ_PATIENCE = 5.0  # readers do not wait for writers; a file that is locked as a whole is soon given up
 _GENESIS, _COHORT, _RESERVE, _COMMIT = "genesis", "cohort", "reserve", "commit"
 _SCHEMA = (
     "CREATE TABLE entries (sequence INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, "
@@ -254,6 +255,11 @@ class Ledger:
         """Everything that was ever reserved for a cohort, in order; empty for one that is not known."""
         return _events(self.entries(), cohort)
 
+    def events_by_cohort(self) -> dict[str, tuple[Event, ...]]:
+        """Return the events of every cohort, by one reading of the file."""
+        entries = self.entries()
+        return {name: _events(entries, name) for name in _cohorts(entries)}
+
     def epsilon(
         self, cohort: str, delta: float, *, adjacency: Adjacency = "add-remove", accountant: Accountant = "pld"
     ) -> float:
@@ -268,7 +274,7 @@ class Ledger:
 
     def cohorts(self) -> tuple[str, ...]:
         """Names of all cohorts that were declared or charged, in order of first appearance."""
-        return tuple(dict.fromkeys(str(entry.body["cohort"]) for entry in self.entries() if "cohort" in entry.body))
+        return _cohorts(self.entries())
 
     def head(self) -> tuple[int, str]:
         """Sequence number and hash of the last entry, (0, 64 zeros) for a ledger that was never written.
@@ -349,7 +355,7 @@ class Ledger:
         connection: sqlite3.Connection | None = None
         try:
             if self.readonly:
-                connection = sqlite3.connect(_readonly_uri(self.path), uri=True, timeout=_PATIENCE)
+                connection = sqlite3.connect(_readonly_uri(self.path), uri=True, timeout=_READ_PATIENCE)
             else:
                 created = not self.path.exists()
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -421,6 +427,10 @@ def _hash(sequence: int, kind: str, text: str, previous: str) -> str:
 
 def _head(entries: Sequence[Entry]) -> tuple[int, str]:
     return (len(entries), entries[-1].hash) if entries else (0, "0" * 64)
+
+
+def _cohorts(entries: Sequence[Entry]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(entry.body["cohort"]) for entry in entries if "cohort" in entry.body))
 
 
 def _events(entries: Sequence[Entry], cohort: str) -> tuple[Event, ...]:
