@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
 from wardpose.shared.anonymize.public_view import PublicViewConfig
 from wardpose.shared.data.crops import Augmentation
 from wardpose.shared.data.source import DataSource, find_data_root
@@ -332,7 +333,7 @@ def load_federation(path: Path) -> FederationConfig:
         ConfigError: one line naming the file, the key, the value and what is allowed.
 
     """
-    return _load(path, FederationConfig)
+    return load_yaml(path, FederationConfig)
 
 
 def load_site(path: Path) -> SiteConfig:
@@ -342,7 +343,7 @@ def load_site(path: Path) -> SiteConfig:
         ConfigError: one line naming the file, the key, the value and what is allowed.
 
     """
-    site = _load(path, SiteConfig)
+    site = load_yaml(path, SiteConfig)
     folder = path.resolve().parent
     return site.model_copy(update={"ledger": folder / site.ledger, "state": folder / site.state})
 
@@ -352,7 +353,13 @@ def to_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _load(path: Path, model: type[Model]) -> Model:
+def load_yaml(path: Path, model: type[Model]) -> Model:
+    """Read a YAML file as a configuration; `${WARDPOSE_DATA}` is replaced in every text.
+
+    Raises:
+        ConfigError: one line naming the file, the key, the value and what is allowed.
+
+    """
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
