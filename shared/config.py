@@ -323,7 +323,7 @@ class SiteConfig(Strict):
     simulation_seed: int | None = None
 
 
-Model = TypeVar("Model", bound=Strict)
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_federation(path: Path) -> FederationConfig:
