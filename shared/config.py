@@ -181,7 +181,7 @@ class ServerConfig(Strict):
 
 
 class FederationConfig(Strict):
-    """federation.yaml: the server's plan, and in simulation also the hospitals.
+    """federation.yaml: the server's plan, and in simulation also the hospitals; paths are relative to the file.
 
     Attributes:
         name: of the federation; ledgers and metrics carry it.
@@ -337,15 +337,13 @@ def load_federation(path: Path) -> FederationConfig:
 
 
 def load_site(path: Path) -> SiteConfig:
-    """Read and check a site.yaml; `ledger` and `state` come back as absolute paths.
+    """Read and check a site.yaml.
 
     Raises:
         ConfigError: one line naming the file, the key, the value and what is allowed.
 
     """
-    site = load_yaml(path, SiteConfig)
-    folder = path.resolve().parent
-    return site.model_copy(update={"ledger": folder / site.ledger, "state": folder / site.state})
+    return load_yaml(path, SiteConfig)
 
 
 def to_yaml(config: BaseModel) -> str:
@@ -354,7 +352,7 @@ def to_yaml(config: BaseModel) -> str:
 
 
 def load_yaml(path: Path, model: type[Model]) -> Model:
-    """Read a YAML file as a configuration; `${WARDPOSE_DATA}` is replaced in every text.
+    """Read a YAML file as a configuration; relative paths in it become absolute, `${WARDPOSE_DATA}` is replaced.
 
     Raises:
         ConfigError: one line naming the file, the key, the value and what is allowed.
@@ -369,11 +367,12 @@ def load_yaml(path: Path, model: type[Model]) -> Model:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds {type(content).__name__} (allowed: a mapping of keys)")
     try:
-        return model.model_validate(_expanded(content))
+        anchored: Model = _anchored(model.model_validate(_expanded(content)), path.resolve().parent)
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe(error)}") from error
     except WardposeError as error:
         raise ConfigError(f"{path}: {error}") from error
+    return anchored
 
 
 def _expanded(value: Any) -> Any:
@@ -383,6 +382,17 @@ def _expanded(value: Any) -> Any:
     if isinstance(value, list):
         return [_expanded(item) for item in value]
     return {key: _expanded(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _anchored(value: Any, folder: Path) -> Any:
+    """Make every relative path in a configuration absolute: it means a place beside the file that names it."""
+    if isinstance(value, Path):
+        return folder / value
+    if isinstance(value, BaseModel):
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        changed = {name: _anchored(field, folder) for name, field in fields.items()}
+        return value.model_copy(update={name: new for name, new in changed.items() if new is not fields[name]})
+    return tuple(_anchored(item, folder) for item in value) if isinstance(value, tuple) else value
 
 
 def describe(error: ValidationError) -> str:
