@@ -47,9 +47,7 @@ class SimCC:
     @classmethod
     def of(cls, config: "ModelConfig") -> "SimCC":
         """Return the code that a model of `config` speaks."""
-        return cls(
-            input_size=config.input_size, split_ratio=config.split_ratio, label_sigma=config.label_sigma
-        )
+        return cls(input_size=config.input_size, split_ratio=config.split_ratio, label_sigma=config.label_sigma)
 
     @property
     def bins(self) -> tuple[int, int]:
@@ -88,8 +86,8 @@ class SimCC:
             logits_y: (..., J, H · split_ratio).
 
         Returns:
-            joints (..., J, 2) crop pixels, inside the crop, and scores (..., J) from 0 to 1: how high the less certain axis
-            peaks, relative to a label's peak.
+            joints (..., J, 2) crop pixels, inside the crop, and scores (..., J) from 0 to 1: how high the less
+            certain axis peaks, relative to a label's peak.
 
         """
         peaks, places = zip(*(self._peak(logits.detach()) for logits in (logits_x, logits_y)), strict=True)

@@ -33,6 +33,7 @@ def draw_skeleton(
 
     Raises:
         ValueError: shapes do not fit the skeleton.
+
     """
     points, marks = np.asarray(joints, np.float64), np.asarray(visibility)
     if points.shape != (len(skeleton), 2) or marks.shape != (len(skeleton),):
@@ -47,7 +48,13 @@ def draw_skeleton(
         if drawn[start] and drawn[end]:
             paint = colour or _side(skeleton.joints[start], skeleton.joints[end])
             cv2.line(
-                canvas, tuple(fixed[start].tolist()), tuple(fixed[end].tolist()), paint, width, cv2.LINE_AA, _FRACTION_BITS
+                canvas,
+                tuple(fixed[start].tolist()),
+                tuple(fixed[end].tolist()),
+                paint,
+                width,
+                cv2.LINE_AA,
+                _FRACTION_BITS,
             )
     for i in np.flatnonzero(drawn):
         paint = colour or _side(skeleton.joints[i])

@@ -1,5 +1,6 @@
 """From a model and a data set to predicted joints in frame pixels, and to the numbers that a table shows."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ class Scores:
         per_joint_pckh: `pckh_05` of each joint, or `None`.
         by_group: `pck_box_02` of each named group of records.
         oks_ap: COCO's average precision, one person per image; `None` unless asked for.
+
     """
 
     records: int
@@ -67,6 +69,7 @@ def predict(
 
     Raises:
         DataError: the data set is in another skeleton, or a frame cannot be read.
+
     """
     if dataset.skeleton.name != model.skeleton.name:
         raise DataError(
@@ -82,9 +85,7 @@ def predict(
         pixels = torch.from_numpy(np.stack([crop.image for crop in batch])).to(device)
         with torch.inference_mode():
             in_crop, confidence = codec.decode(*_logits(model, crops.to_tensor(pixels), flip_test=flip_test))
-        for i, crop, points, score in zip(
-            rows, batch, in_crop.cpu().numpy(), confidence.cpu().numpy(), strict=True
-        ):
+        for i, crop, points, score in zip(rows, batch, in_crop.cpu().numpy(), confidence.cpu().numpy(), strict=True):
             joints[i] = crops.transform(points, crops.invert(crop.affine))
             scores[i] = score
     return joints, scores
@@ -100,9 +101,7 @@ def evaluate(
     with_oks: bool = False,
 ) -> Scores:
     """Predict and score; arguments and errors as `predict`, `with_oks` adds OKS average precision."""
-    joints, confidence = predict(
-        model, dataset, batch_size=batch_size, flip_test=flip_test, device=device
-    )
+    joints, confidence = predict(model, dataset, batch_size=batch_size, flip_test=flip_test, device=device)
     return score(joints, dataset, confidence=confidence if with_oks else None)
 
 
@@ -118,6 +117,7 @@ def score(
 
     Raises:
         DataError: the numbers of predictions and records differ.
+
     """
     if len(predicted) != len(dataset):
         raise DataError(f"{dataset.name}: {len(predicted)} predictions for {len(dataset)} records")
@@ -176,4 +176,4 @@ def _logits(model: PoseModel, x: Tensor, *, flip_test: bool) -> tuple[Tensor, Te
 
 
 def _mean_distribution(a: Tensor, b: Tensor) -> Tensor:
-    return torch.logaddexp(a.log_softmax(-1), b.log_softmax(-1)) - np.log(2.0)
+    return torch.logaddexp(a.log_softmax(-1), b.log_softmax(-1)) - math.log(2.0)

@@ -6,15 +6,14 @@ published code) would let one person's visibility rescale everybody else's gradi
 
 import torch
 from torch import Tensor
+
 from wardpose.shared.pose.codec import SimCC
 
 _LOWEST_LOG = -1e30
 """Keeps 0 · log 0 at 0 for logits so far apart that a probability underflows to log 0."""
 
 
-def simcc_loss(
-    logits_x: Tensor, logits_y: Tensor, joints: Tensor, visibility: Tensor, codec: SimCC
-) -> Tensor:
+def simcc_loss(logits_x: Tensor, logits_y: Tensor, joints: Tensor, visibility: Tensor, codec: SimCC) -> Tensor:
     """Kullback-Leibler divergence of the predicted from the labelled distributions, per record.
 
         loss_b = Σ_j v_bj [KL(label_x ‖ softmax logits_x) + KL(label_y ‖ softmax logits_y)]_bj / max(1, Σ_j v_bj)
@@ -29,8 +28,8 @@ def simcc_loss(
         codec: makes the labels.
 
     Returns:
-        (...,) losses, at least 0; exactly 0, with zero gradient, for a record without a visible joint. Finite inputs give
-        finite losses. Works under `torch.vmap` and `torch.func.grad`.
+        (...,) losses, at least 0; exactly 0, with zero gradient, for a record without a visible joint. Finite inputs
+        give finite losses. Works under `torch.vmap` and `torch.func.grad`.
 
     """
     log_x, log_y, weight = codec.encode(joints.to(logits_x.dtype), visibility)

@@ -36,7 +36,9 @@ def relative_errors(
         reference: (N,) pixels; NaN or not above 0 where unknown.
 
     Returns:
-        (N, J); NaN where the joint is not labelled or the reference unknown, infinite where the prediction is not finite.
+        (N, J); NaN where the joint is not labelled or the reference unknown, infinite where the prediction is not
+        finite.
+
     """
     length = np.asarray(reference, np.float64)[:, None]
     known = (np.asarray(visibility) > 0) & (np.nan_to_num(length) > 0)
@@ -65,7 +67,7 @@ def area_under_curve(errors: NDArray[np.float64], thresholds: NDArray[np.float64
 
 
 def pckh_columns(skeleton: Skeleton) -> NDArray[np.int64]:
-    """Indices of the joints that count in the mean PCKh."""
+    """Return the indices of the joints that count in the mean PCKh."""
     return np.array([i for i, name in enumerate(skeleton.joints) if name not in PCKH_EXCLUDED])
 
 
@@ -102,6 +104,7 @@ def oks_ap(
 
     Returns:
         `AP`, `AP50`, `AP75`, `AP_M`, `AP_L`, `AR`; -1 where no record counts (COCO's convention).
+
     """
     names = [str(i) for i in range(len(np.asarray(joints)))] if images is None else list(images)
     ids = {name: i + 1 for i, name in enumerate(dict.fromkeys(names))}
@@ -143,6 +146,7 @@ def oks_ap_of_coco(
 
     Returns:
         As `oks_ap`.
+
     """
     names = ("AP", "AP50", "AP75", "AP_M", "AP_L", "AR")
     if not ground_truth["annotations"] or not results:

@@ -27,6 +27,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
+
 from wardpose.shared.pose import weights as weight_files
 from wardpose.shared.pose.skeleton import Skeleton, get_skeleton
 
@@ -49,8 +50,8 @@ class ModelConfig(BaseModel):
         last_stride: stride of stage 4; 16 keeps the last downsampling at stride 1, finer and slower.
         split_ratio: SimCC bins per pixel, a whole number.
         label_sigma: standard deviation of the Gaussian label in bins.
-        weights: `bundled` (public ward scenes), `random`, `timm` (from its hub) or the path of a safetensors file, either
-            a whole pose model or a backbone.
+        weights: `bundled` (public ward scenes), `random`, `timm` (from its hub) or the path of a safetensors file,
+            either a whole pose model or a backbone.
 
     """
 
@@ -178,9 +179,7 @@ class PoseHead(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, J, bins_x) and (B, J, bins_y) of features (B, C, h, w)."""
-        maps = functional.interpolate(
-            self.maps(features), size=self.map_size, mode="bilinear", align_corners=True
-        )
+        maps = functional.interpolate(self.maps(features), size=self.map_size, mode="bilinear", align_corners=True)
         tokens = maps.flatten(2)  # (B, J, H/8 · W/8)
         return self.x(tokens), self.y(tokens)
 
@@ -225,6 +224,9 @@ def trainable_names(model: PoseModel, strategy: Strategy) -> tuple[str, ...]:
     )
 
 
+_CONVOLUTIONS_WITHOUT_ACTIVATION = ("local_conv.conv", "conv3.conv", "patch_embed.conv2.conv", "head.maps")
+
+
 def _tiny_vit(config: ModelConfig) -> Any:
     """Timm's TinyViT without classifier and without stochastic depth, last downsampling as configured."""
     backbone: Any = timm.create_model(config.backbone, pretrained=False, num_classes=0, drop_path_rate=0.0)
@@ -242,7 +244,8 @@ def _initialise(model: PoseModel, generator: torch.Generator) -> None:
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+            linear = name.endswith(_CONVOLUTIONS_WITHOUT_ACTIVATION)
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear" if linear else "relu", generator=generator)
         elif isinstance(module, nn.Linear) and name.startswith("head."):
             nn.init.normal_(module.weight, std=module.in_features**-0.5, generator=generator)
         elif isinstance(module, nn.Linear):

@@ -1,13 +1,13 @@
 """Weight files: safetensors with the network's configuration beside the tensors, checked before anything is used.
 
-Two kinds exist. A *pose model* file is what `save_model` writes: every tensor of a `PoseModel`, its configuration in the
-file's metadata. A *backbone* file holds a TinyViT alone under timm's names (for example
+Two kinds exist. A *pose model* file is what `save_model` writes: every tensor of a `PoseModel`, its configuration in
+the file's metadata. A *backbone* file holds a TinyViT alone under timm's names (for example
 `tinyvit5m_sam_fp16.safetensors`). Neither can run code.
 """
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import timm
@@ -15,6 +15,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
+
 from wardpose.shared.errors import DataError
 from wardpose.shared.files import write_bytes
 
@@ -25,9 +26,7 @@ CONFIG_KEY = "wardpose_model"
 """Metadata key under which a pose model file keeps its configuration as JSON."""
 
 
-def save_model(
-    model: "PoseModel", path: Path, metadata: dict[str, str] | None = None, *, half: bool = False
-) -> None:
+def save_model(model: "PoseModel", path: Path, metadata: dict[str, str] | None = None, *, half: bool = False) -> None:
     """Write a pose model file, atomically.
 
     Args:
@@ -148,7 +147,7 @@ def load_timm(model: "PoseModel") -> str:
     """
     name = model.config.backbone
     try:
-        source = timm.create_model(name, pretrained=True, num_classes=0)
+        source: Any = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # hub clients raise whatever their transport does
         raise DataError(
             f"timm weights of {name} could not be fetched ({type(error).__name__}: {str(error)[:120]}); "
@@ -160,7 +159,7 @@ def load_timm(model: "PoseModel") -> str:
         if not name.startswith("head.") and not name.endswith("num_batches_tracked")
     }
     _load_state(model.backbone, state, Path(f"timm:{name}"))
-    return f"backbone from timm's hub ({source.pretrained_cfg.get('hf_hub_id', '')}{name})"
+    return f"backbone from timm's hub ({name})"
 
 
 def state_hash(model: nn.Module) -> str:

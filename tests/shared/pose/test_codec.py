@@ -33,7 +33,9 @@ def test_labels_are_distributions_with_the_configured_width() -> None:
 
 
 def test_only_labelled_finite_joints_inside_the_crop_count() -> None:
-    joints = torch.tensor([[10.0, 10], [10, 10], [-0.4, 0], [-0.6, 0], [5, 255.6], [191.4, 3], [torch.nan, 3], [3, 1e30]])
+    joints = torch.tensor(
+        [[10.0, 10], [10, 10], [-0.4, 0], [-0.6, 0], [5, 255.6], [191.4, 3], [torch.nan, 3], [3, 1e30]]
+    )
     visibility = torch.tensor([1, 0, 2, 2, 2, 2, 2, 2])
     targets = CODECS[0].encode(joints, visibility)
     assert targets.weight.tolist() == [1, 0, 1, 0, 0, 1, 0, 0]

@@ -25,7 +25,7 @@ def test_pckh_is_mpii_s_definition_by_a_plain_loop() -> None:
     errors = metrics.relative_errors(predicted, truth, visibility, head)
     counted = errors[:, metrics.pckh_columns(MPII16)]
     for threshold in (0.5, 0.1):
-        right = {name: 0 for name in MPII16.joints}
+        right = dict.fromkeys(MPII16.joints, 0)
         total = dict(right)
         for i in range(len(truth)):
             if math.isnan(head[i]):

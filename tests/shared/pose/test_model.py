@@ -103,7 +103,7 @@ def test_training_moves_parameters_and_no_statistics_and_the_mode_means_nothing(
     codec = SimCC.of(SMALL)
     buffers = copy.deepcopy(dict(model.named_buffers()))
     first = model(x)[0].detach().clone()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(2):
         model.train()
         optimizer.zero_grad()
@@ -114,6 +114,7 @@ def test_training_moves_parameters_and_no_statistics_and_the_mode_means_nothing(
             evaluated = model(x)[0].clone()
         model.train()
         assert torch.equal(evaluated, model(x)[0].detach())
+    assert torch.isfinite(evaluated).all()
     assert not torch.equal(first, evaluated)
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, buffers[name]), name
@@ -156,6 +157,22 @@ def test_equal_seeds_give_equal_models_whatever_the_global_generator_is() -> Non
     other = build_model(SMALL, seed=6).state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(a["head.x.weight"], other["head.x.weight"])
+
+
+def test_random_weights_keep_the_signal_and_can_learn() -> None:
+    model = build_model(SMALL)
+    x, joints, visibility = _records(4, SMALL)
+    assert 0.05 < model.frozen_features(x, "head").std() < 3
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = simcc_loss(*model(x), joints, visibility, SimCC.of(SMALL)).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] < 8
+    assert losses[-1] < 0.98 * losses[0]
 
 
 def test_state_can_be_loaded_from_a_plain_dictionary() -> None:

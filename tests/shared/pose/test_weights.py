@@ -42,7 +42,9 @@ def test_half_precision_halves_the_file_and_keeps_vectors_exact(saved: Path, tmp
     for name, tensor in model.state_dict().items():
         other = half.state_dict()[name]
         assert other.dtype == torch.float32
-        torch.testing.assert_close(other, tensor, rtol=1e-3 if tensor.ndim > 1 else 0, atol=1e-7 if tensor.ndim > 1 else 0)
+        torch.testing.assert_close(
+            other, tensor, rtol=1e-3 if tensor.ndim > 1 else 0, atol=1e-7 if tensor.ndim > 1 else 0
+        )
 
 
 def test_another_head_takes_the_backbone_and_says_so(saved: Path) -> None:
@@ -58,7 +60,9 @@ def test_backbone_file_with_classifier_loads(backbone: dict[str, Tensor], tmp_pa
     path = tmp_path / "backbone.safetensors"
     save_file({**backbone, "head.fc.weight": torch.zeros(3, 320)}, path)
     model = build_model(SMALL.model_copy(update={"weights": str(path)}))
-    assert torch.equal(model.backbone.state_dict()["patch_embed.conv1.conv.weight"], backbone["patch_embed.conv1.conv.weight"])
+    assert torch.equal(
+        model.backbone.state_dict()["patch_embed.conv1.conv.weight"], backbone["patch_embed.conv1.conv.weight"]
+    )
     assert model.weights_source.startswith(f"backbone from {path}")
     with pytest.raises(DataError, match="no pose model"):
         weights.load_model(path)
