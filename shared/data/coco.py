@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as masks
 
 from wardpose.shared.data.dataset import ImageFile, ListDataset
@@ -91,7 +92,7 @@ def read_coco(
     return reading.finish()
 
 
-def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Draw a COCO segmentation (polygons, RLE or compressed RLE) as a mask (height, width) of 0 and 1.
 
     Raises:
@@ -119,7 +120,7 @@ def _area(entry: dict[str, Any], size: tuple[int, int]) -> float | None:
     return None
 
 
-def _visibility(values: "np.ndarray[Any, np.dtype[np.float64]]") -> "np.ndarray[Any, np.dtype[np.uint8]]":
+def _visibility(values: NDArray[np.float64]) -> NDArray[np.uint8]:
     if not np.isin(values, (0, 1, 2)).all():
         raise DataError(f"keypoints have visibility {values[~np.isin(values, (0, 1, 2))][0]} (allowed: 0, 1, 2)")
     return values.astype(np.uint8)
@@ -130,8 +131,6 @@ def _person_category(content: Any) -> int:
         if field(category, "name", str) == "person":
             joints = tuple(field(category, "keypoints", list))
             if joints != COCO17.joints:
-                raise DataError(
-                    f"categories: person has keypoints {short(joints)} (allowed: the 17 of COCO, in its order)"
-                )
+                raise DataError(f"categories: person has keypoints {short(joints)} (allowed: COCO's 17, in order)")
             return int(field(category, "id", int))
     raise DataError("categories: no person (allowed: a category named person with 17 keypoints)")

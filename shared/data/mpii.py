@@ -60,7 +60,7 @@ def read_mpii(
         on_bad_record=on_bad_record,
         check_images=check_images,
     )
-    people = _Image(reading, images, index_base)
+    people = _People(reading, images, index_base)
     if annotations.suffix == ".mat":
         _read_mat(annotations, reading, people)
     else:
@@ -74,7 +74,7 @@ def read_mpii(
     return reading.finish()
 
 
-class _Image:
+class _People:
     """Adds people, numbering those of one image."""
 
     def __init__(self, reading: Reading, images: Path, index_base: int) -> None:
@@ -116,7 +116,7 @@ class _Image:
         )
 
 
-def _read_json_entry(entry: Any, people: _Image) -> None:
+def _read_json_entry(entry: Any, people: _People) -> None:
     joints = numbers(field(entry, "joints", list), "joints", 2 * len(MPII16)).reshape(-1, 2)
     labelled = numbers(field(entry, "joints_vis", list), "joints_vis", len(MPII16))
     if not np.isin(labelled, (0, 1)).all():
@@ -136,7 +136,7 @@ def _read_json_entry(entry: Any, people: _Image) -> None:
     )
 
 
-def _read_mat(path: Path, reading: Reading, people: _Image) -> None:
+def _read_mat(path: Path, reading: Reading, people: _People) -> None:
     try:
         content = scipy.io.loadmat(str(path), struct_as_record=False, squeeze_me=True)
     except FileNotFoundError as error:
@@ -156,11 +156,10 @@ def _read_mat(path: Path, reading: Reading, people: _Image) -> None:
         if not is_train:
             unlabelled += 1
             continue
-        with reading.record(f"annolist({position + 1})"):
-            name = getattr(getattr(entry, "image", None), "name", None)
-            if not isinstance(name, str) or not name:
-                raise DataError("image.name is missing (allowed: a file name)")
+        name = getattr(getattr(entry, "image", None), "name", None)
         if not isinstance(name, str) or not name:
+            with reading.record(f"annolist({position + 1})"):
+                raise DataError("image.name is missing (allowed: a file name)")
             continue
         for number, rectangle in enumerate(_listed(getattr(entry, "annorect", None))):
             if _points(rectangle):
@@ -170,7 +169,7 @@ def _read_mat(path: Path, reading: Reading, people: _Image) -> None:
         reading.note(f"{path}: {unlabelled} test images without joints left out")
 
 
-def _read_rectangle(rectangle: Any, name: str, people: _Image) -> None:
+def _read_rectangle(rectangle: Any, name: str, people: _People) -> None:
     joints = np.zeros((len(MPII16), 2))
     visibility = np.zeros(len(MPII16), np.uint8)
     for point in _points(rectangle):
@@ -181,11 +180,12 @@ def _read_rectangle(rectangle: Any, name: str, people: _Image) -> None:
             raise DataError(f"annopoints.point.id {joint} appears twice (allowed: once)")
         joints[joint] = _number(point, "x"), _number(point, "y")
         # Hidden joints say 0; the head's two points carry no mark at all and can be seen.
-        mark = getattr(point, "is_visible", None)
+        mark: Any = getattr(point, "is_visible", None)
         visibility[joint] = 1 if np.size(mark) == 1 and str(mark) == "0" else 2
     head = None
-    if all(np.size(getattr(rectangle, corner, None)) == 1 for corner in ("x1", "y1", "x2", "y2")):
-        head = np.array([_number(rectangle, corner) for corner in ("x1", "y1", "x2", "y2")])
+    corners = ("x1", "y1", "x2", "y2")
+    if all(hasattr(rectangle, corner) and np.size(getattr(rectangle, corner)) == 1 for corner in corners):
+        head = np.array([_number(rectangle, corner) for corner in corners])
     centre = getattr(rectangle, "objpos", None)
     people.add(
         name,

@@ -5,7 +5,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -122,13 +122,20 @@ def _csv_rows(path: Path, text: str) -> list[tuple[str, list[str]]]:
 
 def _json_rows(path: Path, text: str) -> list[tuple[str, list[str]]]:
     try:
-        content = json.loads(text, object_pairs_hook=list)
+        # Pairs, not a dict: a record that is listed twice must be seen.
+        content = json.loads(text, object_pairs_hook=_Pairs)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: malformed JSON: {error}") from error
+    if not isinstance(content, _Pairs):
+        raise DataError(f"{path}: holds a {type(content).__name__} (allowed: an object of record: patient)")
     rows = []
-    for pair in content if text.lstrip().startswith("{") else [None]:
-        patients = [pair[1]] if pair is not None and isinstance(pair[1], str) else pair and pair[1]
+    for record, value in content:
+        patients = [value] if isinstance(value, str) else value
         if not isinstance(patients, list) or not all(isinstance(patient, str) for patient in patients):
-            raise DataError(f"{path}: {pair} (allowed: an object of record: patient or record: [patient, also ...])")
-        rows.append((pair[0], patients))
+            raise DataError(f'{path}: record "{record}" has {value!r} (allowed: a patient or [patient, also ...])')
+        rows.append((record, patients))
     return rows
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as its pairs."""

@@ -105,7 +105,7 @@ class Video:
             good, picture = self._capture.read()
             self._next = number + 1
             # A decoder that passes over a damaged frame returns a later one.
-            arrived = int(round(self._capture.get(cv2.CAP_PROP_POS_FRAMES))) - 1
+            arrived = round(self._capture.get(cv2.CAP_PROP_POS_FRAMES)) - 1
             if not good or picture is None or arrived != number:
                 self._next = -1
                 raise DataError(f"{self.path}: frame {number} is corrupt (of {self.frame_count} frames)")
