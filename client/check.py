@@ -1,0 +1,227 @@
+"""The preflight of a hospital's engineer: would this site take part, and if not, what is to be done.
+
+Everything stays on the screen of whoever calls it; nothing is sent or written. Counts of records and patients
+are shown because the caller may see them: they never reach the server.
+"""
+
+import ctypes
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from wardpose.client.site import Site, open_site
+from wardpose.shared.anonymize.public_view import open_public_view
+from wardpose.shared.config import SiteConfig
+from wardpose.shared.data.records import PoseDataset
+from wardpose.shared.data.source import open_source
+from wardpose.shared.errors import WardposeError
+from wardpose.shared.pose.skeleton import get_skeleton
+from wardpose.shared.privacy.noise import secure_streams, self_test
+from wardpose.shared.version import code_hash, version
+
+Status = Literal["ok", "warning", "failure"]
+
+_CROP_BYTES = 256 * 192 * 3  # one cached view of one record
+_SPARE_BYTES = 1 << 30
+_CLOCK_SECONDS = 300  # what Flower's node authentication tolerates
+_TIME_ERROR = 5  # return value of adjtimex(2) when the clock is not synchronised
+_FRAMES_READ = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        name: of the check.
+        status: `failure` keeps the site from taking part.
+        text: what was found, and what to do about it.
+
+    """
+
+    name: str
+    status: Status
+    text: str
+
+
+def check_site(path: Path, *, skeleton: str = "lsp14") -> list[Finding]:
+    """Check a site as a round would use it, without reading more than a few frames.
+
+    Args:
+        path: the site.yaml.
+        skeleton: joints that the federation trains.
+
+    Raises:
+        ConfigError: the site.yaml itself is missing or wrong; nothing else can be checked then.
+
+    """
+    site = open_site(path)
+    findings = [Finding(name="configuration", status="ok", text=f'site "{site.config.site}", {path}'), _code()]
+    checks: dict[str, Callable[[Site], Iterator[Finding]]] = {
+        "policy": _policy,
+        "ledger": _ledger,
+        "device": _device,
+        "noise": _noise,
+        "public view": _public_view,
+        "clock": _clock,
+    }
+    for name, check in checks.items():
+        findings += _guarded(name, check, site)
+    findings += _guarded("data", lambda opened: _data(opened, skeleton), site)
+    return findings
+
+
+def _guarded(name: str, check: Callable[[Site], Iterator[Finding]], site: Site) -> list[Finding]:
+    """Turn what a check raises into a failure, and keep what it found before."""
+    findings: list[Finding] = []
+    try:
+        findings.extend(check(site))
+    except (WardposeError, OSError, RuntimeError) as error:
+        findings.append(Finding(name=name, status="failure", text=str(error)))
+    return findings
+
+
+def _code() -> Finding:
+    return _ok("code", f"version {version()}, policy.code_hash {code_hash()}")
+
+
+def _ok(name: str, text: str) -> Finding:
+    return Finding(name=name, status="ok", text=text)
+
+
+def _warning(name: str, text: str) -> Finding:
+    return Finding(name=name, status="warning", text=text)
+
+
+def _failure(name: str, text: str) -> Finding:
+    return Finding(name=name, status="failure", text=text)
+
+
+def _policy(site: Site) -> Iterator[Finding]:
+    policy, patients = site.config.policy, site.config.cohort.declared_patients
+    allowed = ", ".join(policy.mechanisms)
+    yield _ok(
+        "policy", f"mechanisms {allowed}; unit {policy.unit}; epsilon {policy.epsilon:g} at delta {policy.delta:g}"
+    )
+    if policy.delta > 1 / patients:
+        limit = f"1 / declared_patients = {1 / patients:.2g}"
+        yield _warning(
+            "policy", f"policy.delta = {policy.delta:g} is above {limit}: a guarantee with such a delta says little"
+        )
+    if patients < policy.minimum_declared_patients:
+        minimum = f"policy.minimum_declared_patients = {policy.minimum_declared_patients}"
+        yield _failure(
+            "policy", f"cohort.declared_patients = {patients} is below {minimum}: every order will be refused"
+        )
+    if "none" in policy.mechanisms:
+        yield _warning("policy", "policy.mechanisms allows none: updates without any privacy may leave")
+    if site.config.simulation_seed is not None:
+        yield _warning(
+            "policy", "simulation_seed is set: noise can be repeated by whoever knows it, so there is no privacy"
+        )
+
+
+def _ledger(site: Site) -> Iterator[Finding]:
+    config, policy = site.config, site.config.policy
+    if config.ledger.exists():
+        ledger = site.ledger()
+        ledger.verify()
+        sequence, head = ledger.head()
+        yield _ok("ledger", f"{config.ledger}: {sequence} entries, chain unbroken, head {head[:12]}")
+        newest = max((int(entry.body["time"]) for entry in ledger.entries()), default=0)
+        if newest > time.time() + _CLOCK_SECONDS:
+            yield _failure("clock", "the ledger's last entry lies in the future: set the clock")
+    else:
+        yield _ok("ledger", f"{config.ledger}: none yet; the first order makes it")
+    folder = _existing(config.ledger.parent)
+    if not os.access(folder, os.W_OK):
+        yield _failure("ledger", f"{folder}: not writable by this user; orders will be refused")
+    spent = site.ledger().epsilon(config.cohort.name, delta=policy.delta, adjacency=policy.adjacency)
+    text = (
+        f'cohort "{config.cohort.name}": epsilon {spent:.4f} of {policy.epsilon:g} is spent at delta {policy.delta:g}'
+    )
+    if spent >= policy.epsilon:
+        yield _failure("budget", f"{text}: nothing is left, every private order will be refused")
+    else:
+        yield (_warning if spent > 0.9 * policy.epsilon else _ok)("budget", text)
+
+
+def _device(site: Site) -> Iterator[Finding]:
+    device = site.device()
+    torch.ones(1, device=device)
+    yield _ok("device", f"{device}, {torch.get_num_threads()} threads")
+
+
+def _noise(site: Site) -> Iterator[Finding]:
+    self_test(secure_streams())
+    yield _ok("noise", "the secure generator passes its self-test")
+
+
+def _public_view(site: Site) -> Iterator[Finding]:
+    config = site.config
+    wanted = sorted({"feature", "feature-projective", "public-only"} & set(config.policy.mechanisms))
+    if config.public_view is None:
+        if wanted:
+            yield _failure("public view", f"none is declared, but policy.mechanisms allows {', '.join(wanted)}")
+        else:
+            yield _ok("public view", "none, and none is needed")
+        return
+    view = open_public_view(config.public_view)
+    yield _ok("public view", f"{view.name}, identity {view.identity()[:12]}")
+
+
+def _clock(site: Site) -> Iterator[Finding]:
+    """Ask the kernel whether its clock is synchronised: Flower refuses nodes that are more than five minutes off."""
+    if not sys.platform.startswith("linux"):
+        yield _warning("clock", f"cannot be asked on {sys.platform}; keep it synchronised")
+        return
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.adjtimex(ctypes.create_string_buffer(512)) == _TIME_ERROR:  # struct timex is smaller; modes 0 only reads
+        yield _warning(
+            "clock", "the kernel's clock is not synchronised (NTP): beyond 5 minutes off, the server refuses this node"
+        )
+    else:
+        yield _ok("clock", "synchronised")
+
+
+def _data(site: Site, skeleton: str) -> Iterator[Finding]:
+    config = site.config
+    dataset = open_source(config.cohort.data, skeleton=get_skeleton(skeleton))
+    records = [dataset.record(index) for index in range(len(dataset))]
+    patients = len({record.patient_id for record in records})
+    labelled = np.mean([(record.visibility > 0).sum() for record in records])
+    yield _ok("data", f"{dataset.name}: {len(records)} records of {patients} patients, {labelled:.1f} joints a record")
+    for note in dataset.notes:
+        yield _warning("data", note)
+    declared = config.cohort.declared_patients
+    if not declared / 2 <= patients <= 2 * declared:
+        yield _warning(
+            "data", f"cohort.declared_patients = {declared}, but there are {patients}: noise will not suit the cohort"
+        )
+    for index in np.linspace(0, len(records) - 1, num=min(_FRAMES_READ, len(records)), dtype=int):
+        dataset.frame(int(index))
+    yield _ok("data", f"{min(_FRAMES_READ, len(records))} frames decoded")
+    yield _disk(config, dataset)
+
+
+def _disk(config: SiteConfig, dataset: PoseDataset) -> Finding:
+    folder = _existing(config.state)
+    free = shutil.disk_usage(folder).free
+    needed = _SPARE_BYTES + len(dataset) * _CROP_BYTES
+    text = f"{folder}: {free / 1e9:.1f} GB free, about {math.ceil(needed / 1e8) / 10} GB needed for caches and ledger"
+    return _ok("disk", text) if free > needed else _failure("disk", text)
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder

@@ -1,0 +1,56 @@
+"""The site.yaml that a hospital starts from."""
+
+from pathlib import Path
+
+from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import write_text
+
+_TEMPLATE = """\
+# What this hospital brings and what it allows. Nothing that a server sends can change it.
+# Relative paths are relative to this file. Check it with: wardpose site check site.yaml
+site: {name}                # as registered with the server
+
+cohort:
+  name: {name}-ward-1       # the budget belongs to this name for ever, whatever run asks; never rename it
+  declared_patients: 100    # a round public number near the number of patients; noised sums are divided by it
+  data:
+    kind: coco              # coco, mpii, lsp or video
+    annotations: data/keypoints.json
+    images: data/images
+    # patients:             # who is on which frame; without it every frame counts as a patient of its own,
+    #   file: data/patients.csv   # and then patients with many frames are protected less than epsilon says
+
+policy:
+  mechanisms: [dp-sgd]      # of dp-sgd, projected, feature, feature-projective; none gives no privacy at all
+  unit: patient             # what the guarantee protects
+  epsilon: 4.0              # total budget of the cohort over all runs, at this delta
+  delta: 1.0e-5             # below 1 / patients
+  minimum_noise_multiplier: 0.5
+  maximum_sample_rate: 0.2
+  maximum_steps_per_round: 200
+  minimum_declared_patients: 50
+  # federations: [my-study] # only these may order
+  # code_hash: ...          # only this code may run (printed by: wardpose site check)
+
+ledger: ledger.sqlite       # back it up like a medical record: a lost ledger is a lost budget
+state: state                # caches of frames and the local journal; as confidential as the frames
+device: auto
+
+# public_view:              # the declared map phi of feature mechanisms
+#   kind: blur
+#   strength: 12
+"""
+
+
+def write_template(folder: Path, name: str) -> Path:
+    """Write a commented site.yaml and return its path.
+
+    Raises:
+        ConfigError: there is one already.
+
+    """
+    path = folder / "site.yaml"
+    if path.exists():
+        raise ConfigError(f"{path}: exists already (allowed: a folder without a site.yaml)")
+    write_text(path, _TEMPLATE.format(name=name))
+    return path

@@ -1,0 +1,100 @@
+"""`wardpose dev`: a real deployment on this machine."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+dev = typer.Typer(
+    help="Run a real deployment (SuperLink, SuperNodes, TLS, keys) on this machine.", no_args_is_help=True
+)
+
+Directory = Annotated[Path, typer.Option("--directory", help="Folder of the deployment.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+_DEFAULT = Path(".wardpose/dev")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the root."""
+    app.add_typer(dev, name="dev")
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+@dev.command()
+def up(
+    federation: Annotated[str, typer.Argument(help="federation.yaml, or the name of a bundled one.")] = "demo",
+    sites: Annotated[int | None, typer.Option(min=1, help="Take the first N sites only.")] = None,
+    directory: Directory = _DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Start a SuperLink and a SuperNode a site, with certificates and keys, and wait until they are online."""
+    from wardpose.shared.config import FederationConfig, find_federation, load_federation
+    from wardpose.shared.errors import ConfigError
+    from wardpose.simulation.dev import Deployment
+
+    config = load_federation(find_federation(federation))
+    if sites is not None:
+        if sites > len(config.sites):
+            raise ConfigError(f"--sites {sites}: the federation has {len(config.sites)} (allowed: at most that)")
+        content = config.model_dump()
+        config = FederationConfig.model_validate({**content, "sites": content["sites"][:sites]})
+    deployment = Deployment(directory)
+    deployment.up(config, report=_say)
+    if as_json:
+        typer.echo(json.dumps(deployment.status()))
+    else:
+        _say(f"next: wardpose dev run --directory {directory}; afterwards: wardpose dev down --directory {directory}")
+
+
+@dev.command()
+def run(
+    directory: Directory = _DEFAULT,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the federation once on the processes that are up."""
+    from wardpose.simulation.dev import open_deployment
+
+    summary = open_deployment(directory).run(resume=resume, report=_say)
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    score = " -> ".join(
+        "-" if value is None else f"{value:.3f}" for value in (summary["score_initial"], summary["score_final"])
+    )
+    _say(f"{summary['status']}: {summary['score_name']} {score}")
+    for site in summary["sites"]:
+        spent = "infinite" if site["epsilon_spent"] is None else f"{site['epsilon_spent']:.4f}"
+        _say(f"{site['name']}: epsilon {spent} of {site['epsilon_budget']}, {site['status']}")
+
+
+@dev.command()
+def status(directory: Directory = _DEFAULT, as_json: AsJson = False) -> None:
+    """Show what is running and which sites are online."""
+    from wardpose.simulation.dev import open_deployment
+
+    state = open_deployment(directory).status()
+    if as_json:
+        typer.echo(json.dumps(state))
+        return
+    _say("up" if state["up"] else "down")
+    for role, alive in state["processes"].items():
+        _say(f"  {role}: {'running' if alive else 'gone'}")
+    for site, online in state["sites"].items():
+        _say(f"  site {site}: {'online' if online else 'offline'}")
+
+
+@dev.command()
+def down(directory: Directory = _DEFAULT, as_json: AsJson = False) -> None:
+    """Stop exactly what `up` started, SuperNodes first; keys, ledgers and runs stay."""
+    from wardpose.simulation.dev import Deployment
+
+    stopped = Deployment(directory).down()
+    if as_json:
+        typer.echo(json.dumps({"stopped": stopped}))
+    else:
+        _say(f"stopped: {', '.join(stopped) or 'nothing was running'}")
