@@ -1,7 +1,8 @@
 """The Flower ClientApp of a hospital: one order in, one accounted release out, or a refusal.
 
-Order of things in a round: read the order, hold it against the policy, reserve its cost in the ledger (durably), only
-then open patients' frames, train, commit, and build the release. Whatever dies after the reservation, the cost stays.
+Order of things in a round: read the order, hold it against the policy, bind the cohort's name to its data set, reserve
+the cost in the ledger (durably), only then open patients' frames, train, commit, and build the release. Whatever dies
+after the reservation, the cost stays.
 """
 
 import logging
@@ -10,12 +11,20 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+
 from wardpose.client.policy import check_order
 from wardpose.client.release import build_release, build_status
-from wardpose.client.site import locate_site, open_site
+from wardpose.client.site import locate_site, open_cohort_data, open_site
 from wardpose.client.training import train_round
 from wardpose.shared.allocator import tune_allocator
-from wardpose.shared.errors import BudgetExceeded, ConfigError, PolicyViolation, WardposeError, WireError
+from wardpose.shared.errors import (
+    BudgetExceeded,
+    ConfigError,
+    LedgerError,
+    PolicyViolation,
+    WardposeError,
+    WireError,
+)
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import PREFLIGHT, TRAIN, Refusal, RoundOrder, hash_arrays, refusal, unpack
 
@@ -27,6 +36,7 @@ _CODES = {
     PolicyViolation: Refusal.POLICY,
     WireError: Refusal.ORDER,
     ConfigError: Refusal.SITE,
+    LedgerError: Refusal.SITE,
 }
 
 
@@ -70,6 +80,8 @@ def _train(message: Message, path: Path) -> Message:
             return refusal(Refusal.CODE, message)
         check_order(site.config, order)
         ledger = site.ledger()
+        data = open_cohort_data(path, order.model.skeleton)
+        ledger.declare(site.config.cohort.name, identity=data.identity(), units=site.config.cohort.declared_patients)
         reservation = ledger.reserve(
             site.config.cohort.name,
             order.mechanism.events(order.steps),
@@ -77,7 +89,7 @@ def _train(message: Message, path: Path) -> Message:
             round=order.round,
             budget=site.budget(private=order.mechanism.name != "none"),
         )
-        update = train_round(site, path, order, weights)
+        update = train_round(site, data, order, weights)
         ledger.commit(reservation)
         content, size = build_release(
             site=site.config, order=order, update=update, ledger=ledger, reservation=reservation

@@ -10,6 +10,7 @@ time: there is no field they could be put in.
 
 import numpy as np
 from flwr.app import RecordDict
+
 from wardpose.shared.config import SiteConfig
 from wardpose.shared.errors import LedgerError, WireError
 from wardpose.shared.privacy.ledger import Ledger, Reservation
@@ -28,7 +29,9 @@ def build_release(
         WireError: the update is not what the order asked for, or is not finite.
 
     """
-    if not ledger.is_committed(reservation):
+    paid = (reservation.run_id, reservation.round, reservation.cohort, tuple(reservation.events))
+    asked = (order.run, order.round, site.cohort.name, tuple(order.mechanism.events(order.steps)))
+    if paid != asked or not ledger.is_committed(reservation):
         raise LedgerError(f"{ledger.path}: round {order.round} of run {order.run} is not committed; nothing may leave")
     if update.mechanism != order.mechanism or update.steps != order.steps:
         raise WireError("the update was made by another mechanism or number of steps than ordered")

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+
 from wardpose.client.journal import SiteJournal
 from wardpose.shared.config import SiteConfig, load_site
 from wardpose.shared.data.records import PoseDataset

@@ -1,13 +1,14 @@
 """Local training of one round: the cohort's frames and the ordered weights in, one private update out."""
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from wardpose.client.site import Site, network, open_cohort_data
+
+from wardpose.client.site import Site, network
 from wardpose.shared.anonymize.public_view import open_public_view
+from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.errors import PolicyViolation, WireError
 from wardpose.shared.privacy.noise import secure_streams, seeded_streams, self_test
 from wardpose.shared.privacy.training import LocalUpdate, build_cohort, local_update
@@ -19,12 +20,14 @@ def site_seed(seed: int, site: str, round_number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{site}/{round_number}".encode()).digest()[:8]) >> 1
 
 
-def train_round(site: Site, path: Path, order: RoundOrder, weights: dict[str, NDArray[np.float32]]) -> LocalUpdate:
+def train_round(
+    site: Site, data: PoseDataset, order: RoundOrder, weights: dict[str, NDArray[np.float32]]
+) -> LocalUpdate:
     """Train as ordered on the cohort's frames.
 
     Args:
         site: the opened site; its policy was already held against the order and its ledger charged.
-        path: the site.yaml, by which opened data are kept.
+        data: the cohort's frames and joints.
         order: what to do.
         weights: the global weights by name.
 
@@ -49,7 +52,7 @@ def train_round(site: Site, path: Path, order: RoundOrder, weights: dict[str, ND
             raise PolicyViolation(f'mechanism "{order.mechanism.name}" needs public_view, and the site declares none')
         view = open_public_view(config.public_view)
     cohort = build_cohort(
-        open_cohort_data(path, order.model.skeleton),
+        data,
         model,
         order.mechanism,
         strategy=order.strategy,

@@ -11,6 +11,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg, Krum
 from numpy.typing import NDArray
+
 from wardpose.shared.config import AggregationConfig
 from wardpose.shared.errors import WireError
 

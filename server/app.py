@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.initial import initial_model
 from wardpose.server.journal import RunJournal

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save
+
 from wardpose.shared.errors import DataError
 from wardpose.shared.files import write_bytes
 

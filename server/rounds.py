@@ -12,6 +12,7 @@ from pathlib import Path
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+
 from wardpose.server.aggregation import Aggregator, Arrays
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.checkpoint import Checkpoint

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.data.dataset import concatenate
 from wardpose.shared.data.records import PoseDataset

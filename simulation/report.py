@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,10 @@ import matplotlib as mpl
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
+
 from wardpose.server.scoring import open_all
 from wardpose.shared.config import FederationConfig, to_yaml
+from wardpose.shared.data.dataset import listed
 from wardpose.shared.data.records import Frame, PoseDataset
 from wardpose.shared.files import write_text
 from wardpose.shared.pose.draw import draw_skeleton
@@ -116,7 +117,7 @@ def _group_rows(summary: dict[str, Any]) -> list[tuple[str, float | None, float 
 
 def _examples(dataset: PoseDataset, before: PoseModel, after: PoseModel) -> list[dict[str, str]]:
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(_EXAMPLES, len(dataset))).astype(int))
-    subset = _Subset(dataset, chosen.tolist())
+    subset = listed(dataset).select(chosen.tolist())
     first, _ = predict(before, subset)
     last, _ = predict(after, subset)
     examples = []
@@ -125,26 +126,6 @@ def _examples(dataset: PoseDataset, before: PoseModel, after: PoseModel) -> list
         panels = [_panel(dataset, int(index), joints) for joints in (record.joints, first[row], last[row])]
         examples.append({"name": record.record_id, "image": _encode(np.concatenate(panels, axis=1))})
     return examples
-
-
-class _Subset:
-    """Some records of a data set, in the given order."""
-
-    def __init__(self, dataset: PoseDataset, indices: Sequence[int]) -> None:
-        self.name, self.skeleton, self.notes = dataset.name, dataset.skeleton, dataset.notes
-        self._dataset, self._indices = dataset, list(indices)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def record(self, index: int) -> Any:
-        return self._dataset.record(self._indices[index])
-
-    def frame(self, index: int) -> Frame:
-        return self._dataset.frame(self._indices[index])
-
-    def identity(self) -> str:
-        return self._dataset.identity()
 
 
 def _panel(dataset: PoseDataset, index: int, joints: NDArray[np.float32], size: int = 220) -> Frame:

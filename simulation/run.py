@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, RecordDict
+
 from wardpose.client.app import app as client_app
 from wardpose.server.app import app as server_app
 from wardpose.server.journal import RoundRow, SiteRow

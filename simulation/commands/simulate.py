@@ -1,6 +1,7 @@
 """`wardpose simulate`: a federation of hospitals on this machine."""
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,11 +35,13 @@ def simulate(
     """Run a federation of hospitals on this machine, with the apps that hospitals run."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     from wardpose.server.journal import RoundRow, SiteRow
     from wardpose.server.summary import finite
     from wardpose.shared.config import find_federation, load_federation, to_yaml
     from wardpose.simulation.run import simulate as run_simulation
 
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower counts replies on its own; the round line does too
     console = Console(stderr=True)
     config = load_federation(find_federation(federation))
     if rounds is not None:

@@ -1,4 +1,5 @@
 import pytest
+
 from wardpose.client.policy import check_order
 from wardpose.shared.config import SiteConfig
 from wardpose.shared.errors import PolicyViolation
@@ -31,7 +32,7 @@ def site(patients: int = 100, **policy: object) -> SiteConfig:
             "cohort": {
                 "name": "c",
                 "declared_patients": patients,
-                "data": {"kind": "ward", "hospital": "north", "patients": 10},
+                "data": {"kind": "ward", "hospital": "north", "patients": 10, "frames_per_patient": 1, "seed": 0},
             },
             "policy": policy,
         }

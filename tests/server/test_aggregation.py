@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+
 from wardpose.server.aggregation import Aggregator, Arrays
 from wardpose.shared.config import AggregationConfig
 from wardpose.shared.errors import WireError
@@ -30,7 +31,7 @@ BASE = {"head": np.full((2, 2), 10.0, np.float32), "trunk": np.full(3, 5.0, np.f
         (AggregationConfig(name="fedavg"), (1.0, 2.0, 6.0), 13.0),
         (AggregationConfig(name="fedmedian"), (1.0, 2.0, 600.0), 12.0),
         (AggregationConfig(name="fedtrimmedavg", trim=0.34), (1.0, 2.0, 600.0), 12.0),
-        (AggregationConfig(name="krum", malicious=1), (1.0, 1.1, 1.05, 900.0), 11.05),
+        (AggregationConfig(name="krum", malicious=1), (1.0, 1.1, 1.06, 1.05, 900.0), 11.06),
     ],
 )
 def test_rules(request_message: Message, config: AggregationConfig, values: tuple[float, ...], expected: float) -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.shared.errors import DataError
 

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from wardpose.shared.config import find_federation, load_federation, load_site, to_yaml
 from wardpose.shared.errors import ConfigError
 
@@ -11,7 +12,7 @@ SITE = {
     "cohort": {
         "name": "c",
         "declared_patients": 30,
-        "data": {"kind": "ward", "hospital": "north", "patients": 30},
+        "data": {"kind": "ward", "hospital": "north", "patients": 30, "frames_per_patient": 1, "seed": 0},
     },
 }
 

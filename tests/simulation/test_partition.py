@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from wardpose.shared.config import PartitionConfig
 from wardpose.shared.data.records import Frame, PoseRecord
 from wardpose.shared.errors import ConfigError

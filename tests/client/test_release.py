@@ -1,0 +1,115 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wardpose.client.release import build_release, build_status
+from wardpose.shared.config import SiteConfig
+from wardpose.shared.errors import LedgerError, WireError
+from wardpose.shared.pose.model import ModelConfig
+from wardpose.shared.privacy.ledger import Budget, Ledger, Reservation
+from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.privacy.training import LocalUpdate, OptimizerConfig
+from wardpose.shared.version import code_hash
+from wardpose.shared.wire import RoundOrder, SiteRelease, SiteStatus, unpack
+
+MECHANISM = Mechanism(name="dp-sgd", noise_multiplier=2.0, sample_rate=0.1)
+ORDER = RoundOrder(
+    run="r",
+    federation="f",
+    round=4,
+    model=ModelConfig(weights="random"),
+    strategy="head",
+    steps=3,
+    optimizer=OptimizerConfig(),
+    mechanism=MECHANISM,
+    weights_hash="a" * 64,
+    code_hash=code_hash(),
+)
+
+
+def site(tmp_path: Path) -> SiteConfig:
+    return SiteConfig.model_validate(
+        {
+            "site": "north",
+            "cohort": {
+                "name": "secret-cohort",
+                "declared_patients": 77,
+                "data": {"kind": "ward", "hospital": "north", "patients": 77, "frames_per_patient": 1, "seed": 0},
+            },
+            "ledger": tmp_path / "ledger.sqlite",
+        }
+    )
+
+
+def update(values: float = 0.5, mechanism: Mechanism = MECHANISM, steps: int = 3) -> LocalUpdate:
+    return LocalUpdate(
+        update={"head.x.weight": torch.full((2, 3), values)}, mechanism=mechanism, steps=steps, secure=True
+    )
+
+
+def reserved(book: Ledger) -> Reservation:
+    return book.reserve(
+        "secret-cohort", MECHANISM.events(3), run_id="r", round=4, budget=Budget(epsilon=8.0, delta=1e-5)
+    )
+
+
+def test_a_paid_update_leaves_with_what_the_ledger_says(tmp_path: Path) -> None:
+    book = Ledger(tmp_path / "ledger.sqlite")
+    reservation = reserved(book)
+    book.commit(reservation)
+    content, size = build_release(
+        site=site(tmp_path), order=ORDER, update=update(), ledger=book, reservation=reservation
+    )
+    release, arrays = unpack(content, SiteRelease)
+    assert size == 24
+    np.testing.assert_array_equal(arrays["head.x.weight"], np.full((2, 3), 0.5, np.float32))
+    assert (release.ledger_sequence, release.ledger_head) == book.head()
+    assert release.epsilon_spent == pytest.approx(book.epsilon("secret-cohort", delta=1e-5))
+    everything = json.dumps({name: dict(record) for name, record in content.config_records.items()})
+    assert "secret-cohort" not in everything
+    assert "77" not in everything.replace(release.ledger_head, "").replace(release.code_hash, "").replace(
+        str(release.epsilon_spent), ""
+    )
+
+
+def test_nothing_leaves_that_is_not_committed(tmp_path: Path) -> None:
+    book = Ledger(tmp_path / "ledger.sqlite")
+    with pytest.raises(LedgerError, match="not committed"):
+        build_release(site=site(tmp_path), order=ORDER, update=update(), ledger=book, reservation=reserved(book))
+
+
+def test_a_reservation_of_another_round_pays_for_nothing(tmp_path: Path) -> None:
+    book = Ledger(tmp_path / "ledger.sqlite")
+    reservation = reserved(book)
+    book.commit(reservation)
+    later = ORDER.model_copy(update={"round": 5})
+    with pytest.raises(LedgerError, match="round 5"):
+        build_release(site=site(tmp_path), order=later, update=update(), ledger=book, reservation=reservation)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        update(float("nan")),
+        update(mechanism=MECHANISM.model_copy(update={"noise_multiplier": 0.1})),
+        update(steps=4),
+    ],
+)
+def test_an_update_that_was_not_ordered_or_is_not_finite_stays(tmp_path: Path, wrong: LocalUpdate) -> None:
+    book = Ledger(tmp_path / "ledger.sqlite")
+    reservation = reserved(book)
+    book.commit(reservation)
+    with pytest.raises(WireError):
+        build_release(site=site(tmp_path), order=ORDER, update=wrong, ledger=book, reservation=reservation)
+
+
+def test_a_status_says_what_the_ledger_says(tmp_path: Path) -> None:
+    book = Ledger(tmp_path / "ledger.sqlite")
+    reserved(book)
+    status, arrays = unpack(build_status(site=site(tmp_path), ledger=book), SiteStatus)
+    assert arrays == {}
+    assert status.epsilon_spent > 0
+    assert (status.ledger_sequence, status.ledger_head) == book.head()

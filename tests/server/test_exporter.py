@@ -1,0 +1,229 @@
+"""The coordinator's exporter shows what journal, ledger and SuperLink hold, and survives whatever happens to them."""
+
+import math
+import shutil
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from flwr.supercore.state.alembic.utils import run_migrations
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import create_engine
+
+from wardpose.server.exporter import METRICS, ServerExporter
+from wardpose.server.journal import RoundRow, RunJournal, SiteRow
+from wardpose.server.superlink import registered_nodes, run_ended
+from wardpose.shared.privacy.accounting import Event, epsilon, federation_epsilon
+from wardpose.shared.privacy.ledger import Budget, Ledger
+
+EVENT = Event(
+    mechanism="dp-sgd", unit="patient", sample_rate=0.1, noise_multiplier=1.0, steps=4, max_grad_norm=1.0
+)
+CONFIG = {
+    "sites": [{"name": "north", "epsilon": None}, {"name": "south", "epsilon": 3.0}],
+    "privacy": {"epsilon": 8.0},
+}
+DELTA = 1e-3
+
+
+def start(journal: RunJournal, run: str) -> None:
+    journal.start(
+        run=run, federation="demo", mechanism="dp-sgd", unit="patient", delta=DELTA, overlap=2, rounds=3, config=CONFIG,
+        score_name="pck@0.2",
+    )  # fmt: skip
+
+
+def finish_round(journal: RunJournal, run: str, number: int, statuses: dict[str, str]) -> None:
+    rows = [
+        SiteRow(
+            run=run, round=number, site=site, status=status, bytes_up=100 * (status == "released"), steps=4,
+            epsilon_spent=0.1 * number, epsilon_budget={"north": 8.0, "south": 3.0}[site], delta=DELTA, secure=True,
+        )
+        for site, status in statuses.items()
+    ]  # fmt: skip
+    summary = RoundRow(
+        run=run, round=number, started=1000.0 * number, seconds=10.0 + number, score=0.2 + 0.1 * number, bytes_down=500,
+        bytes_up=sum(row.bytes_up for row in rows), epsilon_disjoint=0.1, epsilon_overlap=0.2,
+    )  # fmt: skip
+    journal.round(summary, rows)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two runs, the second in progress; north charged three times, south twice."""
+    journal = RunJournal(tmp_path / "journal.sqlite")
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    budget = Budget(epsilon=100.0, delta=DELTA)
+    for run, number, site in (("a", 1, "north"), ("a", 1, "south"), ("b", 1, "north"), ("b", 1, "south"), ("b", 2, "north")):
+        ledger.commit(ledger.reserve(site, [EVENT], run_id=run, round=number, budget=budget))
+    start(journal, "a")
+    finish_round(journal, "a", 1, {"north": "released", "south": "released"})
+    journal.score("a", "final", {"score": 0.5})
+    journal.finish("a", "completed")
+    start(journal, "b")
+    journal.score("b", "initial", {"score": 0.25})
+    finish_round(journal, "b", 1, {"north": "released", "south": "failed"})
+    finish_round(journal, "b", 2, {"north": "released"})
+    return tmp_path
+
+
+def scrape(exporter: ServerExporter) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    registry = CollectorRegistry()
+    registry.register(exporter.collector())
+    text = generate_latest(registry).decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(samples: dict[tuple[str, tuple[tuple[str, str], ...]], float], name: str, **labels: str) -> float:
+    return samples[name, tuple(sorted(labels.items()))]
+
+
+def test_the_journal_is_shown(folder: Path) -> None:
+    samples = scrape(ServerExporter(folder))
+    assert value(samples, "wardpose_exporter_up") == 1
+    assert value(samples, "wardpose_rounds_total") == 3
+    assert value(samples, "wardpose_round") == 2
+    assert value(samples, "wardpose_bytes_up_total") == 400
+    assert value(samples, "wardpose_bytes_down_total") == 1500
+    assert value(samples, "wardpose_round_duration_seconds_count") == 3
+    assert value(samples, "wardpose_round_duration_seconds_sum") == 34
+    assert value(samples, "wardpose_round_duration_last_seconds") == 12
+    assert value(samples, "wardpose_sites_answered") == 1
+    assert value(samples, "wardpose_sites_failed_total", site="south", reason="failed") == 1
+    assert value(samples, "wardpose_sites_failed_total", site="north", reason="failed") == 0
+    assert value(samples, "wardpose_sites_released_total", site="north") == 3
+    assert value(samples, "wardpose_score", score="pck@0.2") == pytest.approx(0.4)
+    assert value(samples, "wardpose_test_score", score="pck@0.2", moment="initial") == 0.25
+    assert value(samples, "wardpose_run_status", status="running") == 1
+    assert value(samples, "wardpose_run_status", status="completed") == 0
+    assert value(samples, "wardpose_runs", status="completed") == 1
+
+
+def test_epsilons_are_those_of_the_ledger(folder: Path) -> None:
+    samples = scrape(ServerExporter(folder))
+    spent = {"north": epsilon([EVENT] * 3, delta=DELTA), "south": epsilon([EVENT] * 2, delta=DELTA)}
+    for site, budget in (("north", 8.0), ("south", 3.0)):
+        assert value(samples, "wardpose_epsilon_spent", site=site) == spent[site]
+        assert value(samples, "wardpose_epsilon_budget", site=site) == budget
+        assert value(samples, "wardpose_epsilon_remaining", site=site) == budget - spent[site]
+    overlap = federation_epsilon({"north": [EVENT] * 3, "south": [EVENT] * 2}, DELTA, 2)
+    assert value(samples, "wardpose_epsilon_federation", assumption="disjoint") == spent["north"]
+    assert value(samples, "wardpose_epsilon_federation", assumption="overlap") == overlap > spent["north"]
+    assert value(samples, "wardpose_ledger_entries") == 11
+    assert value(samples, "wardpose_ledger_verified") == 1
+
+
+def test_a_higher_statement_of_the_site_is_shown(folder: Path) -> None:
+    """Other federations charge the site's ledger too; the server's alone would show too little."""
+    row = SiteRow(run="b", round=2, site="south", status="released", epsilon_spent=2.9, epsilon_budget=3.0, delta=DELTA)
+    RunJournal(folder / "journal.sqlite").site(row)
+    samples = scrape(ServerExporter(folder))
+    assert value(samples, "wardpose_epsilon_spent", site="south") == 2.9
+
+
+def test_an_infinite_epsilon_is_shown_as_such(folder: Path) -> None:
+    free = Event(mechanism="none", unit="patient", sample_rate=1, noise_multiplier=0, steps=1, max_grad_norm=1)
+    Ledger(folder / "ledger.sqlite").reserve(
+        "north", [free], run_id="b", round=3, budget=Budget(epsilon=math.inf, delta=DELTA)
+    )
+    samples = scrape(ServerExporter(folder))
+    assert value(samples, "wardpose_epsilon_spent", site="north") == math.inf
+    assert value(samples, "wardpose_epsilon_remaining", site="north") == 0
+    assert value(samples, "wardpose_epsilon_federation", assumption="disjoint") == math.inf
+
+
+def test_a_restart_and_a_later_round_never_lower_a_counter(folder: Path) -> None:
+    before = scrape(ServerExporter(folder))
+    assert scrape(ServerExporter(folder)) == before
+    finish_round(RunJournal(folder / "journal.sqlite"), "b", 3, {"north": "late"})
+    start(RunJournal(folder / "journal.sqlite"), "b")
+    after = scrape(ServerExporter(folder))
+    counters = {key for key in before if key[0].endswith("_total")}
+    assert counters
+    assert all(after[key] >= before[key] for key in counters)
+    assert value(after, "wardpose_sites_failed_total", site="north", reason="late") == 1
+
+
+def test_without_files_it_is_down_and_answers(tmp_path: Path) -> None:
+    samples = scrape(ServerExporter(tmp_path / "nowhere", tmp_path / "no.sqlite"))
+    assert value(samples, "wardpose_exporter_up") == 0
+    for source in ("journal", "ledger", "superlink"):
+        assert value(samples, "wardpose_exporter_source_up", source=source) == 0
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_locked_journal_costs_its_own_metrics_alone(folder: Path) -> None:
+    lock = sqlite3.connect(folder / "journal.sqlite", isolation_level=None)
+    try:
+        lock.execute("PRAGMA locking_mode = EXCLUSIVE")
+        lock.execute("BEGIN EXCLUSIVE")
+        samples = scrape(ServerExporter(folder))
+    finally:
+        lock.close()
+    assert value(samples, "wardpose_exporter_up") == 0
+    assert value(samples, "wardpose_exporter_source_up", source="journal") == 0
+    assert value(samples, "wardpose_ledger_verified") == 1
+    assert value(scrape(ServerExporter(folder)), "wardpose_exporter_up") == 1
+
+
+def test_a_ledger_that_was_tampered_with_is_told_from_the_rest(folder: Path) -> None:
+    with sqlite3.connect(folder / "ledger.sqlite") as connection:
+        connection.execute("DROP TRIGGER entries_stay")
+        connection.execute("UPDATE entries SET body = replace(body, '\"steps\":4', '\"steps\":1') WHERE sequence = 2")
+    samples = scrape(ServerExporter(folder))
+    assert value(samples, "wardpose_ledger_verified") == 0
+    assert value(samples, "wardpose_exporter_source_up", source="ledger") == 0
+    assert value(samples, "wardpose_rounds_total") == 3
+    assert not any(name == "wardpose_epsilon_spent" for name, _ in samples)
+
+
+@pytest.fixture
+def superlink(tmp_path: Path) -> Path:
+    """A database as the installed SuperLink makes it: north online, south silent, east unregistered."""
+    path = tmp_path / "state.sqlite"
+    engine = create_engine(f"sqlite:///{path}")
+    run_migrations(engine)
+    engine.dispose()
+    now = time.time()
+    nodes = [(1, "north", "online", now + 30), (2, "south", "online", now - 1), (3, "east", "unregistered", now + 30)]
+    with sqlite3.connect(path) as connection:
+        connection.executemany("INSERT INTO node (node_id, name, status, online_until) VALUES (?, ?, ?, ?)", nodes)
+        for run, task, finished in ((-5, 11, None), (7, 12, "2026-01-01 00:00:00")):
+            connection.execute("INSERT INTO run (run_id, primary_task_id) VALUES (?, ?)", (run, task))
+            connection.execute(
+                "INSERT INTO task (task_id, type, run_id, pending_at, finished_at) VALUES (?, 'x', ?, '2026', ?)",
+                (task, run, finished),
+            )
+    return path
+
+
+def test_the_installed_superlinks_database_is_understood(superlink: Path) -> None:
+    assert [(node.name, node.online) for node in registered_nodes(superlink)] == [("north", True), ("south", False)]
+    assert run_ended(superlink, 7)
+    assert not run_ended(superlink, (1 << 64) - 5)
+
+
+def test_the_catalogue_is_complete(folder: Path, superlink: Path) -> None:
+    registry = CollectorRegistry()
+    registry.register(ServerExporter(folder, superlink).collector())
+    exposed = {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
+    assert exposed == set(METRICS)
+    samples = scrape(ServerExporter(folder, superlink))
+    assert value(samples, "wardpose_sites_online") == 1
+    assert value(samples, "wardpose_sites_registered") == 2
+    assert value(samples, "wardpose_site_online", site="south") == 0
+
+
+def test_prometheus_likes_the_names(folder: Path, superlink: Path, need_program: object) -> None:
+    registry = CollectorRegistry()
+    registry.register(ServerExporter(folder, superlink).collector())
+    text = generate_latest(registry)
+    checked = subprocess.run([shutil.which("promtool") or "", "check", "metrics"], input=text, capture_output=True)
+    assert checked.returncode == 0, checked.stderr.decode()
