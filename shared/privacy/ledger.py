@@ -314,16 +314,12 @@ class Ledger:
         if len(entries) < sequence:
             raise LedgerError(f"{self.path}: cut short: {len(entries)} entries, but {sequence} were seen before")
         if entries[sequence - 1].hash != expected:
-            raise LedgerError(
-                f"{self.path}: entry {sequence} is not the one that was seen before; the ledger was rewritten"
-            )
+            raise LedgerError(f"{self.path}: entry {sequence} is not the one seen before; the ledger was rewritten")
 
     def _find(self, entries: Sequence[Entry], reservation: Reservation) -> None:
         index = reservation.sequence - 1
         if not 0 <= index < len(entries) or entries[index].hash != reservation.hash:
-            raise LedgerError(
-                f"{self.path}: reservation {reservation.sequence} of cohort {reservation.cohort!r} is not in it"
-            )
+            raise LedgerError(f"{self.path}: it has no reservation {reservation.sequence} of {reservation.cohort!r}")
 
     def _read(self, connection: sqlite3.Connection) -> tuple[Entry, ...]:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
@@ -383,7 +379,9 @@ class _Appender:
 
     def __call__(self, kind: str, body: Mapping[str, Any]) -> Entry:
         count, previous = _head(self.entries)
-        text = json.dumps({**body, "time": self._now}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        # The nonce tells a repeated history from the history itself.
+        stamped = {**body, "time": self._now, "nonce": secrets.token_hex(8)}
+        text = json.dumps(stamped, sort_keys=True, separators=(",", ":"), allow_nan=False)
         entry = Entry(
             sequence=count + 1,
             kind=kind,

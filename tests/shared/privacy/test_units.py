@@ -55,8 +55,9 @@ def test_batch_sizes_are_binomial_and_units_independent(rate: float) -> None:
         row[batch] = 1
     deviations = (taken.sum(axis=0) - draws * rate) ** 2 / (draws * rate * (1 - rate))
     assert stats.chi2.sf(deviations.sum(), n) > ALPHA
-    pairs = np.corrcoef(taken.T)[np.triu_indices(n, 1)]
-    assert np.abs(pairs).max() < 6 / np.sqrt(draws)
+    together = (taken.T @ taken)[np.triu_indices(n, 1)]
+    assert stats.binom.sf(together.max() - 1, draws, rate**2) * len(together) > ALPHA
+    assert stats.binom.cdf(together.min(), draws, rate**2) * len(together) > ALPHA
 
 
 def test_bags_without_repetition_are_uniform() -> None:
