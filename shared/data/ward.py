@@ -7,6 +7,7 @@ import hashlib
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wardpose.shared.data.records import Frame, PoseRecord
 from wardpose.shared.data.ward_render import render
@@ -38,7 +39,7 @@ HOSPITALS: dict[str, Domain] = {
         postures={"sitting": 0.15, "half-sitting": 0.35, "lying": 0.5},
         outfits={"pyjamas": 0.6, "gown": 0.4},
         elevation=(8, 26), roll=(-6, 6), facing=120, size=(240, 320), span=(140, 215), focal=(280, 380),
-        ambient=(0.25, 0.42), key=(0.2, 0.45), warmth=(0.5, 1.2), noise=(4, 10), blur=(0.6, 1.0), motion=0.1,
+        ambient=(0.32, 0.5), key=(0.2, 0.45), warmth=(0.5, 1.2), noise=(4, 10), blur=(0.6, 1.0), motion=0.1,
         monochrome=0, blanket=0.6, clutter=0.15, bystander=0.15, walls=(_CREAM, _ROSE),
     ),
     "east": Domain(
@@ -52,7 +53,7 @@ HOSPITALS: dict[str, Domain] = {
         postures={"lying": 0.5, "half-sitting": 0.2, "sitting": 0.15, "standing": 0.15},
         outfits={"gown": 0.5, "shorts": 0.2, "pyjamas": 0.3},
         elevation=(48, 82), roll=(-15, 15), facing=180, size=(240, 320), span=(125, 205), focal=(240, 320),
-        ambient=(0.2, 0.35), key=(0.15, 0.45), warmth=(0, 0), noise=(6, 14), blur=(0.7, 1.2), motion=0.15,
+        ambient=(0.3, 0.5), key=(0.2, 0.5), warmth=(0, 0), noise=(6, 14), blur=(0.7, 1.2), motion=0.15,
         monochrome=1, blanket=0.35, clutter=0.1, bystander=0.1, walls=(_GREY, _BLUE),
     ),
 }  # fmt: skip
@@ -92,10 +93,9 @@ class WardDataset:
         return self.patients * self.frames_per_patient
 
     def record(self, index: int) -> PoseRecord:
-        """Annotate without drawing; about 3 ms."""
+        """Annotate without drawing; a few milliseconds."""
         patient, frame = self._place(index)
-        scene = _scene(self.hospital, self.seed, patient, frame)
-        joints, visibility = annotate(scene)
+        scene, joints, visibility = _scene(self.hospital, self.seed, patient, frame)
         height, width = scene.camera.size
         labelled = joints[visibility > 0]
         low, high = labelled.min(axis=0), labelled.max(axis=0)
@@ -117,12 +117,12 @@ class WardDataset:
         )
 
     def frame(self, index: int) -> Frame:
-        """Draw the frame; about 10 ms."""
+        """Draw the frame; about ten milliseconds."""
         return render(self.scene(index))
 
     def scene(self, index: int) -> Scene:
         """Return what the frame shows."""
-        return _scene(self.hospital, self.seed, *self._place(index))
+        return _scene(self.hospital, self.seed, *self._place(index))[0]
 
     def identity(self) -> str:
         """Hexadecimal SHA-256 over the arguments and the drawing's version: they determine every pixel."""
@@ -149,11 +149,14 @@ def _patient(hospital: str, seed: int, patient: int) -> Patient:
 
 
 @lru_cache(maxsize=4)
-def _scene(hospital: str, seed: int, patient: int, frame: int) -> Scene:
+def _scene(
+    hospital: str, seed: int, patient: int, frame: int
+) -> tuple[Scene, NDArray[np.float32], NDArray[np.uint8]]:
+    """Draw scenes until one shows enough of the person: 9 joints in the frame, 4 of them not hidden."""
     rng = _generator(hospital, seed, patient, frame + 1)
     for _ in range(20):
         scene = build_scene(HOSPITALS[hospital], _patient(hospital, seed, patient), rng)
-        visibility = annotate(scene)[1]
+        joints, visibility = annotate(scene)
         if np.count_nonzero(visibility) >= 9 and np.count_nonzero(visibility == 2) >= 4:
-            return scene
+            return scene, joints, visibility
     raise AssertionError(f"{hospital}: twenty scenes in a row with most joints hidden or outside the frame")

@@ -90,13 +90,15 @@ def blanket(camera: Camera, body: Body, feet: Vector, height: float, rng: np.ran
     def hull(a: Vector, b: Vector, ra: float, rb: float) -> None:
         solids.extend(capsule(camera, a, b, ra * h, rb * h, part="blanket", cloth=cloth))
 
+    fold = 1.3 * body.build.girth
     for side in ("right", "left"):
-        hull(p[f"{side}_knee"], p[f"{side}_ankle"], 0.045, 0.036)
-        hull(p[f"{side}_ankle"], p[f"{side}_toe"], 0.034, 0.026)
+        hull(p[f"{side}_knee"], p[f"{side}_ankle"], 0.042 * fold, 0.032 * fold)
+        hull(p[f"{side}_ankle"], p[f"{side}_toe"], 0.030, 0.024)
         if level != "knee":
-            hull(p[f"{side}_hip"], p[f"{side}_knee"], 0.060, 0.045)
+            hull(p[f"{side}_hip"], p[f"{side}_knee"], 0.052 * fold, 0.042 * fold)
     for share in (0.3, 0.7):
-        hull(*(p[f"right_{name}"] * share + p[f"left_{name}"] * (1 - share) for name in ("knee", "ankle")), 0.045, 0.038)
+        between = [p[f"right_{name}"] * share + p[f"left_{name}"] * (1 - share) for name in ("knee", "ankle")]
+        hull(between[0], between[1], 0.045, 0.038)
     top = p["pelvis"]
     if level != "knee":
         hull(p["pelvis"], knee, 0.075, 0.052)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -228,6 +229,7 @@ _OWN = {
     "head_top": ("head", "face"),
 }
 _OWN_MARGIN = {"shoulder": 0.19, "hip": 0.19, "neck": 0.16, "head_top": 0.17, "knee": 0.19, "ankle": 0.17}
+_FOREIGN_MARGIN = 0.06
 
 
 def annotate(scene: Scene) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
@@ -244,16 +246,13 @@ def annotate(scene: Scene) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     pixels = scene.camera.to_pixels(local)
     u, v = pixels[:, 0].astype(np.float32), pixels[:, 1].astype(np.float32)
     foreign = np.full((len(LSP14), len(scene.surfaces)), FAR)
-    margins = np.full(foreign.shape, 0.06)
+    margins = np.zeros(foreign.shape)
     for column, surface in enumerate(scene.surfaces):
         left, top, right, bottom = surface.bounds
-        if not np.any((u >= left) & (u <= right) & (v >= top) & (v <= bottom)):
-            continue
-        foreign[:, column] = surface.hit(u, v)[0]
-        for row, joint in enumerate(LSP14.joints):
-            if _is_own(joint, surface.part):
-                kind = joint.removeprefix("left_").removeprefix("right_")
-                margins[row, column] = _OWN_MARGIN.get(kind, 0.15)
+        near = np.flatnonzero((u >= left) & (u <= right) & (v >= top) & (v <= bottom))
+        if len(near):
+            foreign[near, column] = surface.hit(u[near], v[near])[0]
+            margins[near, column] = [_margin(LSP14.joints[row], surface.part) for row in near]
     hidden = (foreign < local[:, 2:] - margins).any(axis=1)
     height, width = scene.camera.size
     inside = (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1) & (local[:, 2] > 0.2)
@@ -262,13 +261,15 @@ def annotate(scene: Scene) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     return joints, visibility
 
 
-def _is_own(joint: str, part: str) -> bool:
+@lru_cache(maxsize=4096)
+def _margin(joint: str, part: str) -> float:
+    """How far before a joint a surface of `part` must lie to hide it, metres."""
     side, _, kind = joint.rpartition("_") if joint != "head_top" else ("", "", joint)
-    if part in ("trunk", "neck", "head", "face"):
-        return part in _OWN[kind]
-    if part == "skirt":
-        return "skirt" in _OWN[kind]
-    return bool(side) and part.startswith(side) and part.removeprefix(side + "_") in _OWN[kind]
+    if part in ("trunk", "neck", "head", "face", "skirt"):
+        own = part in _OWN[kind]
+    else:
+        own = bool(side) and part.startswith(side) and part.removeprefix(side + "_") in _OWN[kind]
+    return _OWN_MARGIN.get(kind, 0.15) if own else _FOREIGN_MARGIN
 
 
 def _put_down(body: Body, height: float) -> Body:
