@@ -28,8 +28,8 @@ def transaction(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """Open an existing file for reading; `sqlite3.OperationalError` when it does not exist.
 
-    Readers do not wait for writers of a write-ahead log; five seconds are for a file that is locked as a whole.
+    Readers do not wait for writers of a write-ahead log; two seconds are for a file that is locked as a whole.
     """
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=2)) as connection:
         connection.row_factory = sqlite3.Row
         yield connection

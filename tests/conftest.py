@@ -1,6 +1,8 @@
 """What every test may ask for."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,3 +22,19 @@ def data_root() -> Path:
     if os.environ.get("WARDPOSE_REQUIRE_DATA"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def installed() -> Callable[[str], str]:
+    """Path of a program by its name; skips where it is missing, fails where WARDPOSE_REQUIRE_DATA is set."""
+
+    def find(program: str) -> str:
+        path = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        if path is not None:
+            return path
+        reason = f"{program} is not installed (Debian: prometheus has prometheus and promtool, nginx-light has nginx)"
+        if os.environ.get("WARDPOSE_REQUIRE_DATA"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    return find

@@ -38,7 +38,7 @@ from wardpose.shared.privacy.accounting import Accountant, Adjacency, Event
 
 _APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
 _PATIENCE = 120.0  # seconds to wait for another process's transaction
-_READ_PATIENCE = 5.0  # readers do not wait for writers; a file that is locked as a whole is soon given up
+_READ_PATIENCE = 2.0  # readers do not wait for writers; a file that is locked as a whole is soon given up
 _GENESIS, _COHORT, _RESERVE, _COMMIT = "genesis", "cohort", "reserve", "commit"
 _SCHEMA = (
     "CREATE TABLE entries (sequence INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, "

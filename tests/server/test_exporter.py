@@ -1,10 +1,10 @@
 """The coordinator's exporter shows what journal, ledger and SuperLink hold, and survives whatever happens to them."""
 
 import math
-import shutil
 import sqlite3
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,7 @@ from wardpose.server.superlink import registered_nodes, run_ended
 from wardpose.shared.privacy.accounting import Event, epsilon, federation_epsilon
 from wardpose.shared.privacy.ledger import Budget, Ledger
 
-EVENT = Event(
-    mechanism="dp-sgd", unit="patient", sample_rate=0.1, noise_multiplier=1.0, steps=4, max_grad_norm=1.0
-)
+EVENT = Event(mechanism="dp-sgd", unit="patient", sample_rate=0.1, noise_multiplier=1.0, steps=4, max_grad_norm=1.0)
 CONFIG = {
     "sites": [{"name": "north", "epsilon": None}, {"name": "south", "epsilon": 3.0}],
     "privacy": {"epsilon": 8.0},
@@ -57,7 +55,13 @@ def folder(tmp_path: Path) -> Path:
     journal = RunJournal(tmp_path / "journal.sqlite")
     ledger = Ledger(tmp_path / "ledger.sqlite")
     budget = Budget(epsilon=100.0, delta=DELTA)
-    for run, number, site in (("a", 1, "north"), ("a", 1, "south"), ("b", 1, "north"), ("b", 1, "south"), ("b", 2, "north")):
+    for run, number, site in (
+        ("a", 1, "north"),
+        ("a", 1, "south"),
+        ("b", 1, "north"),
+        ("b", 1, "south"),
+        ("b", 2, "north"),
+    ):
         ledger.commit(ledger.reserve(site, [EVENT], run_id=run, round=number, budget=budget))
     start(journal, "a")
     finish_round(journal, "a", 1, {"north": "released", "south": "released"})
@@ -221,9 +225,9 @@ def test_the_catalogue_is_complete(folder: Path, superlink: Path) -> None:
     assert value(samples, "wardpose_site_online", site="south") == 0
 
 
-def test_prometheus_likes_the_names(folder: Path, superlink: Path, need_program: object) -> None:
+def test_prometheus_likes_the_names(folder: Path, superlink: Path, installed: Callable[[str], str]) -> None:
     registry = CollectorRegistry()
     registry.register(ServerExporter(folder, superlink).collector())
     text = generate_latest(registry)
-    checked = subprocess.run([shutil.which("promtool") or "", "check", "metrics"], input=text, capture_output=True)
+    checked = subprocess.run([installed("promtool"), "check", "metrics"], input=text, capture_output=True)
     assert checked.returncode == 0, checked.stderr.decode()
