@@ -132,7 +132,8 @@ class Reading:
         for what, value in (("head_size", head_size), ("area", area)):
             if value is not None and not (np.isfinite(value) and value > 0):
                 raise DataError(f"{what} is {value} (allowed: a finite number above 0, or null)")
-        joints, visibility = convert(joints, visibility, source=self.source, target=self.target)
+        if self.target is not self.source:
+            joints, visibility = convert(joints, visibility, source=self.source, target=self.target)
         if not visibility.any():
             raise DataError(f"no labelled joint of {self.source.name} exists in {self.target.name}")
         if owners is None or self._lookup.known:
@@ -265,7 +266,7 @@ def short(value: Any) -> str:
 def _check_joints(joints: NDArray[np.float32], visibility: NDArray[np.uint8], skeleton: Skeleton) -> None:
     if joints.shape != (len(skeleton), 2) or visibility.shape != (len(skeleton),):
         raise DataError(f"{len(joints)} joints (allowed: the {len(skeleton)} joints of {skeleton.name})")
-    bad = ~np.isin(visibility, (0, 1, 2))
+    bad = visibility > 2
     if bad.any():
         raise DataError(
             f"joint {skeleton.joints[int(bad.argmax())]} has visibility {visibility[bad][0]} (allowed: 0, 1, 2)"

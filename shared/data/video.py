@@ -104,11 +104,14 @@ class Video:
                 self._capture.set(cv2.CAP_PROP_POS_FRAMES, number)
             good, picture = self._capture.read()
             self._next = number + 1
-            # A decoder that passes over a damaged frame returns a later one.
-            arrived = round(self._capture.get(cv2.CAP_PROP_POS_FRAMES)) - 1
-            if not good or picture is None or arrived != number:
+            # A decoder that passed over a damaged frame has counted fewer frames than were asked for.
+            if not good or round(self._capture.get(cv2.CAP_PROP_POS_FRAMES)) != number + 1:
                 self._next = -1
-                raise DataError(f"{self.path}: frame {number} is corrupt (of {self.frame_count} frames)")
+                picture = self._from_the_start(number)
+            if picture is None:
+                raise DataError(
+                    f"{self.path}: frame {number} is corrupt (allowed: one that decodes; the file has {self.frame_count})"
+                )
         return np.ascontiguousarray(picture[..., ::-1])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,6 +119,17 @@ class Video:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"])  # type: ignore[misc]  # the file is opened anew in the other process
+
+    def _from_the_start(self, number: int) -> Any:
+        """Read on from the first frame until the time stamp is that of `number`; `None` when it is passed over."""
+        self._capture = self._open()
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        for _ in range(self.frame_count):
+            good, picture = self._capture.read()
+            arrived = round(self._capture.get(cv2.CAP_PROP_POS_MSEC) * rate / 1000) if good else -1
+            if arrived >= number:
+                return picture if arrived == number else None
+        return None
 
     def _open(self) -> Any:
         capture = cv2.VideoCapture(str(self.path))
