@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+
 from wardpose.shared.data.records import Frame, PoseDataset
 from wardpose.shared.pose.skeleton import Skeleton
 
@@ -110,11 +111,7 @@ def crop_record(
     else:
         draw = _draw(augmentation, generator)
         mirrored = draw.flip
-        half = (
-            _half_body(record.joints, record.visibility, skeleton, upper=draw.upper)
-            if draw.half_body
-            else None
-        )
+        half = _half_body(record.joints, record.visibility, skeleton, upper=draw.upper) if draw.half_body else None
         affine = box_to_affine(
             record.box if half is None else half,
             input_size,
@@ -163,9 +160,7 @@ def box_to_affine(
 def warp(frame: Frame, affine: Affine, input_size: Size) -> Frame:
     """Resample `frame` (h, w, 3) by `affine` into a crop (H, W, 3); what lies outside the frame is black."""
     height, width = input_size
-    out = cv2.warpAffine(
-        frame, affine, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
-    )
+    out = cv2.warpAffine(frame, affine, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
     return out.astype(np.uint8, copy=False)
 
 
@@ -217,9 +212,7 @@ def _draw(augmentation: Augmentation, generator: np.random.Generator) -> _Draw:
     turned, flipped, halved, upper = generator.random(4)
     return _Draw(
         scale=1 + augmentation.scale * float(np.clip(zoom, -1, 1)),
-        rotation=augmentation.rotation
-        * float(np.clip(turn, -2, 2))
-        * (turned < augmentation.rotation_probability),
+        rotation=augmentation.rotation * float(np.clip(turn, -2, 2)) * (turned < augmentation.rotation_probability),
         flip=bool(flipped < augmentation.flip),
         half_body=bool(halved < augmentation.half_body),
         upper=bool(upper < 0.5),

@@ -65,6 +65,7 @@ class Reading:
         self._skipped: list[Skipped] = []
         self._notes: list[str] = []
         self._outside = 0
+        self._unmapped = 0
         self._own_patients = not self._lookup.known
 
     def note(self, sentence: str) -> None:
@@ -135,7 +136,10 @@ class Reading:
         if self.target is not self.source:
             joints, visibility = convert(joints, visibility, source=self.source, target=self.target)
         if not visibility.any():
-            raise DataError(f"no labelled joint of {self.source.name} exists in {self.target.name}")
+            # The record is sound; the layout asked for has none of its joints (a face alone, for example).
+            self._ids.add(record_id)
+            self._unmapped += 1
+            return
         if owners is None or self._lookup.known:
             owners = self._lookup.owners(record_id, frame_name)
         else:
@@ -170,8 +174,12 @@ class Reading:
             shown = "; ".join(f"{skip.record}: {skip.reason}" for skip in self._skipped[:_NOTED_SKIPS])
             more = "; ..." if len(self._skipped) > _NOTED_SKIPS else ""
             notes.append(f"{self.file}: {len(self._skipped)} bad records skipped ({shown}{more})")
+        if self._unmapped:
+            notes.append(
+                f"{self.file}: {self._unmapped} people without a labelled joint of {self.target.name} left out"
+            )
         if not self._records:
-            reason = f" after {notes[-1]}" if self._skipped else ""
+            reason = f" ({notes[-1]})" if notes else ""
             raise DataError(f"{self.file}: the set is empty{reason} (allowed: at least one usable record)")
         if self._outside:
             notes.append(f"{self.file}: {self._outside} joints outside their frame taken as not labelled")

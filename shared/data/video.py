@@ -110,7 +110,7 @@ class Video:
                 picture = self._from_the_start(number)
             if picture is None:
                 raise DataError(
-                    f"{self.path}: frame {number} is corrupt (allowed: one that decodes; the file has {self.frame_count})"
+                    f"{self.path}: frame {number} is corrupt (allowed: a frame that decodes, of {self.frame_count})"
                 )
         return np.ascontiguousarray(picture[..., ::-1])
 

@@ -142,7 +142,7 @@ def test_all_skipped_is_an_empty_set(folder: Path) -> None:
     document = content()
     for person in document["annotations"]:
         person["bbox"] = [900, 0, 5, 5]
-    with pytest.raises(DataError, match=r"set is empty after .*3 bad records"):
+    with pytest.raises(DataError, match=r"set is empty .*3 bad records"):
         read_coco(write(folder, document), images=folder, on_bad_record="skip")
 
 
@@ -191,6 +191,16 @@ def test_another_skeleton_is_mapped_by_name(folder: Path) -> None:
     knee = mapped.record(0).joints[LSP14.index("left_knee")]
     np.testing.assert_array_equal(knee, plain.record(0).joints[COCO17.index("left_knee")])
     assert mapped.record(0).visibility[LSP14.index("head_top")] == 0
+
+
+def test_people_without_a_joint_of_the_layout_are_left_out_and_said(folder: Path) -> None:
+    document = content()
+    document["annotations"][0]["keypoints"][15:] = [0] * 36  # a face alone
+    path = write(folder, document)
+    assert len(read_coco(path, images=folder)) == 3
+    mapped = read_coco(path, images=folder, skeleton=LSP14)
+    assert [mapped.record(i).record_id for i in range(len(mapped))] == ["2", "3"]
+    assert any("1 people without a labelled joint of lsp14" in note for note in mapped.notes)
 
 
 @pytest.mark.realdata

@@ -67,7 +67,6 @@ def test_records_cut_a_set_into_hospitals(data_root: Path, tmp_path: Path) -> No
                 "kind": "coco",
                 "annotations": "coco_sample/annotations/person_keypoints_train2017.json",
                 "images": "coco_sample/images",
-                "on_bad_record": "skip",
             },
             None,
         ),
