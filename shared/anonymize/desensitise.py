@@ -1,5 +1,4 @@
-"""Blur, mosaic, noise and edges on the person of a frame: the guidance of G_X and the baselines it has to
-beat.
+"""Blur, mosaic, noise and edges on a person: the guidance of G_X and the baselines it has to beat.
 
 The four changes are the non-learned ones of "Recoverable Anonymization for Pose Estimation" (arXiv
 2409.02715); their strengths are not published, so they are data here. A soft mask built from the box and the
@@ -16,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
+
 from wardpose.shared.data.records import Frame
 from wardpose.shared.pose.skeleton import LSP14, Skeleton
 
@@ -61,8 +61,7 @@ class Desensitise(BaseModel):
         return DEFAULT_STRENGTH[self.kind] if self.strength is None else self.strength
 
     def apply(self, frame: Frame, mask: Mask | None = None) -> Frame:
-        """Change `frame` (H, W, 3) where `mask` (H, W) is 1, everywhere without one; the same size comes
-        back.
+        """Change `frame` (H, W, 3) where `mask` (H, W) is 1, everywhere without one.
 
         Deterministic: the noise is drawn from a generator keyed by the frame's own pixels.
         """

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+from wardpose.shared.anonymize.certificate import CertificatePolicy, require_certificate
 from wardpose.shared.anonymize.desensitise import Desensitise
 from wardpose.shared.data.records import Frame
-from wardpose.shared.errors import ConfigError
 
 
 class PublicView(Protocol):
@@ -85,17 +86,32 @@ class DesensitisedView:
         return _digest({"kind": self._change.kind, "strength": self._change.amount, "version": 1})
 
 
-def open_public_view(config: PublicViewConfig) -> PublicView:
-    """Open the declared view; the certificate is checked apart, by `certificate.require_certificate`.
+def open_public_view(config: PublicViewConfig, policy: CertificatePolicy | None = None) -> PublicView:
+    """Open the declared view.
+
+    Args:
+        config: the declaration.
+        policy: what the site demands; without a certificate that passes it the view is refused. `None` (simulation,
+            experiments) demands nothing.
 
     Raises:
-        ConfigError: the weights are of the wrong kind.
-        DataError: the weights cannot be read.
+        ConfigError: the weights are of kind `recoverable`.
+        DataError: the weights or the certificate cannot be read.
+        PolicyViolation: the certificate is missing, of another view, not trusted, or does not pass.
 
     """
+    view: PublicView
     if config.kind == "generator":
-        raise ConfigError("public view of kind generator: no weights are bundled yet")
-    return DesensitisedView(Desensitise(kind=config.kind, strength=config.strength))
+        # Imported here: blur and edges need no network library.
+        from wardpose.shared.anonymize.generator import GeneratorView
+        from wardpose.shared.anonymize.weights import bundled
+
+        view = GeneratorView(bundled("public-view") if config.weights is None else config.weights)
+    else:
+        view = DesensitisedView(Desensitise(kind=config.kind, strength=config.strength))
+    if policy is not None:
+        require_certificate(view_name=view.name, view_identity=view.identity(), path=config.certificate, policy=policy)
+    return view
 
 
 def _digest(content: dict[str, object]) -> str:

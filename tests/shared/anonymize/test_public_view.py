@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from pydantic import ValidationError
+
 from wardpose.shared.anonymize.public_view import PublicViewConfig, open_public_view
 
 

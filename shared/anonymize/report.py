@@ -1,0 +1,143 @@
+"""The anonymiser's table as HTML, and whether the project's targets are reached."""
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+import numpy as np
+
+from wardpose.shared import files
+from wardpose.shared.anonymize.certificate import Certificate, Thresholds
+from wardpose.shared.anonymize.certify import COLUMNS, Row
+from wardpose.shared.data.records import Frame
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One target.
+
+    Attributes:
+        name: what.
+        wanted: the target in words.
+        got: the number, or `not measured`.
+        reached: whether it is met.
+
+    """
+
+    name: str
+    wanted: str
+    got: str
+    reached: bool
+
+
+def targets(rows: list[Row]) -> list[Verdict]:
+    """Hold the rows `public-view` and `recoverable` against the project's targets."""
+    by_name = {row["name"]: row for row in rows}
+    view, recoverable = by_name["public-view"], by_name["recoverable"]
+    wrong, shown = recoverable["linkage_rank1_wrong_key"], recoverable["linkage_rank1"]
+    return [
+        _at_most("public view: linkage rank-1", view["linkage_rank1"], 0.02),
+        _at_most("public view: linkage rank-1 after reconstruction", view["linkage_rank1_after_attack"], 0.10),
+        _at_least("public view: P keeps of its raw PCK@0.2", view["pose_kept"], 0.90),
+        _at_least("recoverable, right key: PSNR in dB", recoverable["psnr_right_key"], 28.0),
+        _at_least("recoverable, right key: SSIM", recoverable["ssim_right_key"], 0.90),
+        Verdict(
+            name="recoverable, wrong key: linkage rank-1",
+            wanted="at most that of the frame itself",
+            got=f"{_shown(wrong)} (frame itself: {_shown(shown)})",
+            reached=wrong is not None and shown is not None and wrong <= max(shown, 0.02),
+        ),
+        _at_most("public view: video frames with an exposed face", view["video_faces_exposed"], 0),
+    ]
+
+
+def demands(measures: dict[str, float | None], thresholds: Thresholds) -> list[Verdict]:
+    """Hold a certificate's measures against a site's thresholds."""
+    wanted = {name: most for name, most in thresholds.model_dump().items() if most is not None}
+    return [_at_most(COLUMNS.get(name, name), measures.get(name), most) for name, most in wanted.items()]
+
+
+def certificate_html(certificate: Certificate, pictures: dict[str, list[Frame]], thresholds: Thresholds) -> str:
+    """Show a certificate as a page that needs no other file."""
+    setting = certificate.setting | {"view identity": certificate.view_identity, "signer": certificate.signer}
+    return page(
+        title=f"Certificate of public view {certificate.view_name}",
+        lead=f"Measured {certificate.created}. Pictures show public people.",
+        verdict_title="Against the default thresholds",
+        verdicts=demands(certificate.measures, thresholds),
+        rows=certificate.rows,
+        pictures=pictures,
+        setting=setting,
+    )
+
+
+def page(
+    *,
+    title: str,
+    lead: str,
+    verdict_title: str,
+    verdicts: list[Verdict],
+    rows: list[Row],
+    pictures: dict[str, list[Frame]],
+    setting: dict[str, Any],
+) -> str:
+    """Render the table, the verdicts and the pictures."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True)
+    used = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
+    unused = [COLUMNS[key] for key in COLUMNS if key not in used]
+    if unused:
+        setting = setting | {"not measured at all": ", ".join(unused)}
+    return environment.get_template("anonymizer.html").render(
+        title=title,
+        lead=lead,
+        verdict_title=verdict_title,
+        verdicts=verdicts,
+        headings=[COLUMNS[key] for key in used],
+        rows=[
+            {
+                "name": row["name"],
+                "own": row["name"] == "public-view",
+                "cells": [_shown(row.get(key)) for key in used],
+            }
+            for row in rows
+        ],
+        pictures=[{"name": name, "data": _jpeg(np.concatenate(columns, axis=1))} for name, columns in pictures.items()],
+        setting=[(key, value if isinstance(value, str) else json.dumps(value)) for key, value in setting.items()],
+    )
+
+
+def write_page(path: Path, html: str) -> None:
+    """Store a page, atomically."""
+    files.write_text(path, html)
+
+
+def _at_most(name: str, value: float | None, most: float) -> Verdict:
+    return Verdict(
+        name=name, wanted=f"at most {most:g}", got=_shown(value), reached=value is not None and value <= most
+    )
+
+
+def _at_least(name: str, value: float | None, least: float) -> Verdict:
+    return Verdict(
+        name=name, wanted=f"at least {least:g}", got=_shown(value), reached=value is not None and value >= least
+    )
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _jpeg(frame: Frame) -> str:
+    small = cv2.resize(frame, None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
+    content = cv2.imencode(".jpg", np.ascontiguousarray(np.asarray(small)[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 80])[
+        1
+    ]
+    return base64.b64encode(bytes(content)).decode()
