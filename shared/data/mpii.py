@@ -144,9 +144,9 @@ def _read_mat(path: Path, reading: Reading, people: _People) -> None:
     except Exception as error:  # scipy raises many kinds on a damaged file
         raise DataError(f"{path}: is no MATLAB file that can be read: {error}") from error
     release = content.get("RELEASE")
-    for name in ("annolist", "img_train"):
-        if not hasattr(release, name):
-            raise DataError(f"{path}: RELEASE.{name} is missing (allowed: MPII's official .mat)")
+    for part in ("annolist", "img_train"):
+        if not hasattr(release, part):
+            raise DataError(f"{path}: RELEASE.{part} is missing (allowed: MPII's official .mat)")
     entries = _listed(release.annolist)
     train = np.atleast_1d(np.asarray(release.img_train)).astype(bool)
     if len(train) != len(entries):
@@ -156,7 +156,7 @@ def _read_mat(path: Path, reading: Reading, people: _People) -> None:
         if not is_train:
             unlabelled += 1
             continue
-        name = getattr(getattr(entry, "image", None), "name", None)
+        name: Any = getattr(getattr(entry, "image", None), "name", None)
         if not isinstance(name, str) or not name:
             with reading.record(f"annolist({position + 1})"):
                 raise DataError("image.name is missing (allowed: a file name)")
