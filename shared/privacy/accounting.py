@@ -38,11 +38,13 @@ from typing import Any
 import dp_accounting
 import numpy as np
 from scipy.optimize import brentq
+
 from wardpose.shared.errors import BudgetExceeded, ConfigError
 from wardpose.shared.privacy import composition
 from wardpose.shared.privacy.composition import Accountant, Adjacency, Charge, Noise
 
 __all__ = [
+    "UNTIERED",
     "Accountant",
     "Adjacency",
     "Event",
@@ -55,6 +57,9 @@ __all__ = [
 
 MINIMUM_DELTA = 1e-12
 """Below it the convolutions' rounding (about 1e-15 of mass) would be a visible part of delta."""
+
+UNTIERED = "untiered"
+"""Tier of the units without a consent tier, in events of a mechanism that samples tiers at rates of their own."""
 
 _FREE = "public-only"
 _NOT_PRIVATE = "none"
@@ -75,7 +80,7 @@ class Event:
         steps: how often, at least 0.
         max_grad_norm: the most that one unit contributes to the released sum (L2), greater than 0.
         noise: `gaussian` or `discrete-gaussian`.
-        tier: consent tier whose units are charged; empty charges every unit.
+        tier: consent tier whose units are charged; empty charges *every* unit, `UNTIERED` those of no tier.
 
     Raises:
         ConfigError: a value is outside its range.
@@ -106,9 +111,7 @@ class Event:
             raise ConfigError(f"event: noise_multiplier is {self.noise_multiplier}; it must be at least 0")
         if self.max_grad_norm <= 0:
             raise ConfigError(f"event: max_grad_norm is {self.max_grad_norm}; it must be greater than 0")
-        if not isinstance(self.mechanism, str) or not re.fullmatch(
-            r"[a-z0-9][a-z0-9-]{0,63}", self.mechanism
-        ):
+        if not isinstance(self.mechanism, str) or not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", self.mechanism):
             raise ConfigError(
                 f"event: mechanism is {self.mechanism!r}; it must be lower-case letters, digits and hyphens"
             )
@@ -140,11 +143,7 @@ class Event:
 
     def dp_event(self) -> dp_accounting.DpEvent:
         """Write it in dp-accounting's algebra, a discrete Gaussian as the Gaussian of equal multiplier."""
-        if (
-            self.mechanism == _FREE
-            or self.steps == 0
-            or (self.sample_rate == 0 and self.mechanism != _NOT_PRIVATE)
-        ):
+        if self.mechanism == _FREE or self.steps == 0 or (self.sample_rate == 0 and self.mechanism != _NOT_PRIVATE):
             return dp_accounting.NoOpDpEvent()
         if self.mechanism == _NOT_PRIVATE or self.noise_multiplier == 0:
             return dp_accounting.NonPrivateDpEvent()
@@ -186,14 +185,12 @@ def epsilon_by_tier(
 ) -> dict[str, float]:
     """Epsilon of each tier's units: the tier's own events composed with those that charge everybody.
 
-    The key "" stands for units of no tier. Arguments and errors as for `epsilon`.
+    The key "" stands for a unit that none of the tiers' events charged. Arguments and errors as for `epsilon`.
     """
     _check(delta, accountant, adjacency)
     tiers = dict.fromkeys(["", *(event.tier for event in events)])
     return {
-        tier: _epsilon(
-            _charges(event for event in events if event.tier in ("", tier)), delta, accountant, adjacency
-        )
+        tier: _epsilon(_charges(event for event in events if event.tier in ("", tier)), delta, accountant, adjacency)
         for tier in tiers
     }
 
@@ -248,15 +245,11 @@ def calibrate(
     while cost(high, "discrete-gaussian") > epsilon:
         high *= 2
         if high > 1e6:
-            raise ConfigError(
-                f"no noise multiplier up to 1e6 keeps {steps} steps at rate {sample_rate} in {epsilon=}"
-            )
+            raise ConfigError(f"no noise multiplier up to 1e6 keeps {steps} steps at rate {sample_rate} in {epsilon=}")
     low = high / 2
     while low > 2.0**-10 and cost(low) <= epsilon:
         low, high = low / 2, low
-    within = (
-        low if cost(low) <= epsilon else math.exp(brentq(excess, math.log(low), math.log(high), xtol=5e-5))
-    )
+    within = low if cost(low) <= epsilon else math.exp(brentq(excess, math.log(low), math.log(high), xtol=5e-5))
     digit = 10.0 ** (math.floor(math.log10(within)) - 3)
     rounded = float(f"{math.floor(within / digit) * digit:.4g}")
     while cost(rounded) > epsilon:
@@ -301,9 +294,7 @@ def federation_epsilon(
     return composition.curve_epsilon(np.sort(curves, axis=0)[-size:].sum(axis=0), delta)
 
 
-def _choices(
-    kinds: Sequence[tuple[tuple[Charge, ...], int]], size: int
-) -> Iterator[tuple[tuple[Charge, ...], ...]]:
+def _choices(kinds: Sequence[tuple[tuple[Charge, ...], int]], size: int) -> Iterator[tuple[tuple[Charge, ...], ...]]:
     """Every multiset of `size` sites, of kinds (charges, how many sites are of this kind)."""
     if size == 0:
         yield ()
@@ -339,9 +330,7 @@ def _worst_charges(
     return _charges(event for event in events if event.tier in ("", worst))
 
 
-def _epsilon(
-    charges: tuple[Charge, ...] | None, delta: float, accountant: Accountant, adjacency: Adjacency
-) -> float:
+def _epsilon(charges: tuple[Charge, ...] | None, delta: float, accountant: Accountant, adjacency: Adjacency) -> float:
     if charges is None:
         return math.inf
     return composition.composed_epsilon(charges, float(delta), accountant, adjacency)

@@ -45,9 +45,7 @@ def merge(*parts: Iterable[Charge]) -> tuple[Charge, ...]:
 
 
 @lru_cache(maxsize=8192)
-def composed_epsilon(
-    charges: tuple[Charge, ...], delta: float, accountant: Accountant, adjacency: Adjacency
-) -> float:
+def composed_epsilon(charges: tuple[Charge, ...], delta: float, accountant: Accountant, adjacency: Adjacency) -> float:
     """Epsilon of merged `charges`; with a discrete Gaussian among them always by RDP (see `accounting`)."""
     if not charges:
         return 0.0
@@ -67,11 +65,7 @@ def _doublings(scale: float) -> int:
     It never falls while a composition grows, and a coarser grid is more pessimistic, so epsilon never falls
     either.
     """
-    return (
-        min(max(math.ceil(math.log2(scale)), 0), 24)
-        if scale > 0 and math.isfinite(scale)
-        else 24 * (scale > 0)
-    )
+    return min(max(math.ceil(math.log2(scale)), 0), 24) if scale > 0 and math.isfinite(scale) else 24 * (scale > 0)
 
 
 def summed_curve(charges: Iterable[Charge], adjacency: Adjacency) -> NDArray[np.float64]:

@@ -445,7 +445,8 @@ def _committed(entries: Sequence[Entry], reservation: Reservation) -> bool:
 
 def _check_budget(cohort: str, before: Sequence[Event], events: Sequence[Event], budget: Budget) -> None:
     tiers = accounting.epsilon_by_tier([*before, *events], delta=budget.delta, adjacency=budget.adjacency)
-    for tier, total in tiers.items():
+    for tier in dict.fromkeys([*tiers, *budget.by_tier]):
+        total = tiers.get(tier, tiers[""])
         if total > budget.limit(tier):
             spent = accounting.epsilon_by_tier(before, delta=budget.delta, adjacency=budget.adjacency)
             who = f"cohort {cohort!r}" + (f", tier {tier!r}" if tier else "")

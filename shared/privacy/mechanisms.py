@@ -19,7 +19,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from wardpose.shared.privacy.accounting import Event
+from wardpose.shared.privacy.accounting import UNTIERED, Event
 
 Name = Literal["none", "public-only", "dp-sgd", "projected", "feature", "feature-projective"]
 Adjacency = Literal["add-remove", "replace-one"]
@@ -253,7 +253,7 @@ class Mechanism(_Options):
                 steps=steps,
                 max_grad_norm=self.max_grad_norm,
                 noise="discrete-gaussian" if self.discrete else "gaussian",
-                tier=tier,
+                tier=tier or (UNTIERED if self.tiers else ""),
             )
             for tier in ("", *sorted(self.tiers))
         )

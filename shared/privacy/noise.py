@@ -24,6 +24,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 from scipy.special import ndtr
+
 from wardpose.shared.errors import WardposeError
 
 LARGEST_SIGMA = 2**28

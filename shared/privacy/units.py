@@ -32,6 +32,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.errors import ConfigError, DataError
 from wardpose.shared.privacy.noise import RandomStream

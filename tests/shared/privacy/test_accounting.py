@@ -5,6 +5,7 @@ import dp_accounting
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from wardpose.shared.errors import BudgetExceeded, ConfigError
 from wardpose.shared.privacy import composition
 from wardpose.shared.privacy.accounting import (
@@ -53,9 +54,7 @@ def test_known_values(rate: float, sigma: float, count: int, rdp: float, pld: fl
 def test_agrees_with_opacus_prv(rate: float, sigma: float, count: int) -> None:
     prv = pytest.importorskip("opacus.accountants").PRVAccountant()
     prv.history = [(sigma, rate, count)]
-    assert epsilon([steps(rate, sigma, count)], delta=DELTA) == pytest.approx(
-        prv.get_epsilon(DELTA), abs=0.0115
-    )
+    assert epsilon([steps(rate, sigma, count)], delta=DELTA) == pytest.approx(prv.get_epsilon(DELTA), abs=0.0115)
 
 
 @pytest.mark.parametrize("adjacency", ["add-remove", "replace-one"])
@@ -68,15 +67,11 @@ def test_agrees_with_dp_accounting_on_mixed_events(adjacency: str) -> None:
     reference = dp_accounting.pld.PLDAccountant(relation)
     for event in events:
         reference.compose(event.dp_event())
-    assert epsilon(events, delta=DELTA, adjacency=adjacency) == pytest.approx(
-        reference.get_epsilon(DELTA), rel=2e-4
-    )
+    assert epsilon(events, delta=DELTA, adjacency=adjacency) == pytest.approx(reference.get_epsilon(DELTA), rel=2e-4)
 
 
 def test_replace_one_is_accounted_with_the_same_multiplier() -> None:
-    assert epsilon([steps(0.01, 2, 500)], delta=DELTA, adjacency="replace-one") == pytest.approx(
-        0.824, abs=1e-3
-    )
+    assert epsilon([steps(0.01, 2, 500)], delta=DELTA, adjacency="replace-one") == pytest.approx(0.824, abs=1e-3)
     assert epsilon([steps(0.01, 2, 500)], delta=DELTA) == pytest.approx(0.432, abs=1e-3)
     # Without sampling, twice the sensitivity is half the multiplier.
     assert epsilon([steps(1, 4, 5)], delta=DELTA, adjacency="replace-one") == pytest.approx(
@@ -95,9 +90,7 @@ def test_discrete_gaussian_pays_the_renyi_slack() -> None:
     continuous, discrete = steps(0.05, 2, 100), steps(0.05, 2, 100, noise="discrete-gaussian")
     assert epsilon([continuous], delta=DELTA) < epsilon([discrete], delta=DELTA)
     assert epsilon([discrete], delta=DELTA) == pytest.approx(1.222, abs=2e-3)
-    assert epsilon([continuous, discrete], delta=DELTA) >= epsilon(
-        [steps(0.05, 2, 200)], delta=DELTA, accountant="rdp"
-    )
+    assert epsilon([continuous, discrete], delta=DELTA) >= epsilon([steps(0.05, 2, 200)], delta=DELTA, accountant="rdp")
 
 
 @pytest.mark.parametrize("order", [2, 3, 7])

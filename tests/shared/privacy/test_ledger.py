@@ -104,6 +104,11 @@ def test_tiers_have_their_own_limits(path: Path) -> None:
     with pytest.raises(BudgetExceeded, match="tier 'strict'"):
         ledger.reserve("ward", [strict, relaxed], run_id="run", round=2, budget=budget)
     ledger.reserve("ward", [relaxed], run_id="run", round=2, budget=budget)
+    # What charges everybody charges the strict, too.
+    with pytest.raises(BudgetExceeded, match="tier 'strict'"):
+        ledger.reserve("ward", [EVENT], run_id="run", round=3, budget=budget)
+    with pytest.raises(BudgetExceeded, match="tier 'strict'"):
+        ledger.reserve("fresh", [EVENT] * 9, run_id="run", round=3, budget=budget)
 
 
 def test_statistics_are_charged_like_steps(path: Path) -> None:

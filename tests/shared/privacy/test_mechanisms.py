@@ -60,7 +60,7 @@ def test_a_mechanism_travels_as_json() -> None:
 def test_tiers_are_charged_each_by_its_own_rate() -> None:
     mechanism = Mechanism(sample_rate=0.1, noise_multiplier=1.0, tiers={"careful": 0.02})
     events = mechanism.events(10)
-    assert {(event.tier, event.sample_rate) for event in events} == {("", 0.1), ("careful", 0.02)}
+    assert {(event.tier, event.sample_rate) for event in events} == {("untiered", 0.1), ("careful", 0.02)}
 
 
 def test_noise_kind_follows_where_the_numbers_live() -> None:

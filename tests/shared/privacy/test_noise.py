@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
+
 from wardpose.shared.privacy import noise
 from wardpose.shared.privacy.noise import (
     NoiseTestError,
