@@ -89,7 +89,8 @@ def test_a_corrupt_frame_names_file_and_number(film: Path, tmp_path: Path) -> No
     dataset = read_video(film, labels)
     with pytest.raises(DataError, match=r"film\.avi: frame 3 is corrupt"):
         dataset.frame(3)
-    assert abs(int(dataset.frame(4).mean()) - 80) <= 3  # the next one is still right
+    for number in (8, 5, 4, 2, 7):  # a seek past the damage is not a frame short
+        assert abs(int(dataset.frame(number).mean()) - 20 * number) <= 3
     with pytest.raises(DataError, match=r"record #3 \(frame 3\): .*frame 3 is corrupt"):
         read_video(film, labels, check_images="decode")
     skipped = read_video(film, labels, check_images="decode", on_bad_record="skip")
