@@ -47,7 +47,12 @@ def check(
         console = Console()
         for finding in findings:
             colour = _COLOURS[finding.status]
-            console.print(f"[{colour}]{finding.status:8}[/{colour}] {finding.name:14}", finding.text, highlight=False)
+            console.print(
+                f"[{colour}]{finding.status:8}[/{colour}] {finding.name:14}",
+                finding.text,
+                highlight=False,
+                soft_wrap=True,
+            )
         console.print("this site cannot take part" if failed else "this site can take part", style="bold")
     if failed:
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from wardpose.shared.sqlite import reading, transaction
+from wardpose.shared.sqlite import read_rows, transaction
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS orders (
@@ -66,11 +66,9 @@ class SiteJournal:
 
     def orders(self) -> list[OrderRow]:
         """Return all orders, oldest first; none when there is no journal yet."""
-        if not self.path.exists():
-            return []
-        with reading(self.path) as connection:
-            rows = connection.execute(
-                "SELECT run, round, federation, mechanism, received, finished, status, detail, bytes_up "
-                "FROM orders ORDER BY id"
-            ).fetchall()
-        return [OrderRow(**dict(row)) for row in rows]
+        rows = read_rows(
+            self.path,
+            "SELECT run, round, federation, mechanism, received, finished, status, detail, bytes_up "
+            "FROM orders ORDER BY id",
+        )
+        return [OrderRow(**row) for row in rows]

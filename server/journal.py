@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wardpose.shared.sqlite import reading, transaction
+from wardpose.shared.sqlite import read_rows, transaction
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -158,7 +158,7 @@ class RunJournal:
 
     def runs(self) -> list[dict[str, Any]]:
         """Return all runs, oldest first, with `config` and scores as objects."""
-        rows = self._read("SELECT * FROM runs ORDER BY started")
+        rows = read_rows(self.path, "SELECT * FROM runs ORDER BY started")
         for row in rows:
             for key in ("config", "score_initial", "score_final"):
                 row[key] = json.loads(row[key]) if row[key] else None
@@ -170,18 +170,14 @@ class RunJournal:
 
     def rounds(self, run: str) -> list[RoundRow]:
         """Return the finished rounds of a run."""
-        return [RoundRow(**row) for row in self._read("SELECT * FROM rounds WHERE run = ? ORDER BY round", run)]
+        return [
+            RoundRow(**row) for row in read_rows(self.path, "SELECT * FROM rounds WHERE run = ? ORDER BY round", run)
+        ]
 
     def sites(self, run: str) -> list[SiteRow]:
         """Return what became of each site in each round of a run."""
-        rows = self._read("SELECT * FROM sites WHERE run = ? ORDER BY round, site", run)
+        rows = read_rows(self.path, "SELECT * FROM sites WHERE run = ? ORDER BY round, site", run)
         return [SiteRow(**{**row, "secure": None if row["secure"] is None else bool(row["secure"])}) for row in rows]
-
-    def _read(self, query: str, *arguments: object) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        with reading(self.path) as connection:
-            return [dict(row) for row in connection.execute(query, arguments).fetchall()]
 
 
 def _insert(connection: Any, table: str, row: SiteRow | RoundRow) -> None:

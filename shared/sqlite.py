@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -14,8 +15,7 @@ def transaction(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        connection.executescript(schema)
-        connection.execute("BEGIN IMMEDIATE")
+        connection.executescript(f"BEGIN IMMEDIATE; {schema}")  # a reader sees all tables or none
         try:
             yield connection
         except BaseException:
@@ -33,3 +33,18 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=2)) as connection:
         connection.row_factory = sqlite3.Row
         yield connection
+
+
+def read_rows(path: Path, query: str, *arguments: object) -> list[dict[str, Any]]:
+    """Return the rows of a query; none where there is no file, or one that its writer has just begun to make.
+
+    Raises:
+        sqlite3.Error: the file is locked, broken, or has other tables.
+
+    """
+    if not path.exists():
+        return []
+    with reading(path) as connection:
+        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+            return []
+        return [dict(row) for row in connection.execute(query, arguments).fetchall()]
