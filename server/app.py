@@ -7,6 +7,7 @@ Run config: `federation` is a federation.yaml or the name of a bundled one, `run
 import json
 import logging
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from flwr.app import Context
@@ -16,7 +17,7 @@ from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.initial import initial_model
 from wardpose.server.journal import RunJournal
 from wardpose.server.rounds import Coordinator
-from wardpose.server.scoring import Scorer, arrays_of, load_arrays
+from wardpose.server.scoring import Scorer, arrays_of, check_public_data, load_arrays
 from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.config import (
     FederationConfig,
@@ -28,7 +29,8 @@ from wardpose.shared.config import (
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_text
 from wardpose.shared.pose.weights import save_model
-from wardpose.shared.privacy.accounting import calibrate
+from wardpose.shared.privacy.accounting import Event, calibrate, epsilon
+from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.privacy.mechanisms import Mechanism
 
 logger = logging.getLogger("wardpose.server")
@@ -76,6 +78,7 @@ def run_federation(grid: Grid, config: FederationConfig, folder: Path, *, resume
         DataError: data or weights cannot be read.
 
     """
+    check_public_data(config)
     folder.mkdir(parents=True, exist_ok=True)
     journal = RunJournal(folder / "journal.sqlite")
     path = folder / "checkpoint.safetensors"
@@ -88,7 +91,12 @@ def run_federation(grid: Grid, config: FederationConfig, folder: Path, *, resume
     else:
         state = Checkpoint(run=f"{config.name}-{uuid.uuid4().hex[:12]}", round=0, weights=arrays_of(model))
     state.config = config.model_dump_json()
-    mechanism = calibrated(config)
+    done = state.round
+    mechanism = (
+        calibrated(config, rounds_done=done, spent=_most_spent(folder, config))
+        if done < config.rounds
+        else config.mechanism_value(noise_multiplier=config.privacy.noise_multiplier or 1.0)
+    )
     journal.start(
         run=state.run,
         federation=config.name,
@@ -123,24 +131,53 @@ def run_federation(grid: Grid, config: FederationConfig, folder: Path, *, resume
     write_text(folder / "latest-run", state.run + "\n")
 
 
-def calibrated(config: FederationConfig) -> Mechanism:
-    """Return the run's mechanism: sigma as configured, else the smallest that `privacy.epsilon` allows."""
+def calibrated(config: FederationConfig, *, rounds_done: int = 0, spent: Sequence[Event] = ()) -> Mechanism:
+    """Return the run's mechanism: sigma as configured, else the smallest that what is left of epsilon allows.
+
+    Args:
+        config: the plan.
+        rounds_done: rounds that a resumed run has behind it.
+        spent: what the site with the most behind it was charged; a lost round is thereby made up for by more noise in
+            the rounds that are left. Ledgers do not depend on any patient's data, so neither does sigma.
+
+    Raises:
+        BudgetExceeded: nothing is left.
+        ConfigError: no noise is enough.
+
+    """
     privacy = config.privacy
-    if not config.mechanism_value(noise_multiplier=1.0).is_private:
+    probe = config.mechanism_value(noise_multiplier=1.0)
+    if not probe.is_private:
         return config.mechanism_value(noise_multiplier=0.0)
-    sigma = privacy.noise_multiplier
-    if sigma is None:
-        probe = config.mechanism_value(noise_multiplier=1.0)
-        event = probe.events(1)[0]
-        sigma = calibrate(
-            epsilon=privacy.epsilon,
-            delta=privacy.delta,
-            sample_rate=privacy.sample_rate,
-            steps=config.rounds * config.training.steps_per_round,
-            noise=event.noise,
-            adjacency=probe.adjacency,
-        )
+    if privacy.noise_multiplier is not None:
+        return config.mechanism_value(noise_multiplier=privacy.noise_multiplier)
+    sigma = calibrate(
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        sample_rate=max([probe.sample_rate, *probe.tiers.values()]),
+        steps=(config.rounds - rounds_done) * config.training.steps_per_round,
+        spent=spent,
+        noise=probe.events(1)[0].noise,
+        adjacency=probe.adjacency,
+    )
+    residual = probe.projection.residual if probe.uses_basis else None
+    if residual is not None:
+        rest = sigma**-2 - residual.noise_multiplier**-2  # both queries together must amount to sigma
+        if rest <= 0:
+            raise ConfigError(
+                f"privacy.options.projection.residual.noise_multiplier = {residual.noise_multiplier}: "
+                f"spends the budget alone (allowed: above {sigma:g})"
+            )
+        sigma = rest**-0.5
     return config.mechanism_value(noise_multiplier=sigma)
+
+
+def _most_spent(folder: Path, config: FederationConfig) -> Sequence[Event]:
+    ledger = Ledger(folder / "ledger.sqlite")
+    return max(
+        (ledger.events(entry.name) for entry in config.sites),
+        key=lambda events: epsilon(events, delta=config.privacy.delta),
+    )
 
 
 def _same_plan(config: FederationConfig, before: str, path: Path) -> None:

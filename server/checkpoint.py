@@ -72,6 +72,6 @@ class Checkpoint:
             for key, value in tensors.items():
                 group, _, name = key.partition("/")
                 groups[group][name] = value
-            return cls(**facts, **groups)
+            return cls(weights=groups["weights"], aggregator=groups["aggregator"], **facts)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: is not a checkpoint ({error})") from error

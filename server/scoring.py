@@ -1,6 +1,7 @@
 """Scores on public data at the server; what sites measure on their own patients never comes here."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from wardpose.shared.config import FederationConfig
 from wardpose.shared.data.dataset import concatenate
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.data.source import DataSource, open_source
+from wardpose.shared.errors import DataError
 from wardpose.shared.pose.evaluation import Scores, evaluate
 from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.pose.skeleton import get_skeleton
@@ -56,6 +58,20 @@ class Scorer:
 
     def _score(self, scores: Scores) -> float | None:
         return {"pck@0.2": scores.pck_box_02, "pckh@0.5": scores.pckh_05}[self.config.server.score]
+
+
+def check_public_data(config: FederationConfig) -> None:
+    """Open every public data set and look for the weights, so that a wrong path is found before anything is made.
+
+    Raises:
+        DataError: a data set cannot be opened, or the weights file does not exist.
+
+    """
+    for sources in (config.data.public, config.data.validation, config.data.test):
+        open_all(sources, config.model.skeleton)
+    weights = Path(config.model.weights)
+    if config.model.weights not in ("bundled", "random", "timm") and not weights.is_file():
+        raise DataError(f"model.weights = {weights}: no such file")
 
 
 def open_all(sources: Sequence[DataSource], skeleton: str) -> PoseDataset | None:

@@ -5,6 +5,7 @@ the key, the value and what is allowed. Reading a file creates nothing.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -344,6 +345,19 @@ def load_site(path: Path) -> SiteConfig:
 
     """
     return load_yaml(path, SiteConfig)
+
+
+def changed(config: FederationConfig, values: Mapping[str, Any]) -> FederationConfig:
+    """Return the plan with other values at its top level, checked as a whole again.
+
+    Raises:
+        ConfigError: the changed plan is wrong.
+
+    """
+    try:
+        return FederationConfig.model_validate(config.model_dump() | dict(values))
+    except ValidationError as error:
+        raise ConfigError(describe(error)) from error
 
 
 def to_yaml(config: BaseModel) -> str:

@@ -5,6 +5,7 @@ import pkgutil
 import sys
 
 import typer
+
 import wardpose.simulation.commands
 from wardpose.client.cli import app as site_app
 from wardpose.server.cli import app as server_app

@@ -10,12 +10,10 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wardpose.server.journal import RoundRow, RunJournal
-from wardpose.server.summary import summarise
 from wardpose.server.superlink import registered_nodes, run_ended
-from wardpose.shared.config import FederationConfig, to_yaml
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_text
 from wardpose.shared.keys import create_authority, create_node_key, create_secret, create_server_certificate
@@ -29,8 +27,10 @@ from wardpose.simulation.flower import (
     write_bundle,
     write_connection,
 )
-from wardpose.simulation.layout import prepare_sites
 from wardpose.simulation.processes import ProcessError, Processes
+
+if TYPE_CHECKING:
+    from wardpose.shared.config import FederationConfig
 
 _CONNECTION = "dev"
 _DAYS = 30
@@ -71,7 +71,7 @@ class Deployment:
         """Return the site.yaml of a hospital."""
         return self.folder / "sites" / site / "site.yaml"
 
-    def up(self, config: FederationConfig, *, report: Report = lambda line: None) -> None:
+    def up(self, config: "FederationConfig", *, report: Report = lambda line: None) -> None:
         """Start everything and wait until all sites are online; on failure nothing stays running.
 
         Keys, ledgers and site files that an earlier start left in the folder are used again.
@@ -81,6 +81,9 @@ class Deployment:
             ProcessError: a process ended, or was not ready in time.
 
         """
+        from wardpose.shared.config import to_yaml  # torch comes with it, which status and down do without
+        from wardpose.simulation.layout import prepare_sites
+
         if self.processes.alive():
             raise ConfigError(f"{self.folder}: is up already (allowed: wardpose dev down first)")
         self.processes.forget()
@@ -101,6 +104,8 @@ class Deployment:
             ProcessError: Flower does not list the run as `finished:completed`, or a server process ended.
 
         """
+        from wardpose.server.summary import summarise
+
         run_id = self.submit(resume=resume)
         report(f"run {run_id}")
         status = self.wait_for_end(run_id, report=report)

@@ -20,6 +20,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import (
     TaskIdentity,
 )  # Message() needs the identity of the task that creates it
+
 from wardpose.shared.wire import TRAIN, Refusal, refusal
 
 _CRASHED = 8  # Flower's CLIENT_APP_CRASHED

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
+
 from wardpose.shared.config import (
     CohortConfig,
     FederationConfig,

@@ -3,6 +3,7 @@
 from collections import defaultdict
 
 import numpy as np
+
 from wardpose.shared.config import PartitionConfig
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.errors import ConfigError

@@ -26,6 +26,7 @@ class PretrainFile(BaseModel):
         validation: public data sets to score before and after, each on its own.
         training: the recipe.
         half: write matrices and kernels as float16.
+
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +44,12 @@ def open_named(sources: Sequence[DataSource], skeleton: Skeleton) -> list[PoseDa
 
 
 def train(
-    model: PoseModel, public: Sequence[PoseDataset], plan: PretrainFile, *, folder: Path, progress: Progress | None = None
+    model: PoseModel,
+    public: Sequence[PoseDataset],
+    plan: PretrainFile,
+    *,
+    folder: Path,
+    progress: Progress | None = None,
 ) -> PretrainReport:
     """Train in place on the fastest device there is; a checkpoint lies in `folder` meanwhile."""
     import torch

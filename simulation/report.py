@@ -23,6 +23,7 @@ from wardpose.shared.pose.model import PoseModel
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 _EXAMPLES = 8
 
@@ -73,7 +74,7 @@ def _curve(summary: dict[str, Any]) -> Figure:
             axes.axhline(summary["score_final"], color="#2a9d5c", linestyle="--", linewidth=1, label="test, after")
     axes.set_xlabel("round")
     axes.set_ylabel(summary["score_name"].upper())
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
@@ -97,7 +98,7 @@ def _budgets(summary: dict[str, Any]) -> Figure:
     for place, value in zip(places, spent, strict=True):
         axes.text(
             0.01 * top,
-            place,
+            float(place),
             "infinite" if value is None else f"{value:.3f}",
             va="center",
             color="white",

@@ -13,7 +13,9 @@ from flwr.app import Context, RecordDict
 
 from wardpose.client.app import app as client_app
 from wardpose.server.app import app as server_app
+from wardpose.server.initial import INITIAL
 from wardpose.server.journal import RoundRow, SiteRow
+from wardpose.server.scoring import check_public_data
 from wardpose.server.summary import summarise
 from wardpose.shared.config import FederationConfig, load_federation, to_yaml
 from wardpose.shared.errors import ConfigError
@@ -36,6 +38,7 @@ def simulate(
     faults: Sequence[Fault] = (),
     observe_round: RoundObserver | None = None,
     observe_site: SiteObserver | None = None,
+    observe_message: Callable[[str], None] | None = None,
     report: bool = True,
 ) -> dict[str, Any]:
     """Run a federation to its end and return its summary.
@@ -48,6 +51,7 @@ def simulate(
         faults: what goes wrong.
         observe_round: called after each round.
         observe_site: called when a site starts and finishes an order.
+        observe_message: called with whatever else the server has to say.
         report: write `report.html`.
 
     Raises:
@@ -58,6 +62,7 @@ def simulate(
     plan = folder / "federation.yaml"
     if plan.exists() and not resume:
         raise ConfigError(f"{folder}: holds a run already (allowed: --resume, or another folder)")
+    check_public_data(config)
     paths = prepare_sites(config, folder)
     write_text(plan, to_yaml(config))
     run_config: dict[str, bool | float | int | str] = {
@@ -65,7 +70,7 @@ def simulate(
         "run-directory": str(folder),
         "resume": resume,
     }
-    handler = _RoundHandler(observe_round)
+    handler = _ServerHandler(observe_round, observe_message)
     logger = logging.getLogger("wardpose.server")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -79,12 +84,11 @@ def simulate(
     summary = summarise(folder)
     write_json(folder / "summary.json", summary)
     if report:
-        initial = next(folder.glob("initial-*.safetensors"))
         write_report(
             folder / "report.html",
             summary,
             config,
-            before=load_model(initial),
+            before=load_model(folder / INITIAL),
             after=load_model(folder / "model.safetensors"),
         )
     return summary
@@ -100,14 +104,17 @@ def reload_plan(folder: Path) -> FederationConfig:
     return load_federation(folder / "federation.yaml")
 
 
-class _RoundHandler(logging.Handler):
-    """Hand the round summaries that the server logs to an observer."""
+class _ServerHandler(logging.Handler):
+    """Hand what the server logs to observers: round summaries to one, sentences to the other."""
 
-    def __init__(self, observer: RoundObserver | None) -> None:
+    def __init__(self, observe_round: RoundObserver | None, observe_message: Callable[[str], None] | None) -> None:
         super().__init__()
-        self._observer = observer
+        self._observe_round = observe_round
+        self._observe_message = observe_message
 
     def emit(self, record: logging.LogRecord) -> None:
         row = getattr(record, "round", None)
-        if self._observer is not None and row is not None:
-            self._observer(row, record.__dict__["sites"])
+        if row is not None and self._observe_round is not None:
+            self._observe_round(row, record.__dict__["sites"])
+        elif row is None and self._observe_message is not None:
+            self._observe_message(record.getMessage())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from wardpose.server.app import calibrated
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.data.source import open_source
@@ -99,4 +100,4 @@ def _bare(plan: FederationConfig, folder: Path) -> None:
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name in updates[0]:
-                parameters[name] += torch.stack([update[name] for update in updates]).mean(dim=0)
+                parameters[name].add_(torch.stack([update[name] for update in updates]).mean(dim=0))

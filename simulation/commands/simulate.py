@@ -24,6 +24,7 @@ def simulate(
         typer.Option("--resume", help="Go on with the run in --out, or with the newest run of that name."),
     ] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="Other number of rounds than the file says.")] = None,
+    mechanism: Annotated[str | None, typer.Option(help="Another mechanism than the file says.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Sites that train at the same time.")] = 1,
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Print the configuration with every default and stop.")
@@ -38,14 +39,14 @@ def simulate(
 
     from wardpose.server.journal import RoundRow, SiteRow
     from wardpose.server.summary import finite
-    from wardpose.shared.config import find_federation, load_federation, to_yaml
+    from wardpose.shared.config import changed, find_federation, load_federation, to_yaml
     from wardpose.simulation.run import simulate as run_simulation
 
     logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower counts replies on its own; the round line does too
     console = Console(stderr=True)
     config = load_federation(find_federation(federation))
-    if rounds is not None:
-        config = config.model_copy(update={"rounds": rounds})
+    changes = {"rounds": rounds, "mechanism": mechanism}
+    config = changed(config, {key: value for key, value in changes.items() if value is not None})
     if show_config:
         typer.echo(to_yaml(config), nl=False)
         return
@@ -91,6 +92,7 @@ def simulate(
                 workers=workers,
                 observe_round=observe_round,
                 observe_site=observe_site,
+                observe_message=lambda text: console.print(text, style="dim", highlight=False),
             )
         except KeyboardInterrupt:
             console.print(f"interrupted; go on with: wardpose simulate {federation} --out {folder} --resume")

@@ -178,7 +178,13 @@ simulate(load_federation(Path(sys.argv[1])), Path(sys.argv[2]), resume=True, rep
 @pytest.mark.guard
 def test_killed_at_any_moment_the_ledger_never_goes_down_and_the_run_finishes(tmp_path: Path) -> None:
     path, folder = tmp_path / "plan.yaml", tmp_path / "run"
-    path.write_text(yaml.safe_dump(plan(rounds=3)))
+    privacy = {
+        "epsilon": 6.0,
+        "delta": 1e-3,
+        "sample_rate": 0.5,
+        "frames_per_unit": 2,
+    }  # sigma: calibrated to what is left
+    path.write_text(yaml.safe_dump(plan(rounds=3, privacy=privacy)))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     totals = {"north": 0.0, "south": 0.0}
 
@@ -206,5 +212,4 @@ def test_killed_at_any_moment_the_ledger_never_goes_down_and_the_run_finishes(tm
     assert (summary["status"], summary["rounds"]) == ("completed", 3)
     for site in summary["sites"]:
         assert site["epsilon_spent"] >= totals[site["name"]] - 1e-9
-        once = epsilon(ledger(folder, site["name"]).events(f"{site['name']}-cohort")[:3], delta=1e-3)
-        assert totals[site["name"]] >= once - 1e-9
+        assert site["epsilon_spent"] <= 6.0
