@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wardpose.shared.data.records import Frame, PoseRecord
+from wardpose.shared.data.ward_domain import Domain, Patient, sample_patient
 from wardpose.shared.data.ward_render import render
-from wardpose.shared.data.ward_scene import Domain, Patient, Scene, annotate, build_scene, sample_patient
+from wardpose.shared.data.ward_scene import Scene, annotate, build_scene
 from wardpose.shared.errors import DataError
 from wardpose.shared.pose.skeleton import LSP14, Skeleton
 
@@ -57,7 +58,7 @@ HOSPITALS: dict[str, Domain] = {
         monochrome=1, blanket=0.35, clutter=0.1, bystander=0.1, walls=(_GREY, _BLUE),
     ),
 }  # fmt: skip
-"""What each hospital's frames look like. `public` shows people upright from the front in daylight; the others film patients."""
+"""What each hospital's frames look like: `public` shows upright people by day, the others film patients."""
 
 
 class WardDataset:
@@ -71,6 +72,7 @@ class WardDataset:
 
     Raises:
         DataError: the hospital is unknown or a count is not positive.
+
     """
 
     def __init__(self, hospital: str, *, patients: int, frames_per_patient: int, seed: int) -> None:
@@ -149,9 +151,7 @@ def _patient(hospital: str, seed: int, patient: int) -> Patient:
 
 
 @lru_cache(maxsize=4)
-def _scene(
-    hospital: str, seed: int, patient: int, frame: int
-) -> tuple[Scene, NDArray[np.float32], NDArray[np.uint8]]:
+def _scene(hospital: str, seed: int, patient: int, frame: int) -> tuple[Scene, NDArray[np.float32], NDArray[np.uint8]]:
     """Draw scenes until one shows enough of the person: 9 joints in the frame, 4 of them not hidden."""
     rng = _generator(hospital, seed, patient, frame + 1)
     for _ in range(20):

@@ -5,6 +5,7 @@ z towards the head. Segment lengths are fractions of stature (Drillis and Contin
 Biomechanics and Motor Control of Human Movement, figure 4.1).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,7 @@ class Build:
         shoulders: factor on the shoulders' width.
         hips: factor on the hips' width.
         head: factor on the head's size.
+
     """
 
     stature: float
@@ -48,6 +50,7 @@ class Limb:
         abduction: away from the body's middle.
         rotation: inward, about the bone's own axis.
         bend: of elbow or knee.
+
     """
 
     flexion: float
@@ -67,6 +70,7 @@ class Pose:
         head: nod, tilt, turn in degrees, relative to the chest.
         arms: right, left.
         legs: right, left.
+
     """
 
     posture: str
@@ -88,6 +92,7 @@ class Body:
         pelvis: world rotation of the pelvis.
         chest: world rotation of the chest.
         head: world rotation of the head.
+
     """
 
     build: Build
@@ -143,34 +148,34 @@ def sample_pose(posture: str, rng: np.random.Generator) -> Pose:
         root = _about_x(-draw(15, 55))
         spine = (draw(20, 55), draw(-12, 12), draw(-20, 20))
         lean = float(np.degrees(np.arcsin(-root[1, 2])))
-        legs = tuple(
-            Limb(flexion=-lean + draw(-4, 35), abduction=draw(2, 14), rotation=draw(-15, 5), bend=draw(5, 45))
-            for _ in range(2)
-        )  # type: ignore[assignment]  # a tuple of two from a generator over range(2)
-        arms = tuple(
-            Limb(flexion=draw(25, 95), abduction=draw(0, 25), rotation=draw(0, 30), bend=draw(5, 75)) for _ in range(2)
-        )  # type: ignore[assignment]  # likewise
+        legs = _pair(
+            lambda: Limb(flexion=-lean + draw(-4, 35), abduction=draw(2, 14), rotation=draw(-15, 5), bend=draw(5, 45))
+        )
+        arms = _pair(lambda: Limb(flexion=draw(25, 95), abduction=draw(0, 25), rotation=draw(0, 30), bend=draw(5, 75)))
         head = (draw(-35, 15), draw(-12, 12), draw(-35, 35))
     elif posture == "sitting":
         root = _about_x(draw(-12, 16))
         lean = float(np.degrees(np.arcsin(-root[1, 2])))
         spine = (draw(-2, 28), draw(-10, 10), draw(-15, 15))
-        legs = tuple(
-            Limb(flexion=90 - lean + draw(-14, 8), abduction=draw(2, 18), rotation=draw(-8, 8), bend=draw(62, 108))
-            for _ in range(2)
-        )  # type: ignore[assignment]  # likewise
-        arms = tuple(_sitting_arm(rng) for _ in range(2))  # type: ignore[assignment]  # likewise
+        legs = _pair(
+            lambda: Limb(
+                flexion=90 - lean + draw(-14, 8), abduction=draw(2, 18), rotation=draw(-8, 8), bend=draw(62, 108)
+            )
+        )
+        arms = _pair(lambda: _sitting_arm(rng))
     elif posture in ("half-sitting", "lying"):
         raised = draw(25, 58) if posture == "half-sitting" else draw(0, 10)
         roll = 0.0
         if posture == "lying":
-            roll = float(rng.choice([draw(-14, 14), draw(65, 100), -draw(65, 100), draw(165, 195)], p=[0.6, 0.18, 0.18, 0.04]))
+            roll = float(
+                rng.choice([draw(-14, 14), draw(65, 100), -draw(65, 100), draw(165, 195)], p=[0.6, 0.18, 0.18, 0.04])
+            )
         root = _about_x(90 - raised * 0.6) @ _about_z(roll)
         on_side = 40 < abs(roll) < 120
         spine = (raised * 0.4 + (draw(5, 30) if on_side else draw(-2, 6)), draw(-6, 6), draw(-8, 8))
         head = (draw(-5, 30), draw(-12, 12), draw(-60, 60) if not on_side else draw(-20, 20))
-        legs = tuple(_lying_leg(raised * 0.6, on_side, rng) for _ in range(2))  # type: ignore[assignment]  # likewise
-        arms = tuple(_lying_arm(on_side, rng) for _ in range(2))  # type: ignore[assignment]  # likewise
+        legs = _pair(lambda: _lying_leg(raised * 0.6, on_side, rng))
+        arms = _pair(lambda: _lying_arm(on_side, rng))
     return Pose(posture=posture, root=root, spine=spine, head=head, arms=arms, legs=legs)
 
 
@@ -184,6 +189,7 @@ def articulate(build: Build, pose: Pose, *, yaw: float) -> Body:
 
     Returns:
         The body with its pelvis at the origin; the scene moves it onto its support.
+
     """
     h = build.stature
     pelvis = _about_z(yaw) @ pose.root
@@ -198,7 +204,10 @@ def articulate(build: Build, pose: Pose, *, yaw: float) -> Body:
     points["neck"] = points["belly"] + chest[:, 2] * 0.185 * h
     points["head"] = points["neck"] + (neck[:, 2] * 0.045 + head[:, 2] * 0.064 + head[:, 1] * 0.008) * h
     points["head_top"] = points["head"] + head[:, 2] * 0.066 * h * build.head
-    for sign, name, arm, leg in ((1.0, "right", pose.arms[0], pose.legs[0]), (-1.0, "left", pose.arms[1], pose.legs[1])):
+    for sign, name, arm, leg in (
+        (1.0, "right", pose.arms[0], pose.legs[0]),
+        (-1.0, "left", pose.arms[1], pose.legs[1]),
+    ):
         shoulder = points["neck"] + chest @ np.array([sign * 0.108 * build.shoulders, 0.0, -0.028]) * h
         upper = chest @ _limb_rotation(arm, sign)
         fore = upper @ _about_x(arm.bend)
@@ -219,6 +228,10 @@ def articulate(build: Build, pose: Pose, *, yaw: float) -> Body:
 
 def _limb_rotation(limb: Limb, sign: float) -> Matrix:
     return _about_x(limb.flexion) @ _about_y(-sign * limb.abduction) @ _about_z(sign * limb.rotation)
+
+
+def _pair(draw: Callable[[], Limb]) -> tuple[Limb, Limb]:
+    return draw(), draw()
 
 
 def _standing_arm(rng: np.random.Generator) -> Limb:
@@ -268,12 +281,19 @@ def _lying_leg(raised: float, on_side: bool, rng: np.random.Generator) -> Limb:
     """Flat, or drawn up with the foot on the mattress; bent when on the side."""
     if on_side:
         flexion = rng.uniform(5, 80)
-        return Limb(flexion=raised + flexion, abduction=rng.uniform(-4, 8), rotation=0, bend=flexion * rng.uniform(0.7, 1.3))
+        return Limb(
+            flexion=raised + flexion, abduction=rng.uniform(-4, 8), rotation=0, bend=flexion * rng.uniform(0.7, 1.3)
+        )
     if rng.random() < 0.3:
         flexion = rng.uniform(25, 58)
-        return Limb(flexion=raised + flexion, abduction=rng.uniform(0, 12), rotation=0, bend=flexion * rng.uniform(1.7, 2.1))
+        return Limb(
+            flexion=raised + flexion, abduction=rng.uniform(0, 12), rotation=0, bend=flexion * rng.uniform(1.7, 2.1)
+        )
     return Limb(
-        flexion=raised + rng.uniform(-1, 5), abduction=rng.uniform(1, 20), rotation=rng.uniform(-30, 5), bend=rng.uniform(0, 8)
+        flexion=raised + rng.uniform(-1, 5),
+        abduction=rng.uniform(1, 20),
+        rotation=rng.uniform(-30, 5),
+        bend=rng.uniform(0, 8),
     )
 
 

@@ -1,6 +1,7 @@
 """What stands in the procedural ward: beds, blankets, chairs, drips and things in the way."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wardpose.shared.data.ward_body import Body, Vector
 from wardpose.shared.data.ward_surfaces import Camera, Cloth, Projected, box, capsule, ellipsoid
@@ -9,7 +10,7 @@ _UP = np.array([0.0, 0.0, 1.0])
 
 
 def bed(camera: Camera, body: Body, feet: Vector, height: float, rng: np.random.Generator) -> list[Projected]:
-    """A bed under a lying person, its back raised under a half-sitting one.
+    """Make a bed under a lying person, its back raised under a half-sitting one.
 
     Args:
         camera: who looks.
@@ -17,6 +18,7 @@ def bed(camera: Camera, body: Body, feet: Vector, height: float, rng: np.random.
         feet: horizontal unit vector from head to feet.
         height: of the mattress's top, metres.
         rng: chooses colours and rails.
+
     """
     across = np.cross(feet, _UP)
     p, h = body.points, body.build.stature
@@ -28,7 +30,9 @@ def bed(camera: Camera, body: Body, feet: Vector, height: float, rng: np.random.
     raised = body.posture == "half-sitting"
     start = -0.09 * h if raised else head_end
 
-    def slab(a: float, b: float, low: float, high: float, wide: float, cloth: Cloth, part: str = "bed") -> list[Projected]:
+    def slab(
+        a: float, b: float, low: float, high: float, wide: float, cloth: Cloth, part: str = "bed"
+    ) -> list[Projected]:
         centre = middle + feet * (a + b) / 2 + _UP * (low + high) / 2
         axes = np.column_stack([feet * (b - a) / 2, across * wide, _UP * (high - low) / 2])
         return box(camera, centre, axes, part=part, cloth=cloth)
@@ -75,7 +79,7 @@ def bed(camera: Camera, body: Body, feet: Vector, height: float, rng: np.random.
 
 
 def blanket(camera: Camera, body: Body, feet: Vector, height: float, rng: np.random.Generator) -> list[Projected]:
-    """A blanket from knees, waist or chest down to the feet, hanging over the sides of the bed."""
+    """Lay a blanket from knees, waist or chest down to the feet, hanging over the sides of the bed."""
     p, h = body.points, body.build.stature
     cloth = Cloth(
         colour=_near(rng.uniform(60, 245, 3)),
@@ -121,7 +125,7 @@ def blanket(camera: Camera, body: Body, feet: Vector, height: float, rng: np.ran
 
 
 def chair(camera: Camera, body: Body, forward: Vector, rng: np.random.Generator) -> list[Projected]:
-    """A chair, a stool or the edge of a bed under a sitting person."""
+    """Put a chair, a stool or the edge of a bed under a sitting person."""
     p, h = body.points, body.build.stature
     across = np.cross(forward, _UP)
     hips = (p["right_hip"] + p["left_hip"]) / 2
@@ -148,12 +152,14 @@ def chair(camera: Camera, body: Body, forward: Vector, rng: np.random.Generator)
         if rng.random() < 0.5:
             for x in (-0.27, 0.27):
                 arm = base + across * x + _UP * (seat + 0.2)
-                solids += capsule(camera, arm - forward * 0.16, arm + forward * 0.22, 0.02, 0.02, part="chair", cloth=metal)
+                solids += capsule(
+                    camera, arm - forward * 0.16, arm + forward * 0.22, 0.02, 0.02, part="chair", cloth=metal
+                )
     return solids
 
 
 def drip(camera: Camera, body: Body, rng: np.random.Generator) -> list[Projected]:
-    """A stand with a bag and a tube to one wrist."""
+    """Put up a stand with a bag and a tube to one wrist."""
     p = body.points
     side = "right" if rng.random() < 0.5 else "left"
     wrist = p[f"{side}_wrist"]
@@ -209,6 +215,6 @@ def sampled_clutter(camera: Camera, body: Body, share: float, rng: np.random.Gen
     return solids
 
 
-def _near(colour: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]") -> tuple[float, float, float]:
+def _near(colour: NDArray[np.float64]) -> tuple[float, float, float]:
     r, g, b = np.clip(colour, 0, 255).tolist()
     return (r, g, b)

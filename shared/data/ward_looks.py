@@ -1,4 +1,4 @@
-"""How a person of the procedural ward looks: an identity that stays with the patient, clothes, and the solids of a body."""
+"""How a person of the procedural ward looks: an identity that stays with the patient, clothes, the solids of a body."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +16,16 @@ FACE_SIZE = (96, 128)
 """Height and width of a face texture: elevation from -80 to 80 degrees, azimuth from -120 to 120 degrees."""
 
 _SKIN = ((255, 224, 196), (241, 194, 160), (224, 172, 130), (198, 134, 96), (161, 102, 66), (120, 74, 48), (84, 52, 36))
-_HAIR = ((28, 24, 22), (60, 40, 28), (98, 66, 40), (150, 108, 62), (206, 172, 112), (168, 168, 170), (226, 226, 226), (140, 60, 30))
+_HAIR = (
+    (28, 24, 22),
+    (60, 40, 28),
+    (98, 66, 40),
+    (150, 108, 62),
+    (206, 172, 112),
+    (168, 168, 170),
+    (226, 226, 226),
+    (140, 60, 30),
+)
 _STYLES = ("short", "long", "bun", "bald", "curly", "fringe")
 
 
@@ -29,8 +38,9 @@ class Identity:
         hair: RGB.
         style: one of short, long, bun, bald, curly, fringe.
         face: width, depth and height of the skull as factors.
-        features: sixteen numbers in 0..1: eye spacing, eye height, eye size, eye colour, brow weight, brow slope, nose length,
-            nose width, mouth height, mouth width, lip colour, beard, glasses, wrinkles, hair line, ears.
+        features: sixteen numbers in 0..1: eye spacing, eye height, eye size, eye colour, brow weight, brow slope, nose
+            length, nose width, mouth height, mouth width, lip colour, beard, glasses, wrinkles, hair line, ears.
+
     """
 
     skin: Colour
@@ -52,6 +62,7 @@ class Outfit:
         skirt: how far a gown hangs: 0 none, 1 knee, 2 ankle.
         loose: factor on the limb's radius.
         shoes: cloth of the feet, `None` for bare feet.
+
     """
 
     top: Cloth
@@ -81,6 +92,7 @@ def sample_outfit(kind: str, rng: np.random.Generator) -> Outfit:
 
     Raises:
         ValueError: no such kind.
+
     """
     pastel = _rgb(rng.uniform(150, 245, 3))
     deep = _rgb(rng.uniform(25, 150, 3))
@@ -98,12 +110,12 @@ def sample_outfit(kind: str, rng: np.random.Generator) -> Outfit:
                        skirt=float(rng.uniform(0.75, 1.2)), loose=loose, shoes=shoes if rng.random() < 0.4 else None),
         "pyjamas": Outfit(top=cloth(pastel), bottom=cloth(pastel), sleeve=float(rng.uniform(1.6, 2.0)),
                           trouser=float(rng.uniform(1.7, 2.0)), skirt=0, loose=loose, shoes=shoes),
-        "scrubs": Outfit(top=Cloth(colour=deep), bottom=Cloth(colour=deep), sleeve=float(rng.uniform(0.4, 0.9)), trouser=1.95,
-                         skirt=0, loose=1.2, shoes=shoes),
+        "scrubs": Outfit(top=Cloth(colour=deep), bottom=Cloth(colour=deep), sleeve=float(rng.uniform(0.4, 0.9)),
+                         trouser=1.95, skirt=0, loose=1.2, shoes=shoes),
         "robe": Outfit(top=cloth(deep), bottom=cloth(deep), sleeve=float(rng.uniform(1.5, 1.9)), trouser=0,
                        skirt=float(rng.uniform(1.2, 1.7)), loose=1.4, shoes=shoes),
-        "street": Outfit(top=cloth(other), bottom=Cloth(colour=deep), sleeve=float(rng.choice([0.5, 0.7, 1.9, 2.0])), trouser=1.95,
-                         skirt=0, loose=float(rng.uniform(1.08, 1.2)), shoes=shoes),
+        "street": Outfit(top=cloth(other), bottom=Cloth(colour=deep), sleeve=float(rng.choice([0.5, 0.7, 1.9, 2.0])),
+                         trouser=1.95, skirt=0, loose=float(rng.uniform(1.08, 1.2)), shoes=shoes),
         "shorts": Outfit(top=cloth(other), bottom=Cloth(colour=deep), sleeve=float(rng.uniform(0.3, 0.7)),
                          trouser=float(rng.uniform(0.4, 0.9)), skirt=0, loose=1.15, shoes=shoes),
     }  # fmt: skip
@@ -131,17 +143,57 @@ def dress(camera: Camera, body: Body, identity: Identity, outfit: Outfit, *, pre
         limb(f"{side}_forearm", f"{side}_elbow", f"{side}_wrist", 0.022 * slim, 0.015 * slim, skin)
         limb(f"{side}_hand", f"{side}_wrist", f"{side}_hand", 0.014, 0.019, skin)
         loose, top = outfit.loose, outfit.top
-        limb(f"{side}_upper_arm", f"{side}_shoulder", f"{side}_elbow", 0.031 * wide * loose, 0.025 * wide * loose, top, outfit.sleeve)
-        limb(f"{side}_forearm", f"{side}_elbow", f"{side}_wrist", 0.024 * slim * loose, 0.019 * slim * loose, top, outfit.sleeve - 1)
+        limb(
+            f"{side}_upper_arm",
+            f"{side}_shoulder",
+            f"{side}_elbow",
+            0.031 * wide * loose,
+            0.025 * wide * loose,
+            top,
+            outfit.sleeve,
+        )
+        limb(
+            f"{side}_forearm",
+            f"{side}_elbow",
+            f"{side}_wrist",
+            0.024 * slim * loose,
+            0.019 * slim * loose,
+            top,
+            outfit.sleeve - 1,
+        )
         limb(f"{side}_thigh", f"{side}_hip", f"{side}_knee", 0.047 * wide, 0.032 * wide, skin)
         limb(f"{side}_shin", f"{side}_knee", f"{side}_ankle", 0.031 * slim, 0.020 * slim, skin)
         bottom = outfit.bottom
         limb(f"{side}_thigh", f"{side}_hip", f"{side}_knee", 0.049 * wide, 0.033 * wide * loose, bottom, outfit.trouser)
-        limb(f"{side}_shin", f"{side}_knee", f"{side}_ankle", 0.032 * slim * loose, 0.025 * slim * loose, bottom, outfit.trouser - 1)
+        limb(
+            f"{side}_shin",
+            f"{side}_knee",
+            f"{side}_ankle",
+            0.032 * slim * loose,
+            0.025 * slim * loose,
+            bottom,
+            outfit.trouser - 1,
+        )
         limb(f"{side}_foot", f"{side}_heel", f"{side}_toe", 0.020, 0.015, outfit.shoes or skin)
         if outfit.skirt:
-            limb(f"{side}_skirt", f"{side}_hip", f"{side}_knee", 0.054 * wide, 0.048 * wide * loose, outfit.top, outfit.skirt)
-            limb(f"{side}_skirt", f"{side}_knee", f"{side}_ankle", 0.042 * wide * loose, 0.036 * loose, outfit.top, outfit.skirt - 1)
+            limb(
+                f"{side}_skirt",
+                f"{side}_hip",
+                f"{side}_knee",
+                0.054 * wide,
+                0.048 * wide * loose,
+                outfit.top,
+                outfit.skirt,
+            )
+            limb(
+                f"{side}_skirt",
+                f"{side}_knee",
+                f"{side}_ankle",
+                0.042 * wide * loose,
+                0.036 * loose,
+                outfit.top,
+                outfit.skirt - 1,
+            )
     solids.extend(_trunk(camera, body, outfit, prefix))
     if not prefix:
         solids.extend(_head(camera, body, identity))
@@ -159,14 +211,24 @@ def _trunk(camera: Camera, body: Body, outfit: Outfit, prefix: str) -> list[Proj
     p, h, b = body.points, body.build.stature, body.build
     loose = 1.0 + (outfit.loose - 1.0) * 0.35
     chest = p["belly"] * 0.38 + p["neck"] * 0.62
-    widths = ((0.098 * b.shoulders, 0.066, 0.118), (0.086 * b.girth, 0.064 * b.belly, 0.098), (0.090 * b.hips, 0.066, 0.078))
-    places = ((chest, body.chest, outfit.top), (p["belly"], body.chest, outfit.top), (p["pelvis"], body.pelvis, outfit.bottom))
+    widths = (
+        (0.098 * b.shoulders, 0.066, 0.118),
+        (0.086 * b.girth, 0.064 * b.belly, 0.098),
+        (0.090 * b.hips, 0.066, 0.078),
+    )
+    places = (
+        (chest, body.chest, outfit.top),
+        (p["belly"], body.chest, outfit.top),
+        (p["pelvis"], body.pelvis, outfit.bottom),
+    )
     solids: list[Projected] = []
     for (centre, rotation, cloth), half in zip(places, widths, strict=True):
         axes = rotation @ np.diag(np.array(half) * h * loose * np.array([b.girth**0.5, b.girth**0.5, 1.0]))
         solids.extend(ellipsoid(camera, centre, axes, part=prefix + "trunk", cloth=cloth))
     across = (p["right_shoulder"], p["left_shoulder"])
-    solids.extend(capsule(camera, *across, 0.034 * b.girth * h, 0.034 * b.girth * h, part=prefix + "trunk", cloth=outfit.top))
+    solids.extend(
+        capsule(camera, *across, 0.034 * b.girth * h, 0.034 * b.girth * h, part=prefix + "trunk", cloth=outfit.top)
+    )
     if outfit.skirt:
         reach = min(outfit.skirt, 1.0)
         knees = (p["right_knee"] + p["left_knee"]) / 2
@@ -277,5 +339,3 @@ def face_texture(identity: Identity) -> NDArray[np.uint8]:
 def _rgb(colour: NDArray[np.float64]) -> Colour:
     r, g, b = np.clip(colour, 0, 255).tolist()
     return (r, g, b)
-
-

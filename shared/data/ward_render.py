@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from wardpose.shared.data.records import Frame
 from wardpose.shared.data.ward_looks import FACE_SIZE, face_texture
@@ -27,6 +27,7 @@ class Buffers:
         depth: (H, W) metres.
         normal: (H, W, 2) x and y of the unit normal, camera axes.
         along: (H, W) coordinate along the solid for patterns, metres.
+
     """
 
     index: NDArray[np.uint8]
@@ -97,15 +98,17 @@ def _room(scene: Scene) -> Image:
     x, y, z = cx + t * dx, cy + t * dy, cz + t * dz
     on_floor, on_wall, on_ceiling = t == floor, t == wall, t == ceiling
     tone = np.where(on_wall, 1.0, 0.86).astype(np.float32) * (0.9 + 0.06 * z.clip(0, 3))
-    colour = np.where((z > room.dado_height)[..., None], np.float32(room.wall), np.float32(room.dado))
+    colour = np.where((z > room.dado_height)[..., None], _float32(room.wall), _float32(room.dado))
     colour[np.abs(z - room.dado_height) < 0.03] *= 0.75
     colour[z < 0.09] *= 0.6
     for middle, level, half_width, half_height, kind, shade in room.fittings:
         inside = on_wall & (np.abs(x - centre[0] - middle) < half_width) & (np.abs(z - level) < half_height)
         if inside.any():
-            colour[inside] = _fitting(x[inside] - centre[0] - middle, z[inside] - level, half_width, half_height, kind, shade)
+            colour[inside] = _fitting(
+                x[inside] - centre[0] - middle, z[inside] - level, half_width, half_height, kind, shade
+            )
     if on_floor.any():
-        ground = np.full((*t.shape, 3), np.float32(room.floor), np.float32)
+        ground = np.full((*t.shape, 3), _float32(room.floor), np.float32)
         if room.tile:
             line = np.minimum(np.abs(np.mod(x / room.tile, 1) - 0.5), np.abs(np.mod(y / room.tile, 1) - 0.5))
             check = np.mod(np.floor(x / room.tile) + np.floor(y / room.tile), 2)
@@ -128,14 +131,16 @@ def _fitting(x: Image, z: Image, half_width: float, half_height: float, kind: in
         colour[near_edge | (np.abs(x) < 0.025)] = 235 - 60 * shade
         return np.asarray(colour, np.float32)
     if kind == 1:
-        colour = np.tile(np.float32([150 + 60 * shade, 110 + 70 * shade, 70 + 90 * shade]), (len(x), 1))
+        colour = np.tile(_float32([150 + 60 * shade, 110 + 70 * shade, 70 + 90 * shade]), (len(x), 1))
         colour[near_edge] *= 0.7
         colour[(np.abs(x - half_width * 0.75) < 0.05) & (np.abs(z) < 0.03)] = 60
         return colour
     if kind == 2:
         folds = 0.82 + 0.18 * np.sin(x * (18 + 14 * shade) + 0.6 * np.sin(z * 2))
-        return np.asarray(np.float32([110 + 90 * shade, 160, 190 - 80 * shade])[None] * folds[:, None], np.float32)
-    colour = np.tile(np.float32([232, 234, 230]), (len(x), 1)) if shade > 0.4 else np.tile(np.float32([25, 30, 38]), (len(x), 1))
+        return np.asarray(_float32([110 + 90 * shade, 160, 190 - 80 * shade])[None] * folds[:, None], np.float32)
+    colour = (
+        np.tile(_float32([232, 234, 230]), (len(x), 1)) if shade > 0.4 else np.tile(_float32([25, 30, 38]), (len(x), 1))
+    )
     colour[near_edge] = 110
     written = (np.mod(z * 12, 1) < 0.3) & (np.sin(x * 37 + shade * 9) > -0.2) & ~near_edge
     colour[written] = colour[written] * 0.6 + 40
@@ -150,7 +155,8 @@ def _shadow(scene: Scene, buffers: Buffers, image: Image) -> None:
     bones = (
         ("pelvis", "neck", 0.18), ("neck", "head_top", 0.12), ("right_shoulder", "left_shoulder", 0.08),
         ("right_hip", "right_knee", 0.09), ("right_knee", "right_ankle", 0.06), ("left_hip", "left_knee", 0.09),
-        ("left_knee", "left_ankle", 0.06), ("right_shoulder", "right_wrist", 0.05), ("left_shoulder", "left_wrist", 0.05),
+        ("left_knee", "left_ankle", 0.06), ("right_shoulder", "right_wrist", 0.05),
+        ("left_shoulder", "left_wrist", 0.05),
         ("right_ankle", "right_toe", 0.1), ("left_ankle", "left_toe", 0.1),
     )  # fmt: skip
     for a, b, thick in bones:
@@ -179,9 +185,9 @@ def _light(scene: Scene, buffers: Buffers, image: Image) -> None:
     window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     index, along, normal = buffers.index[window], buffers.along[window], buffers.normal[window]
     clothes = [surface.cloth for surface in scene.surfaces[:255]]
-    palette = np.float32([(0, 0, 0), *(cloth.colour for cloth in clothes)])
-    frequency = np.float32([0, *(cloth.frequency for cloth in clothes)])[index]
-    contrast = np.float32([0, *(cloth.contrast for cloth in clothes)])[index]
+    palette = _float32([(0, 0, 0), *(cloth.colour for cloth in clothes)])
+    frequency = _float32([0, *(cloth.frequency for cloth in clothes)])[index]
+    contrast = _float32([0, *(cloth.contrast for cloth in clothes)])[index]
     smooth = cv2.blur(normal, (3, 3))
     nx, ny = smooth[..., 0], smooth[..., 1]
     nz = np.sqrt(np.maximum(np.float32(1) - nx * nx - ny * ny, 0))
@@ -217,22 +223,22 @@ def _faces(scene: Scene, buffers: Buffers, window: tuple[slice, slice], colour: 
         borderMode=cv2.BORDER_REPLICATE,
     )[0]  # fmt: skip
     behind = np.abs(azimuth / FACE_SIZE[1] - 0.5) > 0.5
-    colour[place] = np.where(behind[:, None], np.float32(scene.patient.identity.skin), painted)
+    colour[place] = np.where(behind[:, None], _float32(scene.patient.identity.skin), painted)
 
 
 def _photograph(scene: Scene, image: Image) -> Frame:
     """Colour of the light, lens, motion, sensor."""
-    image *= np.float32(scene.gains)
+    image *= _float32(scene.gains)
     if scene.patient.monochrome:
-        grey = image @ np.float32([0.45, 0.35, 0.20])
+        grey = image @ _float32([0.45, 0.35, 0.20])
         image = np.repeat(grey[..., None], 3, axis=-1)
-    image = cv2.GaussianBlur(image, (5, 5), scene.blur)
+    image = np.asarray(cv2.GaussianBlur(image, (5, 5), scene.blur), np.float32)
     if scene.motion != (0.0, 0.0):
         kernel = np.zeros((9, 9), np.uint8)
         x, y = scene.motion
         ends = [(round(4 + s * x / 2), round(4 + s * y / 2)) for s in (-1, 1)]
         cv2.line(kernel, ends[0], ends[1], (255,), 1, cv2.LINE_AA)
-        image = cv2.filter2D(image, -1, kernel / np.float32(kernel.sum()))
+        image = np.asarray(cv2.filter2D(image, -1, kernel / np.float32(kernel.sum())), np.float32)
     rng = np.random.default_rng(scene.seed)
     height, width = scene.camera.size
     top, left = rng.integers(0, 64, 2)
@@ -245,5 +251,9 @@ def _photograph(scene: Scene, image: Image) -> Frame:
 
 @lru_cache(maxsize=1)
 def _grain() -> Image:
-    """Standard normal noise (448, 448, 3), cut at a random place for every frame."""
+    """Draw standard normal noise (448, 448, 3), cut at a random place for every frame."""
     return np.random.default_rng(0).standard_normal((448, 448, 3), np.float32)
+
+
+def _float32(values: ArrayLike) -> Image:
+    return np.asarray(values, np.float32)

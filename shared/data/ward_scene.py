@@ -1,6 +1,5 @@
-"""One frame of the procedural ward before it is drawn: who, in which posture, on what, seen by which camera in which light."""
+"""One frame of the procedural ward before it is drawn: posture, furniture, camera, light, and what the camera sees."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -8,95 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wardpose.shared.data.ward_body import Body, Vector, articulate, sample_build, sample_pose
+from wardpose.shared.data.ward_domain import Domain, Patient
 from wardpose.shared.data.ward_furniture import bed, blanket, chair, drip, sampled_clutter
-from wardpose.shared.data.ward_looks import Colour, Identity, Outfit, dress, sample_identity, sample_outfit
+from wardpose.shared.data.ward_looks import Colour, dress, sample_identity, sample_outfit
 from wardpose.shared.data.ward_surfaces import FAR, Camera, Projected
 from wardpose.shared.pose.skeleton import LSP14
-
-Range = tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Domain:
-    """What a hospital's frames have in common.
-
-    Attributes:
-        postures: share of each posture.
-        outfits: share of each kind of clothes.
-        elevation: camera above the person, degrees.
-        roll: camera about its axis, degrees.
-        facing: how far an upright person may turn from facing the camera, degrees.
-        size: height and width of the frame, pixels.
-        span: long side of the person in the frame, pixels.
-        focal: pixels.
-        ambient: light without direction, 1 is a well lit white wall.
-        key: light with a direction.
-        warmth: -1 blue to 1 orange.
-        noise: standard deviation of the sensor's noise, grey levels.
-        blur: standard deviation of the lens's blur, pixels.
-        motion: share of frames with motion blur.
-        monochrome: share of patients filmed in infrared.
-        blanket: share of people in bed who are covered.
-        clutter: share of frames with a rail, table or stand in front of the person.
-        bystander: share of frames with somebody else in the room.
-        walls: colours a room may have.
-    """
-
-    postures: Mapping[str, float]
-    outfits: Mapping[str, float]
-    elevation: Range
-    roll: Range
-    facing: float
-    size: tuple[int, int]
-    span: Range
-    focal: Range
-    ambient: Range
-    key: Range
-    warmth: Range
-    noise: Range
-    blur: Range
-    motion: float
-    monochrome: float
-    blanket: float
-    clutter: float
-    bystander: float
-    walls: tuple[Colour, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Room:
-    """The walls behind the people, the same for all frames of a patient.
-
-    Attributes:
-        wall: RGB of the upper wall.
-        dado: RGB of the wall's lower part.
-        dado_height: metres.
-        floor: RGB.
-        tile: metres; 0 for a plain floor.
-        back: distance from the middle of the person to the back wall, metres.
-        sides: x of the left and right walls, metres.
-        fittings: on the back wall: x, z, half width, half height, kind (0 window, 1 door, 2 curtain, 3 board), shade.
-    """
-
-    wall: Colour
-    dado: Colour
-    dado_height: float
-    floor: Colour
-    tile: float
-    back: float
-    sides: Range
-    fittings: tuple[tuple[float, float, float, float, int, float], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patient:
-    """What stays the same over a patient's frames."""
-
-    identity: Identity
-    outfit: Outfit
-    room: Room
-    monochrome: bool
-    build_seed: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,6 +33,7 @@ class Scene:
         shadow_height: height of the floor or mattress that takes the shadow.
         sun: towards the light, world axes.
         seed: of the sensor's noise.
+
     """
 
     camera: Camera
@@ -134,36 +50,6 @@ class Scene:
     shadow_height: float
     sun: Vector
     seed: int
-
-
-def sample_patient(domain: Domain, rng: np.random.Generator) -> Patient:
-    """Draw a patient and their room."""
-    kinds, shares = list(domain.outfits), np.array(list(domain.outfits.values()))
-    outfit = sample_outfit(str(rng.choice(kinds, p=shares / shares.sum())), rng)
-    wall = np.array(domain.walls[rng.integers(len(domain.walls))]) * rng.uniform(0.88, 1.06)
-    dado = wall * rng.uniform(0.5, 1.0) + rng.uniform(-18, 18, 3) if rng.random() < 0.7 else wall
-    floors = ((150, 140, 125), (120, 130, 135), (165, 130, 95), (95, 110, 100), (185, 180, 172), (80, 85, 100))
-    floor = np.array(floors[rng.integers(len(floors))]) * rng.uniform(0.8, 1.15)
-    fittings = tuple(
-        (float(rng.uniform(-2.4, 2.4)), *_fitting(int(kind), rng))
-        for kind in rng.choice(4, size=rng.integers(1, 4), replace=False)
-    )
-    return Patient(
-        identity=sample_identity(rng),
-        outfit=outfit,
-        room=Room(
-            wall=_colour(wall),
-            dado=_colour(dado),
-            dado_height=float(rng.uniform(0.8, 1.4)),
-            floor=_colour(floor),
-            tile=float(rng.choice([0.0, 0.3, 0.5, 0.6])),
-            back=float(rng.uniform(1.5, 3.2)),
-            sides=(float(rng.uniform(-3.4, -1.7)), float(rng.uniform(1.7, 3.4))),
-            fittings=fittings,
-        ),
-        monochrome=bool(rng.random() < domain.monochrome),
-        build_seed=int(rng.integers(2**31)),
-    )
 
 
 def build_scene(domain: Domain, patient: Patient, rng: np.random.Generator) -> Scene:
@@ -235,11 +121,12 @@ _FOREIGN_MARGIN = 0.06
 def annotate(scene: Scene) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Project the LSP joints and look whether anything is in front of them.
 
-    A joint counts as hidden when a solid of another part lies before it, or a wide part of its own limb (the trunk before
-    the far shoulder) by more than that part's half thickness.
+    A joint counts as hidden when a solid of another part lies before it, or a wide part of its own limb (the trunk
+    before the far shoulder) by more than that part's half thickness.
 
     Returns:
         Joints (14, 2) in pixels and visibility (14,): 2 seen, 1 hidden, 0 outside the frame (such rows are zero).
+
     """
     world = np.stack([scene.body.points[name] for name in LSP14.joints])
     local = scene.camera.to_camera(world)
@@ -281,12 +168,18 @@ def _put_down(body: Body, height: float) -> Body:
         radii = {name: radii[name] for name in ("shoulder", "hip", "head")}
     trunk = (("pelvis", body.pelvis, (0.09, 0.062, 0.075)), ("belly", body.chest, (0.086, 0.058, 0.098)))
     lowest = min(
-        [body.points[name][2] - radii[name.rpartition("_")[2]] * h for name in body.points if name.rpartition("_")[2] in radii]
+        [
+            body.points[name][2] - radii[name.rpartition("_")[2]] * h
+            for name in body.points
+            if name.rpartition("_")[2] in radii
+        ]
         + [body.points[name][2] - float(np.linalg.norm(axes[2] * half)) * h for name, axes, half in trunk]
     )
     shift = np.array([0.0, 0.0, height - lowest])
     points = {name: point + shift for name, point in body.points.items()}
-    return Body(build=body.build, posture=body.posture, points=points, pelvis=body.pelvis, chest=body.chest, head=body.head)
+    return Body(
+        build=body.build, posture=body.posture, points=points, pelvis=body.pelvis, chest=body.chest, head=body.head
+    )
 
 
 def _place_camera(domain: Domain, body: Body, rng: np.random.Generator) -> Camera:
@@ -298,7 +191,9 @@ def _place_camera(domain: Domain, body: Body, rng: np.random.Generator) -> Camer
     right = np.array([np.cos(aside), -np.sin(aside), 0.0])
     down = np.cross(forward, right)
     roll = np.radians(rng.uniform(*domain.roll))
-    rotation = np.stack([right * np.cos(roll) + down * np.sin(roll), down * np.cos(roll) - right * np.sin(roll), forward])
+    rotation = np.stack(
+        [right * np.cos(roll) + down * np.sin(roll), down * np.cos(roll) - right * np.sin(roll), forward]
+    )
     span, focal = rng.uniform(*domain.span), float(rng.uniform(*domain.focal))
     distance = 3.0
     for _ in range(3):
@@ -313,7 +208,10 @@ def _place_camera(domain: Domain, body: Body, rng: np.random.Generator) -> Camer
     wanted = rng.uniform(-0.5, 0.5, 2) * np.maximum(room, 0) * rng.uniform(0.3, 1.12)
     step = (middle - wanted) * distance / focal
     return Camera(
-        position=camera.position + rotation[0] * step[0] + rotation[1] * step[1], rotation=rotation, focal=focal, size=domain.size
+        position=camera.position + rotation[0] * step[0] + rotation[1] * step[1],
+        rotation=rotation,
+        focal=focal,
+        size=domain.size,
     )
 
 
@@ -330,16 +228,3 @@ def _bystander(camera: Camera, body: Body, rng: np.random.Generator) -> list[Pro
     )
     outfit = sample_outfit(str(rng.choice(["scrubs", "street", "robe"])), rng)
     return dress(camera, moved, sample_identity(rng), outfit, prefix="bystander_")
-
-
-def _fitting(kind: int, rng: np.random.Generator) -> tuple[float, float, float, int, float]:
-    height, width, half = {0: (1.6, 0.6, 0.55), 1: (1.02, 0.48, 1.02), 2: (1.3, 0.7, 1.1), 3: (1.55, 0.4, 0.3)}[kind]
-    scale = float(rng.uniform(0.8, 1.25))
-    return height, width * scale, half * scale if kind != 1 else half, kind, float(rng.random())
-
-
-def _colour(values: NDArray[np.float64]) -> Colour:
-    r, g, b = np.clip(values, 0, 255).tolist()
-    return (r, g, b)
-
-

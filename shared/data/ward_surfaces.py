@@ -3,8 +3,8 @@
 Every solid, once projected, answers one question at any set of pixels: how far away is your surface, and which way does
 it face? Drawing asks it on a grid of pixels, the visibility of joints asks it at the joints, so both agree.
 
-Camera axes are x to the right, y down, z forward. A solid is drawn as if seen in parallel about its own centre, which at
-the distances of the ward is off by less than a pixel.
+Camera axes are x to the right, y down, z forward. A solid is drawn as if seen in parallel about its own centre, which
+at the distances of the ward is off by less than a pixel.
 """
 
 from collections.abc import Sequence
@@ -32,6 +32,7 @@ class Camera:
         rotation: rows are the camera's axes in the world.
         focal: pixels.
         size: height and width of the frame in pixels; the axis goes through the middle.
+
     """
 
     position: Vector
@@ -57,6 +58,7 @@ class Cloth:
         colour: RGB, 0 to 255.
         frequency: stripes a metre along the solid, 0 for plain.
         contrast: how much darker a stripe is, 0 to 1.
+
     """
 
     colour: tuple[float, float, float]
@@ -72,6 +74,7 @@ class Projected:
         part: what it is part of: a body part such as `right_thigh`, or `bed`, `blanket`, `chair`, `bystander` ...
         cloth: its look.
         bounds: left, top, right, bottom in pixels, may reach outside the frame.
+
     """
 
     part: str
@@ -82,8 +85,9 @@ class Projected:
         """Look at pixels (broadcast together).
 
         Returns:
-            Depth in metres (`FAR` where missed), the x and y parts of the unit normal, and a coordinate along the solid in
-            metres for patterns.
+            Depth in metres (`FAR` where missed), the x and y parts of the unit normal, and a coordinate along the solid
+            in metres for patterns.
+
         """
         raise NotImplementedError
 
@@ -108,7 +112,9 @@ class _ProjectedCapsule(Projected):
         nx = (x - t * np.float32(du)) * radius
         ny = (y - t * np.float32(dv)) * radius
         inside = np.float32(1) - nx * nx - ny * ny
-        bulge = np.sqrt(np.maximum(inside, 0)) * (t * np.float32(self.radii[1] - self.radii[0]) + np.float32(self.radii[0]))
+        bulge = np.sqrt(np.maximum(inside, 0)) * (
+            t * np.float32(self.radii[1] - self.radii[0]) + np.float32(self.radii[0])
+        )
         depth = np.where(inside > 0, t * np.float32(dz) + np.float32(z0) - bulge, FAR)
         return depth, nx, ny, t * np.float32(self.length)
 
@@ -169,7 +175,7 @@ class _ProjectedFace(Projected):
 def capsule(
     camera: Camera, a: Vector, b: Vector, radius_a: float, radius_b: float, *, part: str, cloth: Cloth
 ) -> list[Projected]:
-    """A limb from `a` to `b` with a ball at either end; nothing when it is behind the camera.
+    """Make a limb from `a` to `b` with a ball at either end; nothing when it is behind the camera.
 
     A limb that points at the camera gets its nearer ball as a solid of its own, which the flat formula would lose.
     """
@@ -204,7 +210,7 @@ def ellipsoid(
     cloth: Cloth,
     cut: tuple[Vector, float] | None = None,
 ) -> list[Projected]:
-    """An ellipsoid; nothing when it is behind the camera.
+    """Make an ellipsoid; nothing when it is behind the camera.
 
     Args:
         camera: who looks.
@@ -213,6 +219,7 @@ def ellipsoid(
         part: what it is part of.
         cloth: its look.
         cut: a world direction and a distance from the centre; what lies beyond is cut away.
+
     """
     middle = camera.to_camera(centre)
     if middle[2] < _NEAR:
@@ -228,7 +235,7 @@ def ellipsoid(
             cloth=cloth,
             bounds=(u - half[0], v - half[1], u + half[0], v + half[1]),
             centre=np.array([u, v, middle[2]]),
-            form=np.linalg.inv(spread),
+            form=np.asarray(np.linalg.inv(spread), np.float64),
             metres=metres,
             axis=local[:, 2] / np.linalg.norm(local[:, 2]),
             cut=None if cut is None else (camera.rotation @ cut[0], cut[1]),
@@ -237,7 +244,7 @@ def ellipsoid(
 
 
 def box(camera: Camera, centre: Vector, axes: Matrix, *, part: str, cloth: Cloth) -> list[Projected]:
-    """The sides of a box that the camera can see; the columns of `axes` are its half axes in world metres."""
+    """Make the sides of a box that the camera can see; the columns of `axes` are its half axes in world metres."""
     middle, local = camera.to_camera(centre), camera.rotation @ axes
     faces: list[Projected] = []
     for i in range(3):

@@ -47,6 +47,7 @@ class PretrainConfig(BaseModel):
         checkpoint_steps: steps between checkpoints.
         cache_gigabytes: frames kept in memory, the rest is read again in each epoch.
         seed: of order and augmentation.
+
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +74,7 @@ class PretrainReport:
         loss: mean loss of the last tenth of the steps that this call took; NaN when it took none.
         seconds: of this call.
         provenance: name, identity and number of records of every data set, for the weights' metadata.
+
     """
 
     steps: int
@@ -96,8 +98,8 @@ def pretrain(
         model: where to start; afterwards on `device`, with every parameter trainable again.
         datasets: public data in the model's skeleton.
         config: the recipe.
-        folder: keeps `pretrain.checkpoint` while training. When one of the same start, recipe and data is there, training
-            goes on from it; Ctrl-C writes one before it is passed on.
+        folder: keeps `pretrain.checkpoint` while training. When one of the same start, recipe and data is there,
+            training goes on from it; Ctrl-C writes one before it is passed on.
         device: where to compute.
         progress: observer.
 
@@ -106,6 +108,7 @@ def pretrain(
 
     Raises:
         DataError: no record, a data set in another skeleton, or a frame that cannot be read.
+
     """
     started = time.monotonic()
     frames = _Frames(datasets, model, limit=int(config.cache_gigabytes * 1e9))
@@ -115,7 +118,8 @@ def pretrain(
     chosen = set(trainable_names(model, config.strategy))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
-    model.to(device=device, memory_format=torch.channels_last)
+    model.to(device)
+    model.to(memory_format=torch.channels_last)
     optimizer = _optimizer(model, config)
     path = None if folder is None else folder / "pretrain.checkpoint"
     step = 0 if path is None else _load_checkpoint(path, key, model, optimizer)
@@ -152,7 +156,7 @@ def pretrain(
 
 
 def learning_rate_factor(step: int, total: int, warmup: float) -> float:
-    """Share of the peak learning rate at `step` of `total`: linear up over the warm-up, then half a cosine down to 0."""
+    """Share of the peak learning rate at `step` of `total`: linear over the warm-up, then half a cosine down to 0."""
     rising = max(1, round(warmup * total)) if warmup else 0
     if step < rising:
         return (step + 1) / rising
@@ -227,7 +231,7 @@ def _train_step(
     per_record: Tensor = simcc_loss(logits_x.float(), logits_y.float(), joints, visibility, SimCC.of(model.config))
     loss = per_record.mean()
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch publishes no type for it
     optimizer.step()
     return float(loss.detach())
 

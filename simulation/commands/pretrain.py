@@ -14,9 +14,9 @@ def register(app: typer.Typer) -> None:
 
 def pretrain(
     config: Annotated[Path | None, typer.Argument(help="YAML; the procedural ward's by default.")] = None,
-    out: Annotated[
-        Path, typer.Option(help="Weights file; a checkpoint lies beside it while training.")
-    ] = Path("pretrained.safetensors"),
+    out: Annotated[Path, typer.Option(help="Weights file; a checkpoint lies beside it while training.")] = Path(
+        "pretrained.safetensors"
+    ),
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Print the configuration with every default and stop.")
     ] = False,
@@ -26,7 +26,14 @@ def pretrain(
 ) -> None:
     """Train a pose model on public data; run it again after Ctrl-C to go on."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     from wardpose.shared.config import load_yaml, to_yaml
     from wardpose.shared.pose.model import build_model
@@ -48,7 +55,13 @@ def pretrain(
     model = build_model(plan.model, seed=plan.training.seed)
     console.print(f"from: {model.weights_source}", highlight=False, soft_wrap=True)
     before = score_all(model, validation)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("training", total=None)
 
