@@ -27,6 +27,12 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
         _refuse("adjacency", mechanism.adjacency, "policy.adjacency", policy.adjacency)
     if mechanism.uses_public_views and mechanism.feature.labels == "ground-truth" and not policy.public_labels:
         _refuse("feature.labels", mechanism.feature.labels, "policy.public_labels", policy.public_labels)
+    if mechanism.uses_public_views and site.public_view is None:
+        _refuse("mechanism", mechanism.name, "public_view", None)
+    if mechanism.uses_basis and mechanism.projection.source == "public" and not site.public_data:
+        _refuse("mechanism", mechanism.name, "public_data", [])
+    if set(mechanism.tiers) != set(site.cohort.declared_tiers):
+        _refuse("tiers", sorted(mechanism.tiers), "cohort.declared_tiers", sorted(site.cohort.declared_tiers))
     if mechanism.uses_basis and mechanism.projection.source == "public-views" and not policy.own_public_basis:
         _refuse(
             "projection.source",

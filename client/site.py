@@ -13,8 +13,9 @@ import torch
 
 from wardpose.client.journal import SiteJournal
 from wardpose.shared.config import SiteConfig, load_site
+from wardpose.shared.data.dataset import concatenate
 from wardpose.shared.data.records import PoseDataset
-from wardpose.shared.data.source import open_source
+from wardpose.shared.data.source import DataSource, open_source
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import ModelConfig, PoseModel, build_model
 from wardpose.shared.pose.skeleton import get_skeleton
@@ -118,3 +119,14 @@ def open_cohort_data(path: Path, skeleton: str) -> PoseDataset:
 
     """
     return _open_data(path.resolve(), path.stat().st_mtime_ns, skeleton)
+
+
+@lru_cache(maxsize=4)
+def open_public_data(sources: tuple[DataSource, ...], skeleton: str) -> PoseDataset:
+    """Open the public data that a site declares, as one data set; equal declarations give the same object.
+
+    Raises:
+        DataError: the data cannot be read.
+
+    """
+    return concatenate([open_source(source, skeleton=get_skeleton(skeleton)) for source in sources])

@@ -1,17 +1,19 @@
 """Local training of one round: the cohort's frames and the ordered weights in, one private update out."""
 
 import hashlib
+import json
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wardpose.client.site import Site, network
+from wardpose.client.site import Site, network, open_public_data
 from wardpose.shared.anonymize.public_view import open_public_view
+from wardpose.shared.config import CohortConfig
 from wardpose.shared.data.records import PoseDataset
-from wardpose.shared.errors import PolicyViolation, WireError
+from wardpose.shared.errors import DataError, PolicyViolation, WireError
 from wardpose.shared.privacy.noise import secure_streams, seeded_streams, self_test
-from wardpose.shared.privacy.training import LocalUpdate, build_cohort, local_update
+from wardpose.shared.privacy.training import LocalUpdate, build_cohort, build_public, local_update
 from wardpose.shared.wire import RoundOrder
 
 
@@ -51,16 +53,22 @@ def train_round(
         if config.public_view is None:
             raise PolicyViolation(f'mechanism "{order.mechanism.name}" needs public_view, and the site declares none')
         view = open_public_view(config.public_view)
+    cache = config.state / "cache"
     cohort = build_cohort(
         data,
         model,
         order.mechanism,
         strategy=order.strategy,
-        cache_folder=config.state / "cache",
+        cache_folder=cache,
         public_view=view,
         augmented_views=order.augmented_views,
         augmentation=order.augmentation,
+        tiers=patient_tiers(config.cohort),
     )
+    public = None
+    if order.mechanism.uses_basis and order.mechanism.projection.source == "public":
+        known = open_public_data(config.public_data, order.model.skeleton)
+        public = build_public(known, model, strategy=order.strategy, cache_folder=cache)
     return local_update(
         model,
         cohort,
@@ -69,6 +77,34 @@ def train_round(
         steps=order.steps,
         optimizer=order.optimizer,
         streams=streams,
-        declared_units=config.cohort.declared_patients,
+        declared_units=declared_units(config.cohort),
         micro_batch=order.micro_batch,
+        public=public,
     )
+
+
+def patient_tiers(cohort: CohortConfig) -> dict[str, str] | None:
+    """Read which consent tier each patient is of; `None` for a cohort without tiers.
+
+    Raises:
+        DataError: the file is missing or not a JSON mapping of texts, or names a tier that is not declared.
+
+    """
+    if cohort.tiers is None:
+        return None
+    try:
+        tiers = json.loads(cohort.tiers.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{cohort.tiers}: cannot be read as JSON ({error})") from error
+    if not isinstance(tiers, dict) or not set(tiers.values()) <= set(cohort.declared_tiers):
+        known = ", ".join(sorted(cohort.declared_tiers))
+        raise DataError(f"{cohort.tiers}: allowed: a mapping of patient ids to declared tiers ({known})")
+    return tiers
+
+
+def declared_units(cohort: CohortConfig) -> int | dict[str, int]:
+    """Return the declared number of patients, by tier where the cohort has tiers (the plain tier is "")."""
+    if not cohort.declared_tiers:
+        return cohort.declared_patients
+    plain = cohort.declared_patients - sum(cohort.declared_tiers.values())
+    return {"": plain, **cohort.declared_tiers}

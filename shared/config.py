@@ -250,12 +250,27 @@ class CohortConfig(Strict):
         data: where its frames are.
         declared_patients: public constant by which noised sums are divided; a round number near the true count, never
             computed from it in secret.
+        tiers: JSON file, patient id -> consent tier; patients it does not name are of no tier.
+        declared_tiers: how many of the declared patients are of each tier, public constants too.
 
     """
 
     name: Name
     data: DataSource
     declared_patients: int = Field(ge=1)
+    tiers: Path | None = None
+    declared_tiers: dict[Name, Annotated[int, Field(ge=1)]] = {}
+
+    @model_validator(mode="after")
+    def _tiers_fit(self) -> Self:
+        declared = sum(self.declared_tiers.values())
+        if declared > self.declared_patients:
+            raise ValueError(
+                f"declared_tiers sum to {declared} (allowed: at most declared_patients = {self.declared_patients})"
+            )
+        if bool(self.declared_tiers) != (self.tiers is not None):
+            raise ValueError("tiers and declared_tiers go together (allowed: both or neither)")
+        return self
 
 
 class PolicyConfig(Strict):

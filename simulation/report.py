@@ -23,7 +23,7 @@ from wardpose.shared.pose.model import PoseModel
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+from matplotlib.ticker import MaxNLocator
 
 _EXAMPLES = 8
 
