@@ -1,5 +1,6 @@
 """Draw a scene of the procedural ward: depth test solid by solid, then one pass of light, then lens and sensor."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +16,12 @@ from wardpose.shared.data.ward_surfaces import FAR
 Image = NDArray[np.float32]
 
 _BODY = ("trunk", "neck", "head", "face", "skirt", "right_", "left_")
+_SHADOW_BONES = (
+    ("pelvis", "neck", 0.18), ("neck", "head_top", 0.12), ("right_shoulder", "left_shoulder", 0.08),
+    ("right_hip", "right_knee", 0.09), ("right_knee", "right_ankle", 0.06), ("left_hip", "left_knee", 0.09),
+    ("left_knee", "left_ankle", 0.06), ("right_shoulder", "right_wrist", 0.05), ("left_shoulder", "left_wrist", 0.05),
+    ("right_ankle", "right_toe", 0.1), ("left_ankle", "left_toe", 0.1),
+)  # fmt: skip
 _STEP = 2  # walls are drawn at half the resolution and look a little out of focus
 
 
@@ -25,14 +32,16 @@ class Buffers:
     Attributes:
         index: (H, W) one more than the place of the nearest solid in `scene.surfaces`, 0 for the room.
         depth: (H, W) metres.
-        normal: (H, W, 2) x and y of the unit normal, camera axes.
+        normal_x: (H, W) of the unit normal, camera axes.
+        normal_y: (H, W) likewise.
         along: (H, W) coordinate along the solid for patterns, metres.
 
     """
 
     index: NDArray[np.uint8]
     depth: Image
-    normal: Image
+    normal_x: Image
+    normal_y: Image
     along: Image
 
 
@@ -40,8 +49,9 @@ def render(scene: Scene) -> Frame:
     """Draw the RGB frame (H, W, 3); the same scene gives the same bytes."""
     buffers = rasterise(scene)
     image = _room(scene)
-    _shadow(scene, buffers, image)
-    _light(scene, buffers, image)
+    shadow = _shadow(scene)
+    image *= (np.float32(1) - shadow)[..., None]
+    _light(scene, buffers, shadow, image)
     return _photograph(scene, image)
 
 
@@ -61,8 +71,8 @@ def rasterise(scene: Scene) -> Buffers:
     rows, columns = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)[None]
     for number, surface in enumerate(scene.surfaces[:255], start=1):
         left, top, right, bottom = surface.bounds
-        x0, x1 = max(0, int(np.floor(left))), min(width, int(np.ceil(right)) + 1)
-        y0, y1 = max(0, int(np.floor(top))), min(height, int(np.ceil(bottom)) + 1)
+        x0, x1 = max(0, math.floor(left)), min(width, math.ceil(right) + 1)
+        y0, y1 = max(0, math.floor(top)), min(height, math.ceil(bottom) + 1)
         if x0 >= x1 or y0 >= y1:
             continue
         z, nx, ny, s = surface.hit(columns[:, x0:x1], rows[y0:y1])
@@ -74,7 +84,7 @@ def rasterise(scene: Scene) -> Buffers:
         np.copyto(normal_y[window], ny, where=nearer)
         if surface.cloth.frequency:
             np.copyto(along[window], s, where=nearer)
-    return Buffers(index=index, depth=depth, normal=np.stack([normal_x, normal_y], axis=-1), along=along)
+    return Buffers(index=index, depth=depth, normal_x=normal_x, normal_y=normal_y, along=along)
 
 
 def _room(scene: Scene) -> Image:
@@ -86,8 +96,8 @@ def _room(scene: Scene) -> Image:
     turn = camera.rotation.astype(np.float32)
     dx, dy, dz = (u[None] * turn[0, i] + (v[:, None] * turn[1, i] + turn[2, i]) for i in range(3))
     cx, cy, cz = (float(value) for value in camera.position)
-    centre = scene.body.points["pelvis"]
-    back, left, right = float(centre[1]) + room.back, float(centre[0]) + room.sides[0], float(centre[0]) + room.sides[1]
+    centre_x, centre_y, _ = scene.body.points["pelvis"].tolist()
+    back, left, right = centre_y + room.back, centre_x + room.sides[0], centre_x + room.sides[1]
     left, right = min(left, cx - 0.3), max(right, cx + 0.3)
     with np.errstate(divide="ignore", invalid="ignore"):
         floor = np.where(dz < -1e-4, -cz / dz, FAR)
@@ -98,25 +108,28 @@ def _room(scene: Scene) -> Image:
     x, y, z = cx + t * dx, cy + t * dy, cz + t * dz
     on_floor, on_wall, on_ceiling = t == floor, t == wall, t == ceiling
     tone = np.where(on_wall, 1.0, 0.86).astype(np.float32) * (0.9 + 0.06 * z.clip(0, 3))
-    colour = np.where((z > room.dado_height)[..., None], _float32(room.wall), _float32(room.dado))
-    colour[np.abs(z - room.dado_height) < 0.03] *= 0.75
-    colour[z < 0.09] *= 0.6
+    band = np.where(z > room.dado_height, np.uint8(0), np.uint8(1))
+    band[np.abs(z - room.dado_height) < 0.03] += 2
+    band[z < 0.09] = 4
+    upper, lower = _float32(room.wall), _float32(room.dado)
+    colour = np.stack([upper, lower, upper * 0.75, lower * 0.75, lower * 0.6])[band]
     for middle, level, half_width, half_height, kind, shade in room.fittings:
-        inside = on_wall & (np.abs(x - centre[0] - middle) < half_width) & (np.abs(z - level) < half_height)
+        inside = on_wall & (np.abs(x - centre_x - middle) < half_width) & (np.abs(z - level) < half_height)
         if inside.any():
             colour[inside] = _fitting(
-                x[inside] - centre[0] - middle, z[inside] - level, half_width, half_height, kind, shade
+                x[inside] - centre_x - middle, z[inside] - level, half_width, half_height, kind, shade
             )
     if on_floor.any():
-        ground = np.full((*t.shape, 3), _float32(room.floor), np.float32)
+        ground_x, ground_y = x[on_floor], y[on_floor]
+        worn = np.float32(0.9) + 0.04 * (ground_y - centre_y).clip(-2, 2)
         if room.tile:
-            line = np.minimum(np.abs(np.mod(x / room.tile, 1) - 0.5), np.abs(np.mod(y / room.tile, 1) - 0.5))
-            check = np.mod(np.floor(x / room.tile) + np.floor(y / room.tile), 2)
-            ground *= (1 - 0.10 * (line < 0.03) - 0.07 * check)[..., None]
-        np.copyto(colour, ground, where=on_floor[..., None])
-        np.copyto(tone, np.float32(0.9) + 0.04 * (y - centre[1]).clip(-2, 2), where=on_floor)
+            across, along = ground_x / room.tile, ground_y / room.tile
+            line = np.minimum(np.abs(np.mod(across, 1) - 0.5), np.abs(np.mod(along, 1) - 0.5))
+            worn *= 1 - 0.10 * (line < 0.03) - 0.07 * np.mod(np.floor(across) + np.floor(along), 2)
+        colour[on_floor] = _float32(room.floor)
+        tone[on_floor] = worn
     colour[on_ceiling] = (226, 226, 222)
-    towards = np.clip(1.08 - 0.06 * np.hypot(x - centre[0] - 1.2 * scene.sun[0], y - centre[1]), 0.7, 1.1)
+    towards = np.clip(1.08 - 0.06 * np.hypot(x - centre_x - 1.2 * float(scene.sun[0]), y - centre_y), 0.7, 1.1)
     colour *= (tone * towards * (scene.ambient + 0.6 * scene.key))[..., None]
     return np.asarray(cv2.resize(colour.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR))
 
@@ -147,83 +160,68 @@ def _fitting(x: Image, z: Image, half_width: float, half_height: float, kind: in
     return colour
 
 
-def _shadow(scene: Scene, buffers: Buffers, image: Image) -> None:
-    """Darken what lies under the person; solids take their share of it through `_light`."""
+def _shadow(scene: Scene) -> Image:
+    """Share of the light (H, W) that the person takes from what they stand or lie on."""
     p, h = scene.body.points, scene.body.build.stature
     height, width = scene.camera.size
     mask = np.zeros((height // 4, width // 4), np.uint8)
-    bones = (
-        ("pelvis", "neck", 0.18), ("neck", "head_top", 0.12), ("right_shoulder", "left_shoulder", 0.08),
-        ("right_hip", "right_knee", 0.09), ("right_knee", "right_ankle", 0.06), ("left_hip", "left_knee", 0.09),
-        ("left_knee", "left_ankle", 0.06), ("right_shoulder", "right_wrist", 0.05),
-        ("left_shoulder", "left_wrist", 0.05),
-        ("right_ankle", "right_toe", 0.1), ("left_ankle", "left_toe", 0.1),
-    )  # fmt: skip
-    for a, b, thick in bones:
-        ends = np.stack([p[a], p[b]])
-        drop = (ends[:, 2:] - scene.shadow_height).clip(0, None)
-        ground = ends - scene.sun * drop / max(float(scene.sun[2]), 0.3)
-        local = scene.camera.to_camera(ground)
-        if local[:, 2].min() < 0.3:
-            continue
-        first, second = (np.round(scene.camera.to_pixels(local) / 4).clip(-1000, 1000)).astype(int).tolist()
-        wide = max(1, round(scene.camera.focal * thick * h / 1.7 / float(local[:, 2].mean()) / 4))
-        cv2.line(mask, tuple(first), tuple(second), (255,), wide, cv2.LINE_AA)
-    soft = cv2.resize(cv2.GaussianBlur(mask, (0, 0), 1.5), (width, height), interpolation=cv2.INTER_LINEAR)
-    strength = np.float32(0.5 * scene.key / (scene.key + scene.ambient))
-    takes = np.array([True, *(surface.part == "bed" for surface in scene.surfaces)])[buffers.index]
-    buffers.along[...] = np.where(takes & (buffers.index > 0), -1e3 - soft * strength, buffers.along)
-    image *= (np.float32(1) - soft.astype(np.float32) * (strength / 255))[..., None]
+    ends = np.stack([[p[a], p[b]] for a, b, _ in _SHADOW_BONES])  # (bones, 2, 3)
+    drop = (ends[..., 2:] - scene.shadow_height).clip(0, None)
+    local = scene.camera.to_camera(ends - scene.sun * drop / max(float(scene.sun[2]), 0.3))
+    pixels = np.round(scene.camera.to_pixels(local) / 4).clip(-1000, 1000).astype(int).tolist()
+    for (first, second), depths, (_, _, thick) in zip(pixels, local[..., 2], _SHADOW_BONES, strict=True):
+        if depths.min() > 0.3:
+            wide = max(1, round(scene.camera.focal * thick * h / 1.7 / float(depths.mean()) / 4))
+            cv2.line(mask, first, second, (255,), wide, cv2.LINE_AA)
+    soft = cv2.GaussianBlur(mask, (0, 0), 1.5).astype(np.float32)
+    soft *= np.float32(0.5 * scene.key / (scene.key + scene.ambient) / 255)
+    return np.asarray(cv2.resize(soft, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
-def _light(scene: Scene, buffers: Buffers, image: Image) -> None:
-    """Colour the solids, in place."""
-    drawn = buffers.index > 0
-    columns, rows = np.flatnonzero(drawn.any(axis=0)), np.flatnonzero(drawn.any(axis=1))
-    if not len(rows):
-        return
-    window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    index, along, normal = buffers.index[window], buffers.along[window], buffers.normal[window]
-    clothes = [surface.cloth for surface in scene.surfaces[:255]]
-    palette = _float32([(0, 0, 0), *(cloth.colour for cloth in clothes)])
-    frequency = _float32([0, *(cloth.frequency for cloth in clothes)])[index]
-    contrast = _float32([0, *(cloth.contrast for cloth in clothes)])[index]
-    smooth = cv2.blur(normal, (3, 3))
-    nx, ny = smooth[..., 0], smooth[..., 1]
+def _light(scene: Scene, buffers: Buffers, shadow: Image, image: Image) -> None:
+    """Colour the pixels of solids, in place."""
+    surfaces = scene.surfaces[:255]
+    place = np.flatnonzero(buffers.index)
+    index = buffers.index.ravel()[place]
+    nx, ny = (cv2.blur(normal, (3, 3)).ravel()[place] for normal in (buffers.normal_x, buffers.normal_y))
     nz = np.sqrt(np.maximum(np.float32(1) - nx * nx - ny * ny, 0))
     lx, ly, lz = scene.light.astype(np.float32)
-    facing = nx * lx + ny * ly - nz * lz
-    glow = np.float32(scene.ambient) * (0.72 + 0.28 * nz) + np.float32(scene.key) * np.clip(0.35 + 0.65 * facing, 0, 1)
-    shadowed = along < -900
-    glow *= np.where(shadowed, 1 + (along + 1000) / 255, 1)
-    glow *= 1 - contrast * ((np.sin(along * frequency * np.float32(2 * np.pi)) > 0.1) & ~shadowed)
-    colour = palette[index]
-    _faces(scene, buffers, window, colour)
-    colour *= glow[..., None]
-    np.copyto(image[window], colour, where=(index > 0)[..., None])
+    facing = np.clip(0.35 + 0.65 * (nx * lx + ny * ly - nz * lz), 0, 1)
+    glow = np.float32(scene.ambient) * (0.72 + 0.28 * nz) + np.float32(scene.key) * facing
+    frequency = _float32([0, *(surface.cloth.frequency for surface in surfaces)])
+    if frequency.any():
+        wave = np.sin(buffers.along.ravel()[place] * frequency[index] * np.float32(2 * np.pi))
+        contrast = _float32([0, *(surface.cloth.contrast for surface in surfaces)])
+        glow *= 1 - contrast[index] * (wave > 0.1)
+    takes = _float32([0, *(surface.part == "bed" for surface in surfaces)])
+    glow *= 1 - takes[index] * shadow.ravel()[place]
+    colour = _float32([(0, 0, 0), *(surface.cloth.colour for surface in surfaces)])[index]
+    face = next((i for i, surface in enumerate(surfaces, start=1) if surface.part == "face"), 0)
+    if face:
+        on_face = index == face
+        colour[on_face] = _face(scene, buffers, place[on_face])
+    image.reshape(-1, 3)[place] = colour * glow[:, None]
 
 
-def _faces(scene: Scene, buffers: Buffers, window: tuple[slice, slice], colour: Image) -> None:
-    """Paint the face on the front of the head, in place."""
-    number = next((i for i, surface in enumerate(scene.surfaces, start=1) if surface.part == "face"), None)
-    if number is None:
-        return
-    place = np.nonzero(buffers.index[window] == number)
-    if not len(place[0]):
-        return
-    nx, ny = buffers.normal[window][place].T
+def _face(scene: Scene, buffers: Buffers, place: NDArray[np.int64]) -> Image:
+    """Colours (n, 3) of the skull at flat pixels `place` (n,): the face in front, skin behind."""
+    if not len(place):
+        return np.zeros((0, 3), np.float32)
+    nx, ny = buffers.normal_x.ravel()[place], buffers.normal_y.ravel()[place]
     nz = -np.sqrt(np.maximum(1 - nx * nx - ny * ny, 0))
     turn = (scene.body.head.T @ scene.camera.rotation.T).astype(np.float32)
     x, y, z = turn @ np.stack([nx, ny, nz])
-    texture = face_texture(scene.patient.identity)
-    azimuth = (np.degrees(np.arctan2(x, y)) / 240 + 0.5) * FACE_SIZE[1]
-    elevation = (0.5 - np.degrees(np.arcsin(z.clip(-1, 1))) / 160) * FACE_SIZE[0]
+    azimuth = np.degrees(np.arctan2(x, y)) / 240 + 0.5
+    elevation = 0.5 - np.degrees(np.arcsin(z.clip(-1, 1))) / 160
     painted = cv2.remap(
-        texture, azimuth.astype(np.float32)[None], elevation.astype(np.float32)[None], cv2.INTER_LINEAR,
+        face_texture(scene.patient.identity),
+        _float32(azimuth * FACE_SIZE[1])[None],
+        _float32(elevation * FACE_SIZE[0])[None],
+        cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE,
-    )[0]  # fmt: skip
-    behind = np.abs(azimuth / FACE_SIZE[1] - 0.5) > 0.5
-    colour[place] = np.where(behind[:, None], _float32(scene.patient.identity.skin), painted)
+    )[0]
+    behind = np.abs(azimuth - 0.5) > 0.5
+    return np.where(behind[:, None], _float32(scene.patient.identity.skin), painted)
 
 
 def _photograph(scene: Scene, image: Image) -> Frame:
@@ -245,8 +243,8 @@ def _photograph(scene: Scene, image: Image) -> Frame:
     grain = _grain()[top : top + height, left : left + width]
     if scene.patient.monochrome:
         grain = grain[..., :1]
-    image = image + grain * np.float32(scene.noise)
-    return np.asarray(np.clip(image, 0, 255), np.uint8)
+    image += grain * np.float32(scene.noise)
+    return np.clip(image, 0, 255, out=image).astype(np.uint8)
 
 
 @lru_cache(maxsize=1)

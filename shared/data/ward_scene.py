@@ -134,9 +134,10 @@ def annotate(scene: Scene) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     u, v = pixels[:, 0].astype(np.float32), pixels[:, 1].astype(np.float32)
     foreign = np.full((len(LSP14), len(scene.surfaces)), FAR)
     margins = np.zeros(foreign.shape)
+    left, top, right, bottom = np.array([surface.bounds for surface in scene.surfaces]).T
+    within = (u[:, None] >= left) & (u[:, None] <= right) & (v[:, None] >= top) & (v[:, None] <= bottom)
     for column, surface in enumerate(scene.surfaces):
-        left, top, right, bottom = surface.bounds
-        near = np.flatnonzero((u >= left) & (u <= right) & (v >= top) & (v <= bottom))
+        near = np.flatnonzero(within[:, column])
         if len(near):
             foreign[near, column] = surface.hit(u[near], v[near])[0]
             margins[near, column] = [_margin(LSP14.joints[row], surface.part) for row in near]

@@ -7,6 +7,7 @@ Camera axes are x to the right, y down, z forward. A solid is drawn as if seen i
 at the distances of the ward is off by less than a pixel.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,13 +95,14 @@ class Projected:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _ProjectedCapsule(Projected):
-    start: NDArray[np.float64]  # u, v, radius in pixels, depth
-    end: NDArray[np.float64]
+    start: tuple[float, float, float, float]  # u, v, radius in pixels, depth
+    end: tuple[float, float, float, float]
     radii: tuple[float, float]  # metres
     length: float
 
     def hit(self, u: Plane, v: Plane) -> tuple[Plane, Plane, Plane, Plane]:
-        (u0, v0, r0, z0), (du, dv, dr, dz) = self.start.tolist(), (self.end - self.start).tolist()
+        u0, v0, r0, z0 = self.start
+        du, dv, dr, dz = (b - a for a, b in zip(self.start, self.end, strict=True))
         x, y = u - np.float32(u0), v - np.float32(v0)
         squared = du * du + dv * dv
         if squared > 1e-6:
@@ -179,26 +181,42 @@ def capsule(
 
     A limb that points at the camera gets its nearer ball as a solid of its own, which the flat formula would lose.
     """
-    ends = camera.to_camera(np.stack([a, b]))
-    if ends[:, 2].min() < _NEAR:
+    # Plain floats: a scene has some sixty capsules, and arrays of three cost more than the arithmetic.
+    start, end = _ball(camera, a, radius_a), _ball(camera, b, radius_b)
+    if min(start[3], end[3]) < _NEAR:
         return []
-    pixels = camera.to_pixels(ends)
-    radii = np.array([radius_a, radius_b])
-    rows = np.column_stack([pixels, camera.focal * radii / ends[:, 2], ends[:, 2]])
-    length = float(np.linalg.norm(b - a))
+    length = math.dist(a, b)
 
-    def solid(start: NDArray[np.float64], end: NDArray[np.float64], r: tuple[float, float]) -> Projected:
-        low = np.minimum(start[:2] - start[2], end[:2] - end[2])
-        high = np.maximum(start[:2] + start[2], end[:2] + end[2])
+    def solid(
+        start: tuple[float, float, float, float], end: tuple[float, float, float, float], ra: float, rb: float
+    ) -> Projected:
+        (u0, v0, r0, _), (u1, v1, r1, _) = start, end
+        bounds = (min(u0 - r0, u1 - r1), min(v0 - r0, v1 - r1), max(u0 + r0, u1 + r1), max(v0 + r0, v1 + r1))
         return _ProjectedCapsule(
-            part=part, cloth=cloth, bounds=(*low.tolist(), *high.tolist()), start=start, end=end, radii=r, length=length
+            part=part, cloth=cloth, bounds=bounds, start=start, end=end, radii=(ra, rb), length=length
         )
 
-    solids = [solid(rows[0], rows[1], (radius_a, radius_b))]
-    if length > 0 and np.linalg.norm(pixels[1] - pixels[0]) < rows[:, 2].max():
-        near = int(np.argmin(ends[:, 2]))
-        solids.append(solid(rows[near], rows[near], (radii[near], radii[near])))
+    solids = [solid(start, end, radius_a, radius_b)]
+    if length > 0 and math.dist(start[:2], end[:2]) < max(start[2], end[2]):
+        near, radius = (start, radius_a) if start[3] <= end[3] else (end, radius_b)
+        solids.append(solid(near, near, radius, radius))
     return solids
+
+
+def _ball(camera: Camera, centre: Vector, radius: float) -> tuple[float, float, float, float]:
+    """Pixel column and row of a ball's centre, its radius in pixels, its depth in metres."""
+    (x, y, z), (px, py, pz) = centre.tolist(), camera.position.tolist()
+    x, y, z = x - px, y - py, z - pz
+    (a, b, c), (d, e, f), (g, h, i) = camera.rotation.tolist()
+    depth = g * x + h * y + i * z
+    scale = camera.focal / max(depth, _NEAR)
+    height, width = camera.size
+    return (
+        (a * x + b * y + c * z) * scale + width / 2,
+        (d * x + e * y + f * z) * scale + height / 2,
+        radius * scale,
+        depth,
+    )
 
 
 def ellipsoid(
