@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.pose.model import ModelConfig, PoseModel, Strategy, build_model
 from wardpose.shared.privacy.cache import Rows
 from wardpose.shared.privacy.cohort import CohortData, PublicData, load_bags
@@ -83,6 +84,12 @@ def as_features(engine: UnitGradients, rows: Rows) -> Rows:
     """The same rows with trunk features in the engine's own precision."""
     bags = load_bags(engine, rows, np.arange(len(rows))[:, None])
     return Rows(inputs=bags.inputs[:, 0].numpy(), joints=rows.joints, visibility=rows.visibility)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _keep_memory() -> None:
+    """As the programs do at their start: half of these tests' time would be page faults."""
+    tune_allocator()
 
 
 @pytest.fixture(scope="session")
