@@ -205,11 +205,12 @@ def calibrate(
     accountant: Accountant = "pld",
     adjacency: Adjacency = "add-remove",
     noise: Noise = "gaussian",
+    digits: int = 4,
 ) -> float:
     """Smallest noise multiplier with which `steps` more steps stay within (epsilon, delta) on top of `spent`.
 
     Returns:
-        The multiplier rounded up to four significant digits; the epsilon of the rounded value was checked.
+        The multiplier rounded up to so many significant `digits`; the epsilon of the rounded value was checked.
 
     Raises:
         BudgetExceeded: what was spent leaves nothing.
@@ -234,26 +235,31 @@ def calibrate(
         max_grad_norm=1,
     )
 
-    def cost(noise_multiplier: float, kind: Noise = noise) -> float:
+    def cost(noise_multiplier: float, kind: Noise = noise, coarser: int = 0) -> float:
         charges = composition.merge(before, [(kind, float(sample_rate), noise_multiplier, steps)])
-        return composition.composed_epsilon(charges, float(delta), accountant, adjacency)
+        return composition.composed_epsilon(charges, float(delta), accountant, adjacency, coarser)
 
-    def excess(logarithm: float) -> float:
-        return min(cost(math.exp(logarithm)), 1e9) / epsilon - 1
+    def excess(logarithm: float, coarser: int) -> float:
+        total = cost(math.exp(logarithm), coarser=coarser)
+        return math.log(min(max(total, 1e-9), 1e9) / epsilon)
 
-    high = 2.0**-10  # first bracket by RDP, which is cheap and lies above every other answer
+    high = 2.0**-10  # first a bracket by RDP, which is cheap and lies above every other answer
     while cost(high, "discrete-gaussian") > epsilon:
         high *= 2
         if high > 1e6:
             raise ConfigError(f"no noise multiplier up to 1e6 keeps {steps} steps at rate {sample_rate} in {epsilon=}")
-    low = high / 2
-    while low > 2.0**-10 and cost(low) <= epsilon:
-        low, high = low / 2, low
-    within = low if cost(low) <= epsilon else math.exp(brentq(excess, math.log(low), math.log(high), xtol=5e-5))
-    digit = 10.0 ** (math.floor(math.log10(within)) - 3)
-    rounded = float(f"{math.floor(within / digit) * digit:.4g}")
+    for coarser in (3, 0):  # then coarsely; the exact accountant only where that was too pessimistic
+        low = high / 2
+        while low > 2.0**-10 and cost(low, coarser=coarser) <= epsilon:
+            low, high = low / 2, low
+        if cost(high, coarser=coarser) <= epsilon < cost(low, coarser=coarser):
+            high = math.exp(brentq(excess, math.log(low), math.log(high), (coarser,), xtol=10.0**-digits))
+        if cost(0.999 * high) > epsilon:
+            break
+    digit = 10.0 ** (math.floor(math.log10(high)) - digits + 1)
+    rounded = float(f"{math.floor(high / digit) * digit:.{digits}g}")
     while cost(rounded) > epsilon:
-        rounded = float(f"{rounded + digit:.4g}")
+        rounded = float(f"{rounded + digit:.{digits}g}")
     return rounded
 
 

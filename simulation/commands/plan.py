@@ -1,0 +1,287 @@
+"""`wardpose plan`: what a privacy budget buys, before there is any data."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wardpose.shared.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from wardpose.shared.privacy.composition import Adjacency, Noise
+
+POINTS = 8  # of the curve of epsilon over rounds
+GROWTH = (0.5, 1, 2, 4, 8)  # times as many patients
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the root."""
+    app.command("plan")(plan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One site's budget and what follows from it.
+
+    Attributes:
+        patients: declared units of the site.
+        epsilon: budget.
+        delta: at which epsilon is stated.
+        rounds: federated rounds.
+        steps_per_round: local steps of each.
+        sample_rate: probability with which a patient takes part in a step.
+        expected_batch: patients expected in a step, rate times patients.
+        adjacency: what the neighbours are.
+        noise: which noise.
+        noise_multiplier: smallest sigma that keeps the budget.
+        noise_per_step: standard deviation of the noise on the mean gradient, as a share of the clip norm.
+
+    """
+
+    patients: int
+    epsilon: float
+    delta: float
+    rounds: int
+    steps_per_round: int
+    sample_rate: float
+    expected_batch: float
+    adjacency: "Adjacency"
+    noise: "Noise"
+    noise_multiplier: float
+    noise_per_step: float
+
+
+def make_plan(
+    *,
+    patients: int,
+    epsilon: float,
+    delta: float,
+    rounds: int,
+    steps_per_round: int,
+    expected_batch: float,
+    adjacency: "Adjacency" = "add-remove",
+    noise: "Noise" = "gaussian",
+    digits: int = 4,
+) -> Plan:
+    """Find the noise that makes `rounds * steps_per_round` steps fit the budget.
+
+    Raises:
+        ConfigError: a value is out of range; the batch is larger than the site.
+
+    """
+    from wardpose.shared.privacy import accounting
+
+    if patients < 1 or not 0 < expected_batch <= patients:
+        raise ConfigError(f"plan: an expected batch of {expected_batch:g} of {patients} patients is not possible")
+    rate = expected_batch / patients
+    sigma = accounting.calibrate(
+        epsilon=epsilon,
+        delta=delta,
+        sample_rate=rate,
+        steps=rounds * steps_per_round,
+        adjacency=adjacency,
+        noise=noise,
+        digits=digits,
+    )
+    return Plan(
+        patients=patients,
+        epsilon=epsilon,
+        delta=delta,
+        rounds=rounds,
+        steps_per_round=steps_per_round,
+        sample_rate=rate,
+        expected_batch=expected_batch,
+        adjacency=adjacency,
+        noise=noise,
+        noise_multiplier=sigma,
+        noise_per_step=sigma / expected_batch,
+    )
+
+
+def epsilon_after(chosen: Plan, rounds: int, *, accountant: str = "pld", adjacency: str | None = None) -> float:
+    """Epsilon of the plan after its first `rounds` rounds."""
+    from wardpose.shared.privacy import accounting
+
+    event = accounting.Event(
+        mechanism="plan",
+        unit="patient",
+        sample_rate=chosen.sample_rate,
+        noise_multiplier=chosen.noise_multiplier,
+        steps=rounds * chosen.steps_per_round,
+        max_grad_norm=1.0,
+        noise=chosen.noise,
+    )
+    return accounting.epsilon(
+        [event],
+        delta=chosen.delta,
+        accountant=accountant,  # type: ignore[arg-type]  # both names are checked by the accountant
+        adjacency=adjacency or chosen.adjacency,  # type: ignore[arg-type]
+    )
+
+
+def report(chosen: Plan) -> dict[str, Any]:
+    """Everything that the command shows, as plain values; see `Plan` for the units."""
+    points = sorted({1 + round(i * (chosen.rounds - 1) / (POINTS - 1)) for i in range(POINTS)})
+    sizes = sorted({max(round(chosen.patients * factor), math.ceil(chosen.expected_batch)) for factor in GROWTH})
+    patients = [_variant(chosen, patients=size) for size in sizes]
+    budgets = [_variant(chosen, epsilon=chosen.epsilon * factor) for factor in (0.25, 0.5, 1, 2, 4)]
+    row = ("noise_multiplier", "noise_per_step")
+    return {
+        **asdict(chosen),
+        "unit": "patient",
+        "steps": chosen.rounds * chosen.steps_per_round,
+        "epsilon_spent": epsilon_after(chosen, chosen.rounds),
+        "epsilon_rdp": epsilon_after(chosen, chosen.rounds, accountant="rdp"),
+        "epsilon_replace_one": epsilon_after(chosen, chosen.rounds, adjacency="replace-one"),
+        "epsilon_by_round": [
+            {"round": n, "pld": epsilon_after(chosen, n), "rdp": epsilon_after(chosen, n, accountant="rdp")}
+            for n in points
+        ],
+        "by_patients": [
+            {"patients": p.patients, "sample_rate": p.sample_rate, **{k: getattr(p, k) for k in row}} for p in patients
+        ],
+        "by_epsilon": [{"epsilon": p.epsilon, **{k: getattr(p, k) for k in row}} for p in budgets],
+    }
+
+
+def _variant(chosen: Plan, *, patients: int | None = None, epsilon: float | None = None) -> Plan:
+    return make_plan(
+        patients=patients or chosen.patients,
+        epsilon=epsilon or chosen.epsilon,
+        delta=chosen.delta,
+        rounds=chosen.rounds,
+        steps_per_round=chosen.steps_per_round,
+        expected_batch=chosen.expected_batch,
+        adjacency=chosen.adjacency,
+        noise=chosen.noise,
+        digits=3,
+    )
+
+
+def draw(values: dict[str, Any], path: Path) -> None:
+    """Draw a `report` as a picture of three panels.
+
+    Raises:
+        ConfigError: the file cannot be written.
+
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    over_rounds, by_epsilon, by_patients = figure.subplots(1, 3)
+    rounds = [point["round"] for point in values["epsilon_by_round"]]
+    for key, label, style in (("pld", "spent (PLD)", "o-"), ("rdp", "cross-check (RDP)", "--")):
+        over_rounds.plot(rounds, [point[key] for point in values["epsilon_by_round"]], style, label=label)
+    over_rounds.axhline(values["epsilon"], color="firebrick", linewidth=1, label="budget")
+    over_rounds.set(title="Epsilon over rounds", xlabel="round", ylabel=f"epsilon at delta {values['delta']:.2g}")
+    over_rounds.set_ylim(bottom=0)
+    over_rounds.set_xlim(left=0)
+    over_rounds.legend()
+    _ladder(by_epsilon, values["by_epsilon"], "epsilon", values["epsilon"])
+    by_epsilon.set(title="What a larger budget buys", xlabel="epsilon")
+    _ladder(by_patients, values["by_patients"], "patients", values["patients"])
+    by_patients.set(
+        title=f"What more patients buy (about {values['expected_batch']:g} in a step)", xlabel="patients at the site"
+    )
+    figure.suptitle(
+        f"{values['patients']} patients, {values['steps']} steps, rate {values['sample_rate']:.3g}: "
+        f"noise multiplier {values['noise_multiplier']:g}"
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: the picture cannot be written: {error}") from error
+
+
+def _ladder(axes: "Axes", rows: list[dict[str, float]], key: str, chosen: float) -> None:
+    places = [row[key] for row in rows]
+    axes.plot(places, [row["noise_multiplier"] for row in rows], "o-", label="noise multiplier (sigma)")
+    axes.set_xscale("log")
+    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.minorticks_off()
+    axes.margins(x=0.18, y=0.15)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("noise multiplier")
+    axes.axvline(chosen, color="grey", linewidth=1, linestyle=":", label="this plan")
+    for row in rows:
+        axes.annotate(
+            f"{row['noise_per_step']:.2g} C", (row[key], row["noise_multiplier"]), xytext=(4, 6),
+            textcoords="offset points", fontsize=8,
+        )  # fmt: skip
+    axes.legend(title="beside points: noise on the mean\ngradient, in clip norms", fontsize=8, title_fontsize=8)
+
+
+def plan(
+    patients: Annotated[int, typer.Option(min=1, help="Patients of the site (declared).")] = 200,
+    epsilon: Annotated[float, typer.Option(help="Budget of the whole training.")] = 4.0,
+    delta: Annotated[float | None, typer.Option(help="By default 1 / (10 patients), at most 1e-5.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Federated rounds.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Local steps of a round.")] = 5,
+    batch: Annotated[float | None, typer.Option(help="Patients expected in a step; 20 by default.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Sampling rate, instead of --batch.")] = None,
+    adjacency: Annotated[str, typer.Option(help="add-remove or replace-one.")] = "add-remove",
+    noise: Annotated[str, typer.Option(help="gaussian or discrete-gaussian.")] = "gaussian",
+    png: Annotated[Path | None, typer.Option(help="Also draw a picture.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Plan a site's budget: the noise it needs, how epsilon grows, what more patients would buy. Needs no data."""
+    from rich.console import Console
+
+    if batch is not None and rate is not None:
+        raise ConfigError("plan: --batch and --rate say the same thing; give one of them")
+    if noise not in ("gaussian", "discrete-gaussian"):
+        raise ConfigError(f"plan: noise is {noise!r}; it must be gaussian or discrete-gaussian")
+    expected = rate * patients if rate is not None else batch if batch is not None else min(20.0, patients / 2)
+    with Console(stderr=True).status("calibrating"):
+        chosen = make_plan(
+            patients=patients,
+            epsilon=epsilon,
+            delta=delta if delta is not None else min(1e-5, 0.1 / patients),
+            rounds=rounds,
+            steps_per_round=steps,
+            expected_batch=expected,
+            adjacency=adjacency,  # type: ignore[arg-type]  # checked by the accountant
+            noise=noise,  # type: ignore[arg-type]  # checked above
+        )
+        values = report(chosen)
+        if png is not None:
+            draw(values, png)
+    if as_json:
+        typer.echo(json.dumps(values))
+    else:
+        _show(values)
+    if png is not None:
+        Console(stderr=True).print(f"picture: {png}")
+
+
+def _show(values: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"[bold]noise multiplier {values['noise_multiplier']:g}[/bold] keeps {values['rounds']} rounds of "
+        f"{values['steps_per_round']} steps within epsilon {values['epsilon']:g} at delta {values['delta']:.2g}\n"
+        f"{values['patients']} patients, rate {values['sample_rate']:.4g} (about {values['expected_batch']:g} in a "
+        f"step), {values['adjacency']}, {values['noise']}; "
+        f"noise on the mean gradient {values['noise_per_step']:.3g} C\n"
+        f"epsilon {values['epsilon_spent']:.4g} by PLD, {values['epsilon_rdp']:.4g} by RDP, "
+        f"{values['epsilon_replace_one']:.4g} if a patient is replaced rather than removed"
+    )
+    for title, rows in (
+        ("Epsilon over rounds", values["epsilon_by_round"]),
+        ("What more patients buy, with as many in a step", values["by_patients"]),
+        ("What a larger budget buys", values["by_epsilon"]),
+    ):
+        table = Table(title=title, title_justify="left")
+        for name in rows[0]:
+            table.add_column(name.replace("_", " "), justify="right")
+        for row in rows:
+            table.add_row(*(f"{value:.4g}" for value in row.values()))
+        console.print(table)
