@@ -1,20 +1,19 @@
-"""A low-rank basis of gradients, from public frames alone and without ever forming its p x k matrix.
+"""A low-rank basis of gradients, from public frames alone.
 
-G is the m x p matrix of per-sample gradients of public frames (per sample, not per mini-batch: m frames give
-rank m). With `G G' = U S^2 U'`, the basis is `V = G' U S^-1`, its k leading columns. Only U and S are kept,
-with either G itself (`stored`) or the frames (`matrix-free`):
+G is the m x p matrix of per-sample gradients of public frames (per sample, not per mini-batch: m frames give rank
+m). With `G G' = U S^2 U'` (m x m) the basis is `V = G' U S^-1`, its k leading columns. Two ways to hold it:
 
-* encode: `V' g = S^-1 U' (G g)`; G g is a product with the stored gradients, or the derivative of the m
-  losses along g (forward mode);
-* decode: `V c = G' a` with `a = U S^-1 c`, a product, or the gradient of `sum_j a_j loss_j`: one weighted
-  backward pass.
+* `stored`, when it fits: the gradients are kept while their Gram matrix is formed, then reduced in place to the k
+  directions; encoding and decoding are products.
+* `matrix-free`: nothing but U, S and the frames. The Gram matrix is summed over groups of parameters, `V' g = S^-1 U'
+  (G g)` where G g is the derivative of the m losses along g (forward mode), and `V c = G' a` with `a = U S^-1 c` is the
+  gradient of `sum_j a_j loss_j`: one weighted backward pass.
 
-The coordinates a (m numbers) mean the same to everybody who holds the public frames and the weights, unlike
-c, whose signs and rotation are whatever an eigensolver made of them; they are what a site sends when it sends
-coefficients.
+The coordinates a (m numbers) mean the same to everybody who holds the public frames and the weights, unlike c, whose
+signs and rotation are whatever an eigensolver made of them; they are what a site sends when it sends coefficients.
 
-Which frames are used follows from the public data's identity. Nothing here reads a private frame: for
-`public-views`, the caller hands in the site's declared phi(x).
+Which frames are used follows from the public data's identity. Nothing here reads a private frame: for `public-views`,
+the caller hands in the site's declared phi(x).
 """
 
 import hashlib
@@ -51,29 +50,29 @@ class CapturedEnergy:
 
 
 class PublicBasis:
-    """V, held as U, S and a way to multiply by G.
+    """V, as k stored directions or as a way to multiply by it.
 
     Attributes:
         rank: k.
         captured: energy of held-out public gradients.
-        storage: how G is held.
+        storage: how V is held.
 
     """
 
-    def __init__(self, gradients: "_Gradients", left: Tensor, singular: Tensor, captured: CapturedEnergy) -> None:
-        self._gradients = gradients
-        self._left = left / singular  # (m, k) U S^-1
-        self.rank = len(singular)
+    def __init__(self, directions: "_Directions", left: Tensor, captured: CapturedEnergy) -> None:
+        self._directions = directions
+        self._left = left  # (m, k) U S^-1
+        self.rank = left.shape[1]
         self.captured = captured
-        self.storage = gradients.storage
+        self.storage = directions.storage
 
     def encode(self, vectors: Vector) -> Tensor:
         """Coefficients `V' g_u`, (u, k) float64 on the CPU, of u vectors (tensors (u, ...))."""
-        return self._gradients.times(vectors).double().cpu().T @ self._left
+        return self._directions.encode(vectors).double().cpu()
 
     def decode(self, coefficients: Tensor) -> Vector:
         """Return the vector `V c` of coefficients (k,)."""
-        return self._gradients.transposed_times(self.coordinates(coefficients))
+        return self._directions.decode(coefficients)
 
     def decode_units(self, coefficients: Tensor) -> Vector:
         """Return the vectors `V c_u` of coefficients (u, k), tensors (u, ...)."""
@@ -105,20 +104,17 @@ def build_basis(
     everything = _concatenate(bags, held_out)
     count = len(bags)
     needed = len(everything) * sum(value.numel() * value.element_size() for value in at.values())
-    gradients: _Gradients
-    if options.storage == "stored" or (
+    stored = options.storage == "stored" or (
         options.storage == "auto" and needed <= _STORED_SHARE * available_bytes(engine.device)
-    ):
-        rows = _stored_rows(engine, at, everything)
-        gram = _gram(rows)
-        gradients = _Stored({name: value[:count] for name, value in rows.items()})
-    else:
-        gram = _streamed_gram(engine, at, everything)
-        gradients = _MatrixFree(engine, at, bags)
+    )
+    rows = _stored_rows(engine, at, everything) if stored else {}
+    gram = _gram(rows) if stored else _streamed_gram(engine, at, everything)
     if not bool(torch.isfinite(gram).all()) or float(gram[:count, :count].diagonal().sum()) <= 0:
         raise ConfigError("the public gradients are zero or not finite; they span no basis")
-    left, singular = _leading(gram[:count, :count], options.rank, options.energy)
-    return PublicBasis(gradients, left, singular, _captured(gram, count, left / singular))
+    vectors, singular = _leading(gram[:count, :count], options.rank, options.energy)
+    left = vectors / singular
+    directions: _Directions = _Stored(rows, left) if stored else _MatrixFree(engine, at, bags, left)
+    return PublicBasis(directions, left, _captured(gram, count, left))
 
 
 def choose_frames(
@@ -183,53 +179,56 @@ def decode_coordinates(
     return engine.summed(parameters, frames, coordinates.to(engine.device, engine.dtype))
 
 
-class _Gradients(Protocol):
-    """The m x p matrix G of public gradients."""
+class _Directions(Protocol):
+    """Multiplication by V' and by V."""
 
     storage: Literal["stored", "matrix-free"]
 
-    def times(self, vectors: Vector) -> Tensor:
-        """`G [g_1 .. g_u]`, (m, u)."""
+    def encode(self, vectors: Vector) -> Tensor:
+        """`V' g_u`, (u, k), of tensors (u, ...)."""
         ...
 
-    def transposed_times(self, coordinates: Tensor) -> Vector:
-        """`G' a`."""
+    def decode(self, coefficients: Tensor) -> Vector:
+        """`V c` of (k,)."""
         ...
 
 
 class _Stored:
     storage: Literal["stored", "matrix-free"] = "stored"
 
-    def __init__(self, rows: Vector) -> None:
-        self._rows = rows
+    def __init__(self, rows: Vector, left: Tensor) -> None:
+        """Reduce the gradients `rows` to the directions `left' rows`; `rows` is emptied on the way."""
+        count = len(left)
+        self._rows = {
+            name: torch.tensordot(left.T.to(rows[name]), rows.pop(name)[:count], dims=1) for name in list(rows)
+        }
 
-    def times(self, vectors: Vector) -> Tensor:
-        return sum_tensors([rows.flatten(1) @ vectors[name].flatten(1).T for name, rows in self._rows.items()])
+    def encode(self, vectors: Vector) -> Tensor:
+        return sum_tensors([vectors[name].flatten(1) @ rows.flatten(1).T for name, rows in self._rows.items()])
 
-    def transposed_times(self, coordinates: Tensor) -> Vector:
-        return map_vector(lambda rows: torch.tensordot(coordinates.to(rows), rows, dims=1), self._rows)
+    def decode(self, coefficients: Tensor) -> Vector:
+        return map_vector(lambda rows: torch.tensordot(coefficients.to(rows), rows, dims=1), self._rows)
 
 
 class _MatrixFree:
     storage: Literal["stored", "matrix-free"] = "matrix-free"
 
-    def __init__(self, engine: UnitGradients, parameters: Vector, bags: Bags) -> None:
+    def __init__(self, engine: UnitGradients, parameters: Vector, bags: Bags, left: Tensor) -> None:
         self._engine = engine
         self._parameters = parameters
         self._bags = bags
+        self._left = left
 
-    def times(self, vectors: Vector) -> Tensor:
-        units = len(next(iter(vectors.values())))
-        columns = [
-            self._engine.directional(
-                self._parameters, self._bags, map_vector(lambda value, unit=unit: value[unit], vectors)
-            )
-            for unit in range(units)
-        ]
-        return torch.stack(columns, dim=1)
+    def encode(self, vectors: Vector) -> Tensor:
+        lines = []
+        for unit in range(len(next(iter(vectors.values())))):
+            direction = {name: value[unit] for name, value in vectors.items()}
+            along = self._engine.directional(self._parameters, self._bags, direction)
+            lines.append(along.double().cpu() @ self._left)
+        return torch.stack(lines)
 
-    def transposed_times(self, coordinates: Tensor) -> Vector:
-        weights = coordinates.to(self._engine.device, self._engine.dtype)
+    def decode(self, coefficients: Tensor) -> Vector:
+        weights = (self._left @ coefficients.double().cpu()).to(self._engine.device, self._engine.dtype)
         return self._engine.summed(self._parameters, self._bags, weights)
 
 

@@ -1,4 +1,4 @@
-"""Cached rows are those computed on the spot, keyed by everything that decides them, whole or absent, within their limit."""
+"""Cached rows are those computed on the spot, keyed by what decides them, whole or absent, within their limit."""
 
 import os
 from collections.abc import Callable
@@ -27,10 +27,10 @@ class Frames:
 
     name = "frames"
     skeleton = LSP14
-    notes: list[str] = []
 
     def __init__(self, seed: int = 0, broken: int | None = None) -> None:
         self.seed, self.broken, self.reads = seed, broken, 0
+        self.notes: list[str] = []
         generator = np.random.default_rng(seed)
         self._frames = generator.integers(0, 256, (6, 90, 70, 3), dtype=np.uint8)
         self._joints = generator.uniform(5, 65, (6, 14, 2)).astype(np.float32)
