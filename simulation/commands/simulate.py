@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +26,9 @@ def simulate(
     ] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="Other number of rounds than the file says.")] = None,
     mechanism: Annotated[str | None, typer.Option(help="Another mechanism than the file says.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Sites that train at the same time.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Sites that train at the same time; one a core by default.")
+    ] = None,
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Print the configuration with every default and stop.")
     ] = False,
@@ -34,6 +37,7 @@ def simulate(
     ] = False,
 ) -> None:
     """Run a federation of hospitals on this machine, with the apps that hospitals run."""
+    import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -50,6 +54,9 @@ def simulate(
     if show_config:
         typer.echo(to_yaml(config), nl=False)
         return
+    cores = os.cpu_count() or 1
+    workers = min(workers or cores, len(config.sites))
+    torch.set_num_threads(max(1, cores // workers))
     folder = _folder(config.name, out, resume=resume)
     console.print(
         f"[bold]{config.name}[/bold]: {len(config.sites)} hospitals, {config.rounds} rounds, "
