@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 _CONNECTION = "dev"
 _DAYS = 30
-_START_SECONDS = 120.0
+_START_SECONDS = 180.0
+_RESTART_SECONDS = 5  # a SuperExec ends at the first answer 500, which a busy SuperLink gives now and then
 _SUPERLINK, _SUPERLINK_EXEC = "superlink", "superlink-exec"
 _NODE, _EXEC = "node-", "exec-"
 
@@ -193,6 +194,7 @@ class Deployment:
             *("--host", LOOPBACK, "--port", address.rpartition(":")[2]),
             *("--database", str(self.database), "--enable-supernode-auth", "--isolation", "process", *secret),
             "--disable-runtime-dependency-installation",
+            restart=False,
         )
         self._wait(lambda: healthy(address, self._certificate), f"the SuperLink to answer on {address}")
         self._launch(
@@ -239,9 +241,14 @@ class Deployment:
                 create_node_key(config.parent)
             create_secret(config.parent / "superexec.secret")
 
-    def _launch(self, role: str, folder: Path, name: str, *arguments: str) -> None:
-        variables = environment(folder / "flwr")
-        self.processes.start(role, [program(name), *arguments], environment=variables, folder=folder)
+    def _launch(self, role: str, folder: Path, name: str, *arguments: str, restart: bool = True) -> None:
+        self.processes.start(
+            role,
+            [program(name), *arguments],
+            environment=environment(folder / "flwr"),
+            folder=folder,
+            restart_seconds=_RESTART_SECONDS if restart else None,
+        )
 
     def _ask(self, *arguments: str) -> dict[str, Any]:
         return ask(self._operator, *arguments)
@@ -256,7 +263,8 @@ class Deployment:
             for role in self.processes.dead():
                 raise ProcessError(f"{role} ended while waiting for {what}\n{self.processes.tail(role)}")
             if time.monotonic() > until:
-                raise ProcessError(f"waited {_START_SECONDS:.0f} s for {what}; logs are in {self.processes.logs}")
+                last = self.processes.tail(self.processes.roles()[-1])
+                raise ProcessError(f"waited {_START_SECONDS:.0f} s for {what}; see {self.processes.logs}\n{last}")
             time.sleep(0.2)
 
     def _online(self) -> set[str]:

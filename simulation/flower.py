@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
 }
 _BUNDLE = """\
 [project]
@@ -65,8 +66,13 @@ def environment(home: Path) -> dict[str, str]:
     return {**inherited, **_QUIET, "PATH": binaries, "FLWR_HOME": str(home)}
 
 
-def ask(home: Path, *arguments: str) -> dict[str, Any]:
+def ask(home: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Call `flwr` as the operator whose connections are in `home`, and return its JSON answer.
+
+    Args:
+        home: Flower's home of the operator.
+        arguments: of `flwr`, without the format.
+        variables: further environment variables.
 
     Raises:
         ProcessError: Flower did not succeed; says what it printed.
@@ -74,7 +80,7 @@ def ask(home: Path, *arguments: str) -> dict[str, Any]:
     """
     finished = subprocess.run(  # noqa: S603 (our own arguments)
         [program("flwr"), *arguments, "--format", "json"],
-        env=environment(home),
+        env={**environment(home), **(variables or {})},
         cwd=home,
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -61,7 +61,15 @@ class Processes:
         self.state = state
         self.logs = logs
 
-    def start(self, role: str, command: Sequence[str], *, environment: Mapping[str, str], folder: Path) -> None:
+    def start(
+        self,
+        role: str,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        folder: Path,
+        restart_seconds: int | None = None,
+    ) -> None:
         """Start a command in a session of its own.
 
         Args:
@@ -69,6 +77,7 @@ class Processes:
             command: program and arguments.
             environment: all of its variables; token and role are added.
             folder: working folder.
+            restart_seconds: start it again this long after it ended, as systemd would; never when absent.
 
         Raises:
             ProcessError: the program cannot be started.
@@ -77,6 +86,14 @@ class Processes:
         content = self._read() or {"token": secrets.token_hex(16), "started": []}
         write_json(self.state, content)
         self.logs.mkdir(parents=True, exist_ok=True)
+        if restart_seconds is not None:
+            command = [
+                "sh",
+                "-c",
+                f'while :; do "$@"; echo "$0 ended ($?)"; sleep {restart_seconds}; done',
+                role,
+                *command,
+            ]
         variables = {**environment, _TOKEN: content["token"], _ROLE: role}
         with self.log(role).open("ab") as log:
             try:

@@ -89,6 +89,16 @@ def test_a_start_that_crashed_before_it_was_written_down_is_found(processes: Pro
     assert [process.role for process in processes.alive()] == ["one"]
 
 
+def test_what_is_to_be_restarted_comes_back_until_it_is_stopped(processes: Processes) -> None:
+    command = ["sh", "-c", "echo started; exit 3"]
+    processes.start("again", command, environment=ENVIRONMENT, folder=processes.state.parent, restart_seconds=0)
+    wait_for(lambda: processes.tail("again").count("started") >= 2)
+    assert "again ended (3)" in processes.tail("again")
+    assert processes.dead() == []
+    processes.stop("again")
+    assert processes.alive() == []
+
+
 def test_a_program_that_is_not_there(processes: Processes) -> None:
     with pytest.raises(ProcessError, match="no-such-program"):
         processes.start("x", ["no-such-program"], environment=ENVIRONMENT, folder=processes.state.parent)
