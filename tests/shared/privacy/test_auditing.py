@@ -39,7 +39,7 @@ def published_p_value(m: int, r: int, v: int, eps: float, delta: float) -> float
 
 @settings(max_examples=60, deadline=None)
 @given(
-    r=st.integers(1, 80),
+    r=st.integers(1, 900),
     share=st.floats(0, 1),
     extra=st.integers(0, 500),
     eps=st.floats(0, 6),
