@@ -98,11 +98,12 @@ class Monitor:
 
 
 @pytest.fixture(scope="module")
-def monitor(folder: Path, deployment: Deployment, installed: Callable[[str], str]) -> Iterator[Monitor]:
+def watch(folder: Path, deployment: Deployment, installed: Callable[[str], str]) -> Iterator[Callable[[], Monitor]]:
+    """Start the monitor when it is first asked for, so that it does not compete with the run for two cores."""
     prometheus = installed("prometheus")
     ports = dict(zip(("prometheus", "server", *SITES), free_ports(2 + len(SITES)), strict=True))
     config = yaml.safe_load((REPOSITORY / "deploy" / "prometheus" / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    config["global"] = {"scrape_interval": "4s", "scrape_timeout": "4s", "evaluation_interval": "4s"}
     config["rule_files"] = [str(REPOSITORY / "deploy" / "prometheus" / "rules.yml")]
     server, site = config["scrape_configs"]
     server["static_configs"] = [{"targets": [f"{LOOPBACK}:{ports['server']}"]}]
@@ -124,10 +125,15 @@ def monitor(folder: Path, deployment: Deployment, installed: Callable[[str], str
     for name in SITES:
         config_file = str(deployment.site_config(name))
         commands[name] = [program("wardpose"), "site", "metrics", config_file, "--port", str(ports[name])]
+
+    def start() -> Monitor:
+        if not processes.roles():
+            for role, command in commands.items():
+                processes.start(role, command, environment=dict(os.environ), folder=folder)
+        return Monitor(processes, ports["prometheus"])
+
     try:
-        for role, command in commands.items():
-            processes.start(role, command, environment=dict(os.environ), folder=folder)
-        yield Monitor(processes, ports["prometheus"])
+        yield start
     finally:
         processes.stop(*commands, grace=10)
         assert processes.alive() == []

@@ -35,7 +35,7 @@ def site_events(deployment: Deployment, site: str, run: str) -> int:
 
 
 def test_two_rounds_and_prometheus_reads_the_epsilons_back(
-    deployment: Deployment, federation: FederationConfig, monitor: Any
+    deployment: Deployment, federation: FederationConfig, watch: Callable[[], Any]
 ) -> None:
     summary = deployment.run()
     assert summary["flower"]["status"] == "finished:completed"
@@ -44,6 +44,7 @@ def test_two_rounds_and_prometheus_reads_the_epsilons_back(
     assert [site["rounds_released"] for site in summary["sites"]] == [2, 2]
     assert summary["not_private"] is None
 
+    monitor = watch()
     delta = federation.privacy.delta
     ledger = Ledger(deployment.run_directory / "ledger.sqlite")
     expected = {(site,): ledger.epsilon(site, delta=delta) for site in SITES}
@@ -53,7 +54,7 @@ def test_two_rounds_and_prometheus_reads_the_epsilons_back(
         assert own.epsilon(f"{site}-cohort", delta=delta) == expected[site,]
         assert own.events(f"{site}-cohort") == ledger.events(site)
 
-    wait_for(lambda: monitor.query("wardpose_rounds_total") == {(): 2.0}, seconds=60, what="a scrape")
+    wait_for(lambda: monitor.query("wardpose_rounds_total") == {(): 2.0}, seconds=240, what="a scrape")
     assert monitor.query("wardpose_epsilon_spent") == pytest.approx(expected, rel=1e-12)
     assert monitor.query("wardpose_epsilon_budget") == {(site,): 8.0 for site in SITES}
     remaining = {key: 8.0 - value for key, value in expected.items()}
@@ -63,7 +64,7 @@ def test_two_rounds_and_prometheus_reads_the_epsilons_back(
     assert monitor.query("wardpose_epsilon_federation") == pytest.approx(federated, rel=1e-12)
 
     cohorts = {(f"{site}-cohort",): expected[site,] for site in SITES}
-    wait_for(lambda: len(monitor.query("wardpose_site_epsilon_spent")) == 2, seconds=60, what="the sites' exporters")
+    wait_for(lambda: len(monitor.query("wardpose_site_epsilon_spent")) == 2, seconds=120, what="the sites' exporters")
     assert monitor.query("wardpose_site_epsilon_spent") == pytest.approx(cohorts, rel=1e-12)
     assert set(monitor.query("sum by (status) (wardpose_site_orders_total)").items()) >= {(("released",), 4.0)}
     assert monitor.query("wardpose_sites_online") == {(): 2.0}
@@ -73,15 +74,15 @@ def test_two_rounds_and_prometheus_reads_the_epsilons_back(
 
 
 def test_a_supernode_killed_in_mid_round_is_charged_and_the_run_ends(
-    deployment: Deployment, federation: FederationConfig, monitor: Any
+    deployment: Deployment, federation: FederationConfig, watch: Callable[[], Any]
 ) -> None:
     victim, survivor = SITES
     journal = RunJournal(deployment.run_directory / "journal.sqlite")
     known = {run["run"] for run in journal.runs()}
     run_id = deployment.submit()
-    wait_for(lambda: {run["run"] for run in journal.runs()} > known, seconds=180, what="the run to start")
+    wait_for(lambda: {run["run"] for run in journal.runs()} > known, seconds=300, what="the run to start")
     run = journal.runs()[-1]["run"]
-    wait_for(lambda: site_events(deployment, victim, run) == 1, seconds=240, what="the victim to train")
+    wait_for(lambda: site_events(deployment, victim, run) == 1, seconds=400, what="the victim to train")
     for role in (f"node-{victim}", f"exec-{victim}"):
         deployment.processes.send(role, signal.SIGKILL)
     wait_for(lambda: f"node-{victim}" in deployment.processes.dead(), seconds=10, what="the victim's death")
@@ -106,12 +107,13 @@ def test_a_supernode_killed_in_mid_round_is_charged_and_the_run_ends(
     assert at_site > 0
     assert ledger.epsilon(victim, delta=delta) >= at_site
 
+    monitor = watch()
     wait_for(
         lambda: (
             monitor.query(f'wardpose_sites_failed_total{{site="{victim}", reason="failed"}}') != {}
             and monitor.query("wardpose_site_online").get((victim,)) == 0.0
         ),
-        seconds=60,
+        seconds=120,
         what="Prometheus to see the failure",
     )
     assert monitor.query(f'wardpose_epsilon_spent{{site="{victim}"}}') == pytest.approx(
