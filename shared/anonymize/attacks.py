@@ -28,7 +28,7 @@ class AttackModels(BaseModel):
     Attributes:
         reidentification: ONNX, (N, 3, 256, 128) RGB with ImageNet statistics -> (N, D).
         face_detector: YuNet for OpenCV.
-        face_matcher: ONNX, (N, 3, 112, 112) RGB in -1..1, aligned -> (N, D).
+        face_matcher: ONNX, (N, 112, 112, 3) RGB in -1..1, aligned -> (N, D).
         pose: MoveNet Lightning as ONNX, (1, 192, 192, 3) int32 -> (1, 1, 17, 3).
 
     """
@@ -100,7 +100,7 @@ class FaceMatcher:
         """Embedding (D,) of the face at these points."""
         affine = cv2.estimateAffinePartial2D(points, self.TEMPLATE, method=cv2.LMEDS)[0]
         face = cv2.warpAffine(frame, affine, (112, 112)).astype(np.float32)
-        row = self._session.run(None, {self._input: ((face - 127.5) / 128).transpose(2, 0, 1)[None]})[0]
+        row = self._session.run(None, {self._input: ((face - 127.5) / 128)[None]})[0]
         return np.asarray(unit(row)[0], np.float32)
 
 

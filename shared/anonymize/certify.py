@@ -71,7 +71,7 @@ class CertifyConfig(BaseModel):
         video: folder of frames in order of their names.
         models: fixed attackers.
         pose: how `pose_kept` is measured; `None` leaves it out.
-        posed: names of the rows that get a P besides untouched, view and recoverable.
+        posed: names of the rows that get a P besides the untouched crop and the view.
         crop: height and width in pixels, multiples of 64.
         attack_steps: updates of each trained attacker.
         seed: of attackers.
@@ -143,7 +143,7 @@ COLUMNS = {
 }
 """Measure -> its heading; `None` in a row means not measured."""
 
-_FEATURE_CROPS = 32
+_FEATURE_CROPS = 16
 _SHOWN = 5
 
 
@@ -157,17 +157,16 @@ def measure(config: CertifyConfig, say: Say = lambda _: None) -> Table:
     """
     view = open_public_view(config.view)
     bench = _Bench(config, say)
-    recoverable_path = bundled("recoverable") if config.recoverable is None else config.recoverable
-    private_key = sealing.generate()
-    hidden = RecoverableMethod(recoverable_path, sealing.public_of(private_key))
     rows = [bench.row("untouched", _untouched, attacked=False, posed=config.pose is not None)]
+    own = bench.row("public-view", view, attacked=True, posed=True)
     for change in config.compare:
         name = f"{change.kind}({change.amount:g})"
         rows.append(bench.row(name, change.apply, attacked=name in config.attacked, posed=name in config.posed))
-    row = bench.row("recoverable", hidden, attacked=True, posed=True)
-    row |= bench.keys(hidden, Recoverer(recoverable_path.read_bytes()), private_key)
-    rows.append(row)
-    rows.append(bench.row("public-view", view, attacked=True, posed=True))
+    path = bundled("recoverable") if config.recoverable is None else config.recoverable
+    private_key = sealing.generate()
+    hidden = RecoverableMethod(path, sealing.public_of(private_key))
+    row = bench.row("recoverable", hidden, attacked=True, posed="recoverable" in config.posed)
+    rows += [row | bench.keys(hidden, Recoverer(path.read_bytes()), private_key), own]
     raw = rows[0]["p_pck"]
     for row in rows:
         row["pose_kept"] = None if not raw or row["p_pck"] is None else row["p_pck"] / raw
@@ -213,7 +212,10 @@ class _Bench:
             if models.face_detector and models.face_matcher
             else None
         )
-        self._distance = FeatureDistance(config.pose.model if config.pose else ModelConfig(weights="random"))
+        # With random weights it would still be a distance, but not a perceptual one: then it is not measured.
+        self._distance = (
+            FeatureDistance(config.pose.model, self.test.frames[:_FEATURE_CROPS]) if config.pose else None
+        )
         self._gallery = self._osnet(self.test.frames) if self._osnet else None
         self._targets = self._osnet(self.train.frames) if self._osnet else None
         self._portraits, self._subjects = _portraits(config.faces)
@@ -244,7 +246,7 @@ class _Bench:
 
     def row(self, name: str, view: View, *, attacked: bool, posed: bool) -> Row:
         """Measure one method."""
-        self._say(name)
+        self._say(f"{name}: fixed attackers")
         row: Row = {"name": name} | dict.fromkeys(COLUMNS)
         changed = [view(frame) for frame in self.test.frames]
         row |= self._alike(changed, "")
@@ -316,7 +318,7 @@ class _Bench:
 
     def _alike(self, changed: list[Frame], suffix: str) -> Row:
         psnr, ssim = _likeness(self.test.frames, changed)
-        distance = self._distance(self.test.frames[:_FEATURE_CROPS], changed[:_FEATURE_CROPS])
+        distance = self._distance(changed) if self._distance else None
         return {f"psnr{suffix}": psnr, f"ssim{suffix}": ssim, f"feature_distance{suffix}": distance}
 
     def _linkage(self, changed: list[Frame]) -> tuple[float | None, float | None]:

@@ -40,16 +40,17 @@ Box = tuple[float, float, float, float]
 
 
 class FrameMethod(Protocol):
-    """A way to anonymise a frame.
+    """A way to anonymise a frame."""
 
-    Attributes:
-        name: short human name.
-        lossless: whether the result must be stored without loss.
+    @property
+    def name(self) -> str:
+        """Short human name."""
+        ...
 
-    """
-
-    name: str
-    lossless: bool
+    @property
+    def lossless(self) -> bool:
+        """Whether the result must be stored without loss."""
+        ...
 
     def __call__(self, frame: Frame, boxes: Sequence[Box] | None = None) -> Frame:
         """Return the anonymised frame, same size; `boxes` are the persons, `None` means everywhere."""
@@ -173,8 +174,8 @@ class RecoverableMethod:
     @torch.inference_mode()
     def _cover(self, region: Frame) -> Frame:
         height, width = region.shape[:2]
-        padded = _padded(region, 32)
-        image, guidance = to_unit(padded[None]), to_unit(self._guidance.apply(padded)[None])
+        image = to_unit(_padded(region, 32)[None])
+        guidance = to_unit(_padded(self._guidance.apply(region), 32)[None])
         cover = self._network.cover(guidance, self._network.parts(image))
         return to_frame(cover[0, :, :height, :width])
 

@@ -114,21 +114,21 @@ class FeatureDistance:
     Stands in for LPIPS, whose backbones cannot be had here; 0.08 for JPEG quality 30, 1.36 for another picture.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, originals: Sequence[Frame]) -> None:
         self._backbone = build_model(config).backbone
+        self._originals = [self._maps(frame) for frame in originals]
+
+    def __call__(self, changed: Sequence[Frame]) -> float:
+        """Mean distance from the originals to the first so many changed crops."""
+        total = 0.0
+        for first, frame in zip(self._originals, changed, strict=False):
+            terms = [(x - y).square().sum(1).mean() for x, y in zip(first, self._maps(frame), strict=True)]
+            total += float(torch.stack(terms).mean())
+        return total / len(self._originals)
 
     @torch.inference_mode()
-    def __call__(self, originals: Sequence[Frame], changed: Sequence[Frame]) -> float:
-        """Mean over the pairs."""
-        total = 0.0
-        for a, b in zip(originals, changed, strict=True):
-            first, second = (self._maps(to_tensor(frame[None])) for frame in (a, b))
-            terms = [(x - y).square().sum(1).mean() for x, y in zip(first, second, strict=True)]
-            total += float(torch.stack(terms).mean())
-        return total / len(originals)
-
-    def _maps(self, x: Tensor) -> list[Tensor]:
-        x = self._backbone.patch_embed(x)
+    def _maps(self, frame: Frame) -> list[Tensor]:
+        x = self._backbone.patch_embed(to_tensor(frame[None]))
         maps = [functional.normalize(x, dim=1)]
         for stage in self._backbone.stages[:3]:
             x = stage(x)

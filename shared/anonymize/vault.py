@@ -155,7 +155,7 @@ class Vault:
         """Names of those who may recover."""
         return tuple(person.name for person in self._header.people)
 
-    def sealoriginal_path(self, anonymised_sha256: str, name: str, content: bytes) -> Path:
+    def seal_original(self, anonymised_sha256: str, name: str, content: bytes) -> Path:
         """Keep the exact bytes of an original, encrypted, under the hash of its anonymised file; needs no secret."""
         path = self.original_path(anonymised_sha256)
         head = json.dumps({"name": name, "sha256": anonymised_sha256}).encode() + b"\n"
@@ -163,7 +163,7 @@ class Vault:
         return path
 
     def original_path(self, anonymised_sha256: str) -> Path:
-        """Where the original of an anonymised file lies, if it was sealed."""
+        """Say where the original of an anonymised file lies, if it was sealed."""
         return self.folder / "originals" / f"{anonymised_sha256}.sealed"
 
     def unlock(self, credentials: Sequence[Credential], *, why: str) -> "OpenVault":
