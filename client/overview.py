@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from wardpose.shared.config import load_site
-from wardpose.shared.privacy.ledger import Entry, Ledger
+from wardpose.shared.privacy.chain import Entry
+from wardpose.shared.privacy.ledger import Ledger
 
 
 def overview(path: Path) -> dict[str, Any]:

@@ -20,33 +20,15 @@ One file holds several cohorts; at the server each site is a cohort. A `Ledger` 
 cache: it may be used from threads, and forked.
 """
 
-import contextlib
-import hashlib
-import json
-import os
-import secrets
-import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError
 from wardpose.shared.privacy import accounting
 from wardpose.shared.privacy.accounting import Accountant, Adjacency, Event
-
-_APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
-_PATIENCE = 120.0  # seconds to wait for another process's transaction
-_READ_PATIENCE = 2.0  # readers do not wait for writers; a file that is locked as a whole is soon given up
-_GENESIS, _COHORT, _RESERVE, _COMMIT = "genesis", "cohort", "reserve", "commit"
-_SCHEMA = (
-    "CREATE TABLE entries (sequence INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, "
-    "previous TEXT NOT NULL, hash TEXT NOT NULL) STRICT",
-    "CREATE TRIGGER entries_keep BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END",
-    "CREATE TRIGGER entries_stay BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END",
-    f"PRAGMA application_id = {_APPLICATION_ID}",
-)
+from wardpose.shared.privacy.chain import COHORT, COMMIT, RESERVE, Chain, Entry, head_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,26 +63,6 @@ class Budget:
     def limit(self, tier: str) -> float:
         """Epsilon that units of `tier` may spend."""
         return self.by_tier.get(tier, self.epsilon)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One row.
-
-    Attributes:
-        sequence: 1 for the first, without gaps.
-        kind: `genesis`, `cohort`, `reserve` or `commit`.
-        body: what it says, plain JSON values.
-        previous: hash of the entry before it, 64 zeros for the first.
-        hash: hexadecimal SHA-256 over all of the above.
-
-    """
-
-    sequence: int
-    kind: str
-    body: Mapping[str, Any]
-    previous: str
-    hash: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +105,7 @@ class Ledger:
         """
         self.path = Path(path)
         self.readonly = readonly
-        self._clock = clock
+        self._chain = Chain(self.path, clock=clock, readonly=readonly)
         if readonly and not self.path.is_file():
             raise LedgerError(f"{self.path}: there is no ledger")
         self.entries()
@@ -172,8 +134,8 @@ class Ledger:
 
         """
         body = {"cohort": _name(cohort), "identity": identity, "units": units}
-        with self._transaction() as append:
-            known = [entry.body for entry in append.entries if entry.kind == _COHORT]
+        with self._chain.transaction() as append:
+            known = [entry.body for entry in append.entries if entry.kind == COHORT]
             for other in known:
                 if other["identity"] == identity and other["cohort"] != cohort:
                     raise LedgerError(
@@ -182,7 +144,7 @@ class Ledger:
                     )
             mine = [other for other in known if other["cohort"] == cohort]
             if not mine or any(mine[-1][key] != body[key] for key in body):
-                append(_COHORT, body)
+                append(COHORT, body)
 
     def check(self, cohort: str, events: Sequence[Event], *, budget: Budget) -> None:
         """Ask whether `reserve` would succeed now; charges nothing and promises nothing.
@@ -225,9 +187,9 @@ class Ledger:
                 "by_tier": dict(budget.by_tier),
             },
         }
-        with self._transaction() as append:
+        with self._chain.transaction() as append:
             _check_budget(cohort, _events(append.entries, cohort), events, budget)
-            entry = append(_RESERVE, body)
+            entry = append(RESERVE, body)
         return Reservation(
             sequence=entry.sequence, hash=entry.hash, cohort=cohort, run_id=run_id, round=round, events=tuple(events)
         )
@@ -239,11 +201,11 @@ class Ledger:
             LedgerError: the reservation is not of this ledger, or was committed before.
 
         """
-        with self._transaction() as append:
+        with self._chain.transaction() as append:
             self._find(append.entries, reservation)
             if _committed(append.entries, reservation):
                 raise LedgerError(f"{self.path}: reservation {reservation.sequence} was committed before")
-            append(_COMMIT, {"cohort": reservation.cohort, "reservation": reservation.sequence})
+            append(COMMIT, {"cohort": reservation.cohort, "reservation": reservation.sequence})
 
     def is_committed(self, reservation: Reservation) -> bool:
         """Tell whether the reservation is of this ledger and was committed."""
@@ -281,7 +243,7 @@ class Ledger:
 
         Remember it elsewhere: it pins everything before it.
         """
-        return _head(self.entries())
+        return head_of(self.entries())
 
     def entries(self) -> tuple[Entry, ...]:
         """Every entry, in order, after checking the whole chain.
@@ -290,10 +252,7 @@ class Ledger:
             LedgerError: the file is no ledger, is damaged, or was tampered with.
 
         """
-        if not self.path.exists():
-            return ()
-        with self._connect() as connection:
-            return self._read(connection)
+        return self._chain.entries()
 
     def verify(self, expected_head: tuple[int, str] | None = None) -> None:
         """Check the file's pages, the chain, and that the chain still contains a head that was seen before.
@@ -302,129 +261,12 @@ class Ledger:
             LedgerError: says what is wrong.
 
         """
-        entries = self.entries()
-        if self.path.exists():
-            with self._connect() as connection:
-                problems = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
-            if problems != ["ok"]:
-                raise LedgerError(f"{self.path}: damaged: {'; '.join(problems)}")
-        if expected_head is None or expected_head[0] == 0:
-            return
-        sequence, expected = expected_head
-        if len(entries) < sequence:
-            raise LedgerError(f"{self.path}: cut short: {len(entries)} entries, but {sequence} were seen before")
-        if entries[sequence - 1].hash != expected:
-            raise LedgerError(f"{self.path}: entry {sequence} is not the one seen before; the ledger was rewritten")
+        self._chain.verify(expected_head)
 
     def _find(self, entries: Sequence[Entry], reservation: Reservation) -> None:
         index = reservation.sequence - 1
         if not 0 <= index < len(entries) or entries[index].hash != reservation.hash:
             raise LedgerError(f"{self.path}: it has no reservation {reservation.sequence} of {reservation.cohort!r}")
-
-    def _read(self, connection: sqlite3.Connection) -> tuple[Entry, ...]:
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application == 0 and tables == 0:
-            return ()  # created, and killed before the first transaction
-        if application != _APPLICATION_ID:
-            raise LedgerError(f"{self.path}: an SQLite file, but not a Wardpose ledger")
-        rows = connection.execute("SELECT sequence, kind, body, previous, hash FROM entries ORDER BY sequence")
-        return _chain(rows.fetchall(), self.path)
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator["_Appender"]:
-        """Hold the write lock; what was appended is durable afterwards, or gone if the block raises."""
-        if self.readonly:
-            raise LedgerError(f"{self.path}: opened read-only")
-        with self._connect() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            appender = _Appender(connection, list(self._read(connection)), int(self._clock()))
-            if not appender.entries:
-                for statement in _SCHEMA:
-                    connection.execute(statement)
-                appender(_GENESIS, {"ledger": secrets.token_hex(16), "version": 1})
-            yield appender
-            connection.execute("COMMIT")
-
-    @contextlib.contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
-        connection: sqlite3.Connection | None = None
-        try:
-            if self.readonly:
-                connection = sqlite3.connect(_readonly_uri(self.path), uri=True, timeout=_READ_PATIENCE)
-            else:
-                created = not self.path.exists()
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                connection = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)
-                _set_journal(connection)
-                connection.execute("PRAGMA synchronous = FULL")
-                connection.execute("PRAGMA wal_autocheckpoint = 1")
-                if created:
-                    _sync_folder(self.path.parent)
-            yield connection
-        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
-            raise LedgerError(f"{self.path}: {_advice(error)}") from error
-        finally:
-            if connection is not None:
-                connection.close()  # rolls back what was not committed
-
-
-class _Appender:
-    """Adds entries to the chain inside a transaction."""
-
-    def __init__(self, connection: sqlite3.Connection, entries: list[Entry], now: int) -> None:
-        self._connection = connection
-        self._now = now
-        self.entries = entries
-
-    def __call__(self, kind: str, body: Mapping[str, Any]) -> Entry:
-        count, previous = _head(self.entries)
-        # The nonce tells a repeated history from the history itself.
-        stamped = {**body, "time": self._now, "nonce": secrets.token_hex(8)}
-        text = json.dumps(stamped, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        entry = Entry(
-            sequence=count + 1,
-            kind=kind,
-            body=json.loads(text),
-            previous=previous,
-            hash=_hash(count + 1, kind, text, previous),
-        )
-        self._connection.execute(
-            "INSERT INTO entries VALUES (?, ?, ?, ?, ?)", (entry.sequence, kind, text, previous, entry.hash)
-        )
-        self.entries.append(entry)
-        return entry
-
-
-def _chain(rows: Sequence[tuple[int, str, str, str, str]], path: Path) -> tuple[Entry, ...]:
-    """Check every row against the one before it.
-
-    Raises:
-        LedgerError: names the first row that does not fit.
-
-    """
-    entries: list[Entry] = []
-    for sequence, kind, text, previous, digest in rows:
-        count, head = _head(entries)
-        where = f"{path}: entry {sequence}"
-        if sequence != count + 1:
-            raise LedgerError(f"{path}: entry {count + 1} is missing; the next one is {sequence}")
-        if previous != head or digest != _hash(sequence, kind, text, previous):
-            raise LedgerError(f"{where} does not continue the chain; the ledger was tampered with")
-        if (kind == _GENESIS) != (sequence == 1) or kind not in (_GENESIS, _COHORT, _RESERVE, _COMMIT):
-            raise LedgerError(f"{where} is of kind {kind!r}, which does not belong there")
-        entries.append(Entry(sequence=sequence, kind=kind, body=json.loads(text), previous=previous, hash=digest))
-    if not entries:
-        raise LedgerError(f"{path}: its first entry is missing; the ledger was tampered with")
-    return tuple(entries)
-
-
-def _hash(sequence: int, kind: str, text: str, previous: str) -> str:
-    return hashlib.sha256(json.dumps([sequence, kind, text, previous]).encode()).hexdigest()
-
-
-def _head(entries: Sequence[Entry]) -> tuple[int, str]:
-    return (len(entries), entries[-1].hash) if entries else (0, "0" * 64)
 
 
 def _cohorts(entries: Sequence[Entry]) -> tuple[str, ...]:
@@ -432,7 +274,7 @@ def _cohorts(entries: Sequence[Entry]) -> tuple[str, ...]:
 
 
 def _events(entries: Sequence[Entry], cohort: str) -> tuple[Event, ...]:
-    reserved = [entry for entry in entries if entry.kind == _RESERVE and entry.body["cohort"] == cohort]
+    reserved = [entry for entry in entries if entry.kind == RESERVE and entry.body["cohort"] == cohort]
     try:
         return tuple(Event.from_json(event) for entry in reserved for event in entry.body["events"])
     except (ConfigError, TypeError) as error:
@@ -440,7 +282,7 @@ def _events(entries: Sequence[Entry], cohort: str) -> tuple[Event, ...]:
 
 
 def _committed(entries: Sequence[Entry], reservation: Reservation) -> bool:
-    return any(entry.kind == _COMMIT and entry.body["reservation"] == reservation.sequence for entry in entries)
+    return any(entry.kind == COMMIT and entry.body["reservation"] == reservation.sequence for entry in entries)
 
 
 def _check_budget(cohort: str, before: Sequence[Event], events: Sequence[Event], budget: Budget) -> None:
@@ -460,52 +302,3 @@ def _name(cohort: str) -> str:
     if not cohort or not cohort.isprintable():
         raise ConfigError(f"cohort is {cohort!r}; it must be a printable name")
     return cohort
-
-
-def _set_journal(connection: sqlite3.Connection) -> None:
-    """Switch to the write-ahead log. SQLite does not wait for other connections here, so we do."""
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            if mode != "wal":
-                raise sqlite3.OperationalError(f"this file system allows no write-ahead log (journal mode {mode})")
-            return
-
-
-def _readonly_uri(path: Path) -> str:
-    """Readers share memory in a file beside the ledger; where they may not make it, a settled ledger is read alone."""
-    log = path.with_name(f"{path.name}-wal")
-    settled = not log.exists() or log.stat().st_size == 0
-    alone = settled and not os.access(path.parent, os.W_OK)
-    return f"{path.absolute().as_uri()}?{'immutable=1' if alone else 'mode=ro'}"
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _advice(error: Exception) -> str:
-    text = str(error)
-    for part, advice in {
-        "full": "the disk is full; nothing was written",
-        "readonly": "the file or its folder is read-only; nothing was written",
-        "unable to open": "cannot be opened; is its folder there, and are you allowed to write to it?",
-        "disk I/O": "the disk refused; nothing was written",
-        "locked": f"another process held it for more than {_PATIENCE:.0f} s",
-        "not a database": "not an SQLite file, so not a ledger",
-        "malformed": "damaged",
-        "no such": "damaged: its table is gone",
-    }.items():
-        if part in text:
-            return f"{advice} ({text})"
-    return text
