@@ -19,7 +19,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from wardpose.shared.privacy.accounting import UNTIERED, Event
+from wardpose.shared.privacy.accounting import UNTIERED, Event, Noise
+from wardpose.shared.privacy.schedules import Schedule
 
 Name = Literal["none", "public-only", "dp-sgd", "projected", "feature", "feature-projective"]
 Adjacency = Literal["add-remove", "replace-one"]
@@ -122,6 +123,7 @@ class Mechanism(_Options):
         exact_noise: discrete Gaussian noise on an integer grid in R^p too. In R^k it is always so; otherwise
             R^p takes float64 Gaussians.
         tiers: sampling rate of each consent tier that differs from `sample_rate`.
+        schedule: pre-declared (C, sigma, q) of every step of the run; they replace the three values above.
         feature: options of the public part.
         projection: options of the basis.
 
@@ -139,6 +141,7 @@ class Mechanism(_Options):
     adjacency: Adjacency = "add-remove"
     exact_noise: bool = False
     tiers: dict[str, Rate] = Field(default_factory=dict)
+    schedule: Schedule | None = None
     feature: FeatureOptions = FeatureOptions()
     projection: ProjectionOptions = ProjectionOptions()
 
@@ -170,6 +173,10 @@ class Mechanism(_Options):
             raise ValueError(
                 'projection.uplink "coefficients" needs mechanism "projected", refresh_steps 0, no residual'
             )
+        if self.tiers and UNTIERED in self.tiers:
+            raise ValueError(f'tier "{UNTIERED}" is the name of the units without a tier')
+        if self.schedule is not None:
+            self._check_schedule(self.schedule)
         multipliers = [self.noise_multiplier, *([projection.residual.noise_multiplier] if projection.residual else [])]
         if self.discrete and max(multipliers) > _LARGEST_EXACT_MULTIPLIER:
             raise ValueError(
@@ -177,6 +184,15 @@ class Mechanism(_Options):
                 f"{_LARGEST_EXACT_MULTIPLIER:.0f}"
             )
         return self
+
+    def _check_schedule(self, schedule: Schedule) -> None:
+        if not self.is_private or self.tiers or self.projection.residual is not None:
+            raise ValueError("a schedule needs a private mechanism without tiers and without a residual query")
+        for phase in schedule.phases:
+            if phase.sample_rate == 0:
+                raise ValueError("a phase of the schedule has sample_rate 0; allowed: above 0")
+            if self.discrete and phase.noise_multiplier > _LARGEST_EXACT_MULTIPLIER:
+                raise ValueError(f"a phase has noise_multiplier {phase.noise_multiplier}, too large for exact noise")
 
     @property
     def is_private(self) -> bool:
@@ -225,6 +241,20 @@ class Mechanism(_Options):
             return self.noise_multiplier
         return float((self.noise_multiplier**-2 + residual.noise_multiplier**-2) ** -0.5)
 
+    @property
+    def smallest_noise_multiplier(self) -> float:
+        """The least sigma of any step; what a policy's minimum is held against."""
+        if self.schedule is None:
+            return self.noise_multiplier
+        return min(phase.noise_multiplier for phase in self.schedule.phases)
+
+    @property
+    def largest_sample_rate(self) -> float:
+        """The largest q of any step and tier; what a policy's maximum is held against."""
+        if self.schedule is None:
+            return max([self.sample_rate, *self.tiers.values()])
+        return max(phase.sample_rate for phase in self.schedule.phases)
+
     def sensitivity(self) -> float:
         """L2 sensitivity of the main query: C when a unit is added or removed, 2C when it is replaced."""
         return self.max_grad_norm * (2.0 if self.adjacency == "replace-one" else 1.0)
@@ -233,17 +263,38 @@ class Mechanism(_Options):
         """Return the sampling rate of the units of `tier`."""
         return self.tiers.get(tier, self.sample_rate)
 
-    def events(self, steps: int) -> tuple[Event, ...]:
-        """Return what `steps` local steps cost, one event for each consent tier.
+    def at(self, step: int) -> "Mechanism":
+        """Return the mechanism of one step of the run, counted from 0: itself, or its schedule's values.
+
+        Raises:
+            ConfigError: the schedule has no such step.
+
+        """
+        if self.schedule is None:
+            return self
+        phase = self.schedule.at(step)
+        values = {name: getattr(phase, name) for name in ("max_grad_norm", "noise_multiplier", "sample_rate")}
+        return self.model_copy(update={**values, "schedule": None})
+
+    def events(self, steps: int, *, first: int = 0) -> tuple[Event, ...]:
+        """Return what `steps` local steps cost, one event for each consent tier or phase of the schedule.
+
+        Args:
+            steps: of this round.
+            first: steps that the run took before, the position in a schedule.
 
         Raises:
             ValueError: `steps` is negative.
+            ConfigError: the schedule has no such steps.
 
         """
         if steps < 0:
             raise ValueError(f"steps is {steps}; allowed: 0 or more")
         if steps == 0:
             return ()
+        if self.schedule is not None:
+            kind: Noise = "discrete-gaussian" if self.discrete else "gaussian"
+            return self.schedule.events(first, steps, unit=self.unit, mechanism=self.name, noise=kind)
         return tuple(
             Event(
                 mechanism=self.name,

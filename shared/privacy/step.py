@@ -45,6 +45,7 @@ class StepGradient:
         streams: sampling, noise and public draws, all independent.
         declared_units: N.
         public: public data of the basis, where the mechanism's basis comes from public data.
+        first_step: steps that the run took before this round, the position in a schedule.
 
     Raises:
         ConfigError: the mechanism needs public views, public data or tiers that are not given.
@@ -60,6 +61,7 @@ class StepGradient:
         streams: Streams,
         declared_units: DeclaredUnits,
         public: PublicData | None = None,
+        first_step: int = 0,
     ) -> None:
         views = None
         if mechanism.uses_public_views:
@@ -67,7 +69,7 @@ class StepGradient:
                 raise ConfigError(f'mechanism "{mechanism.name}" needs rows of the public view; the cohort has none')
             views = PublicViews(engine, data.public, mechanism.feature.labels)
         self._private = (
-            _PrivatePart(engine, data, mechanism, streams, declared_units, public, views)
+            _PrivatePart(engine, data, mechanism, streams, declared_units, public, views, first_step)
             if mechanism.reads_private
             else None
         )
@@ -99,12 +101,16 @@ class _PrivatePart:
         declared_units: DeclaredUnits,
         public: PublicData | None,
         views: PublicViews | None,
+        first_step: int,
     ) -> None:
         self._engine = engine
         self._data = data
-        self._mechanism = mechanism
+        self._whole = mechanism
+        self._mechanism = mechanism.at(first_step)
+        self._step = first_step
         self._streams = streams
-        self._expected = expected_batch_size(mechanism, declared_units)
+        self._declared = declared_units
+        self._expected = expected_batch_size(self._mechanism, declared_units)
         self._views = views if mechanism.uses_difference else None
         self._projection = Projection(engine, mechanism, public, views) if mechanism.uses_basis else None
         self._chunk = 0
@@ -115,6 +121,9 @@ class _PrivatePart:
         return self._projection.report if self._projection is not None else None
 
     def __call__(self, parameters: Vector) -> Vector:
+        self._mechanism = self._whole.at(self._step)
+        self._expected = expected_batch_size(self._mechanism, self._declared)
+        self._step += 1
         basis = self._projection.at(parameters) if self._projection is not None else None
         query = self._query(parameters, basis)
         residual = self._residual_query(parameters, basis)

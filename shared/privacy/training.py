@@ -101,6 +101,7 @@ def local_update(
     declared_units: DeclaredUnits,
     micro_batch: int | None = None,
     public: PublicData | None = None,
+    first_step: int = 0,
     progress: Progress | None = None,
 ) -> LocalUpdate:
     """Train `steps` noised steps from the model's weights; the model itself is not changed.
@@ -117,6 +118,7 @@ def local_update(
             mechanism has tiers.
         micro_batch: units differentiated at a time; from the free memory when absent.
         public: public data for the basis of `projected` and `feature-projective`.
+        first_step: noised steps that the run took before this round, the position in a schedule.
         progress: called after each step.
 
     Raises:
@@ -129,7 +131,9 @@ def local_update(
     algorithm = optimizer.build(list(leaves.values()))
     if mechanism.projection.uplink == "coefficients" and mechanism.uses_basis:
         _check_linear(optimizer)
-    step_gradient = StepGradient(engine, data, mechanism, streams=streams, declared_units=declared_units, public=public)
+    step_gradient = StepGradient(
+        engine, data, mechanism, streams=streams, declared_units=declared_units, public=public, first_step=first_step
+    )
     for step in range(steps):
         gradient = step_gradient(leaves)
         for name, leaf in leaves.items():

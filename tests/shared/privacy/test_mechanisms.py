@@ -5,12 +5,14 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy.accounting import epsilon
 from wardpose.shared.privacy.mechanisms import (
     Mechanism,
     ProjectionOptions,
     ResidualOptions,
 )
+from wardpose.shared.privacy.schedules import Schedule
 
 
 @pytest.mark.parametrize("name", ["dp-sgd", "projected", "feature", "feature-projective"])
@@ -105,3 +107,21 @@ def test_steps_of_an_event() -> None:
     assert Mechanism(noise_multiplier=1.0).events(0) == ()
     with pytest.raises(ValueError, match="steps is -1"):
         Mechanism(noise_multiplier=1.0).events(-1)
+
+
+def test_a_schedule_replaces_clip_noise_and_rate_and_costs_step_by_step() -> None:
+    schedule = Schedule.geometric(
+        steps=6, pieces=2, sample_rate=0.2, max_grad_norm=(1.0, 0.25), noise_multiplier=(2.0, 1.0)
+    )
+    mechanism = Mechanism(name="feature", schedule=schedule)
+    assert (mechanism.at(2).max_grad_norm, mechanism.at(2).noise_multiplier) == (1.0, 2.0)
+    assert (mechanism.at(3).max_grad_norm, mechanism.at(3).noise_multiplier) == (0.25, 1.0)
+    assert mechanism.at(3).sample_rate == 0.2
+    events = mechanism.events(4, first=1)
+    assert [(event.steps, event.noise_multiplier) for event in events] == [(2, 2.0), (2, 1.0)]
+    assert {event.mechanism for event in events} == {"feature"}
+    assert (mechanism.smallest_noise_multiplier, mechanism.largest_sample_rate) == (1.0, 0.2)
+    with pytest.raises(ConfigError, match="schedule"):
+        mechanism.events(7)
+    with pytest.raises(ValidationError, match="without tiers"):
+        Mechanism(schedule=schedule, tiers={"careful": 0.1})

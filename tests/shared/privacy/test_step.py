@@ -1,6 +1,10 @@
 """Whole steps and whole rounds: bounded influence, fixed denominators, noise on empty batches, independent draws."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from wardpose.shared.privacy.gradients import UnitGradients, Vector, flatten
 from wardpose.shared.privacy.mechanisms import FeatureOptions, Mechanism, ProjectionOptions
 from wardpose.shared.privacy.noise import SeededStream, Streams, seeded_streams
 from wardpose.shared.privacy.queries import GRID
+from wardpose.shared.privacy.schedules import Schedule
 from wardpose.shared.privacy.step import StepGradient, expected_batch_size
 from wardpose.shared.privacy.training import OptimizerConfig, decode_update, local_update
 from wardpose.shared.privacy.units import UnitIndex
@@ -463,3 +468,76 @@ def test_tiers_are_drawn_at_their_own_rates(small_model: ModelFactory, cohort: C
     plain, careful = (drawn < 20).mean() * len(drawn) / 8000, (drawn >= 20).mean() * len(drawn) / 8000
     assert plain == pytest.approx(0.5, abs=4 * (0.25 / 8000) ** 0.5)
     assert careful == pytest.approx(0.1, abs=4 * (0.09 / 8000) ** 0.5)
+
+
+def test_a_schedule_changes_the_bound_from_step_to_step(small_model: ModelFactory, cohort: CohortFactory) -> None:
+    engine = UnitGradients(small_model(torch.float32), "head")
+    schedule = Schedule.geometric(
+        steps=2, pieces=2, sample_rate=1.0, max_grad_norm=(1e-2, 1e-4), noise_multiplier=(1e-9, 1e-9)
+    )
+    chosen = mechanism("dp-sgd", schedule=schedule)
+    for first, expected in ((0, [1e-2, 1e-4]), (1, [1e-4])):
+        step = StepGradient(
+            engine, cohort(chosen, (2,), engine=engine), chosen, streams=seeded_streams(0), declared_units=1,
+            first_step=first,
+        )  # fmt: skip
+        norms = [float(flatten(step(engine.parameters())).norm()) for _ in expected]
+        assert norms == pytest.approx(expected, rel=1e-3)
+        with pytest.raises(ConfigError, match="schedule"):
+            step(engine.parameters())
+
+
+DECODE = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+import conftest
+from wardpose.shared.privacy.cache import Rows
+from wardpose.shared.privacy.cohort import PublicData
+from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.privacy.training import decode_update
+
+torch.set_num_threads(2)
+sent = torch.load(sys.argv[2], weights_only=False)
+public = PublicData(rows=Rows(**sent["rows"]), identity=sent["identity"])
+update = decode_update(
+    conftest.make_model(torch.float32), public, Mechanism.model_validate_json(sent["mechanism"]), sent["coefficients"],
+    strategy="head",
+)
+torch.save(update, sys.argv[3])
+"""
+
+
+def test_coefficients_are_decoded_by_another_process_with_other_threads(
+    tmp_path: Path, small_model: ModelFactory, cohort: CohortFactory, public_data: PublicFactory
+) -> None:
+    model = small_model(torch.float32)
+    engine = UnitGradients(model, "head")
+    options = ProjectionOptions(rank=5, frames=9, held_out=3, min_captured_energy=0.0, uplink="coefficients")
+    chosen = mechanism("projected", noise_multiplier=0.3, projection=options)
+    public = public_data(16, engine=engine)
+    update = local_update(
+        model,
+        cohort(chosen, engine=engine),
+        chosen,
+        strategy="head",
+        steps=2,
+        optimizer=OptimizerConfig(name="sgd", learning_rate=1e-3),
+        streams=seeded_streams(1),
+        declared_units=4,
+        public=public,
+    )
+    sent = {
+        "rows": vars(public.rows),
+        "identity": public.identity,
+        "mechanism": chosen.model_dump_json(),
+        "coefficients": update.coefficients,
+    }
+    torch.save(sent, tmp_path / "sent.pt")
+    arguments = [str(Path(__file__).parent), str(tmp_path / "sent.pt"), str(tmp_path / "update.pt")]
+    # Threads that spin while they wait would fight for the cores of a busy machine.
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+    subprocess.run([sys.executable, "-c", DECODE, *arguments], check=True, env=environment, timeout=300)
+    decoded, full = flatten(torch.load(tmp_path / "update.pt")), flatten(update.update)
+    assert float((decoded - full).norm()) < 1e-3 * float(full.norm())
+    assert update.coefficients is not None
+    assert update.coefficients.numel() * 1000 < full.numel()

@@ -1,0 +1,87 @@
+"""`wardpose benchmark`: ratios measured inside one run."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+
+app = typer.Typer(help="Measure what privacy and the federation cost, as ratios within one run.", no_args_is_help=True)
+
+Strategy = Annotated[str, typer.Option(help="head, last-stage, last-stage-norms or full.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Save = Annotated[bool, typer.Option(help="Write the result into the package's benchmarks/results.")]
+
+
+def register(root: typer.Typer) -> None:
+    """Add the group to the console script."""
+    root.add_typer(app, name="benchmark")
+
+
+@app.command()
+def step(
+    strategy: Strategy = "last-stage",
+    batch: Annotated[int, typer.Option(min=1, help="Units in a step.")] = 16,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Rows that are differentiated at a time.")] = 8,
+    repetitions: Annotated[int, typer.Option(min=1, help="Interleaved rounds; the best one counts.")] = 3,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    memory: Annotated[bool, typer.Option(help="Measure each case's memory in a process of its own.")] = True,
+    peers: Annotated[bool, typer.Option(help="Measure Opacus too.")] = True,
+    save: Save = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time and memory of one step: plain SGD, Opacus, and ours for all mechanisms."""
+    from wardpose.simulation.benchmarks.step import Setting, measure_step
+
+    setting = Setting(strategy=_strategy(strategy), batch=batch, rows=micro_batch, device=device)
+    result = measure_step(setting, repetitions=repetitions, memory=memory, peers=peers)
+    _show(result, f"step-{strategy}-{device}", save=save, as_json=as_json)
+
+
+@app.command()
+def basis(
+    strategy: Strategy = "last-stage",
+    frames: Annotated[int, typer.Option(min=4, help="Public frames, m.")] = 128,
+    rank: Annotated[int, typer.Option(min=1, help="Basis vectors, k.")] = 50,
+    save: Save = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time and memory of a basis: one refresh, one encode of 16 units, one decode."""
+    from wardpose.simulation.benchmarks.basis import measure_basis
+    from wardpose.simulation.benchmarks.step import Setting
+
+    result = measure_basis(Setting(strategy=_strategy(strategy), frames=frames, rank=rank))
+    _show(result, f"basis-{strategy}", save=save, as_json=as_json)
+
+
+def _strategy(name: str) -> Any:
+    from typing import get_args
+
+    from wardpose.shared.errors import ConfigError
+    from wardpose.shared.pose.model import Strategy as Known
+
+    if name not in get_args(Known):
+        raise ConfigError(f'--strategy "{name}" is unknown (allowed: {", ".join(get_args(Known))})')
+    return name
+
+
+def _show(result: dict[str, Any], name: str, *, save: bool, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from wardpose.shared.files import write_json
+
+    if save:
+        write_json(_RESULTS / f"{name}.json", result)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    rows = result["rows"]
+    table = Table(*dict.fromkeys(key for row in rows for key in row))
+    for row in rows:
+        table.add_row(*(str(row.get(column.header, "")) for column in table.columns))
+    console = Console()
+    console.print(table)
+    console.print(", ".join(f"{key} {value}" for key, value in {**result["hardware"], **result["setting"]}.items()))
