@@ -98,7 +98,8 @@ class SiteExporter:
         spent = {name: max(values.values()) for name, values in tiers.items()}
         yield _gauge("wardpose_site_epsilon_spent", [({"cohort": name}, value) for name, value in spent.items()])
         yield _gauge("wardpose_site_epsilon_remaining", [(_label(site), max(0.0, policy.epsilon - spent[mine]))])
-        named = [({**_label(site), "tier": tier}, value) for tier, value in tiers[mine].items() if tier]
+        known = [tier for tier in dict.fromkeys([*policy.tiers, *tiers[mine]]) if tier]
+        named = [({**_label(site), "tier": tier}, tiers[mine].get(tier, tiers[mine][""])) for tier in known]
         yield _gauge("wardpose_site_tier_epsilon_spent", named)
         yield _gauge("wardpose_site_ledger_entries", [({}, ledger.head()[0])])
 

@@ -110,7 +110,7 @@ def test_a_supernode_killed_in_mid_round_is_charged_and_the_run_ends(
     monitor = watch()
     wait_for(
         lambda: (
-            monitor.query(f'wardpose_sites_failed_total{{site="{victim}", reason="failed"}}') != {}
+            monitor.query(f'wardpose_sites_failed_total{{site="{victim}", reason="failed"}} > 0') != {}
             and monitor.query("wardpose_site_online").get((victim,)) == 0.0
         ),
         seconds=120,

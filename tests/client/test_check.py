@@ -1,0 +1,141 @@
+"""The engineer's preflight finds what would keep a site from taking part, and writes nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from wardpose.client.check import check_site
+from wardpose.client.cli import app
+from wardpose.shared.config import load_site
+from wardpose.shared.errors import ConfigError
+from wardpose.shared.privacy.accounting import Event
+from wardpose.shared.privacy.ledger import Budget, Ledger
+
+EVENT = Event(mechanism="dp-sgd", unit="patient", sample_rate=0.1, noise_multiplier=0.5, steps=50, max_grad_norm=1.0)
+
+
+def write_site(folder: Path, **changes: Any) -> Path:
+    content = {
+        "site": "north",
+        "cohort": {
+            "name": "ward-7",
+            "declared_patients": 24,
+            "data": {"kind": "ward", "hospital": "north", "patients": 24, "frames_per_patient": 2, "seed": 1},
+        },
+        "policy": {"epsilon": 4.0, "delta": 1e-3},
+        **changes,
+    }
+    path = folder / "site.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def cohort(data: dict[str, Any]) -> dict[str, Any]:
+    return {"cohort": {"name": "ward-7", "declared_patients": 24, "data": data}}
+
+
+def statuses(path: Path) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for finding in check_site(path):
+        found.setdefault(finding.name, set()).add(finding.status)
+    return found
+
+
+def test_a_good_site_has_no_failure_and_nothing_is_written(tmp_path: Path) -> None:
+    path = write_site(tmp_path)
+    found = statuses(path)
+    assert "failure" not in set().union(*found.values())
+    assert set(found) >= {
+        "configuration",
+        "policy",
+        "ledger",
+        "budget",
+        "device",
+        "noise",
+        "public view",
+        "clock",
+        "data",
+        "disk",
+    }
+    assert [file.name for file in tmp_path.iterdir()] == ["site.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "text"),
+    [
+        ({"policy": {"minimum_declared_patients": 30}}, "policy", "every order will be refused"),
+        ({"policy": {"mechanisms": ["feature"]}}, "public view", "none is declared"),
+        (
+            cohort({"kind": "ward", "hospital": "nowhere", "patients": 2, "frames_per_patient": 1}),
+            "data",
+            "nowhere",
+        ),
+        (
+            cohort({"kind": "coco", "annotations": "no.json", "images": "."}),
+            "data",
+            "no.json",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], name: str, text: str) -> None:
+    failures = [finding for finding in check_site(write_site(tmp_path, **changes)) if finding.status == "failure"]
+    assert [failure.name for failure in failures] == [name]
+    assert text in failures[0].text
+
+
+def test_a_spent_budget_is_a_failure(tmp_path: Path) -> None:
+    path = write_site(tmp_path)
+    Ledger(tmp_path / "ledger.sqlite").reserve(
+        "ward-7", [EVENT], run_id="r", round=1, budget=Budget(epsilon=100.0, delta=1e-3)
+    )
+    assert statuses(path)["budget"] == {"failure"}
+
+
+def test_a_broken_ledger_is_a_failure_and_the_rest_is_still_checked(tmp_path: Path) -> None:
+    path = write_site(tmp_path)
+    (tmp_path / "ledger.sqlite").write_text("not a ledger")
+    found = statuses(path)
+    assert found["ledger"] == {"failure"}
+    assert found["data"] == {"ok"}
+
+
+def test_a_missing_site_file_is_a_configuration_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"site\.yaml: cannot be read"):
+        check_site(tmp_path / "site.yaml")
+
+
+def test_the_command_prints_one_json_object_and_exits_1_on_failure(tmp_path: Path) -> None:
+    good = CliRunner().invoke(app, ["check", str(write_site(tmp_path)), "--json"])
+    assert good.exit_code == 0
+    assert json.loads(good.stdout)["ok"] is True
+    bad = CliRunner().invoke(app, ["check", str(write_site(tmp_path, policy={"mechanisms": ["feature"]})), "--json"])
+    assert bad.exit_code == 1
+    assert json.loads(bad.stdout)["ok"] is False
+
+
+def test_the_ledger_is_shown_entry_by_entry(tmp_path: Path) -> None:
+    path = write_site(tmp_path)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.commit(ledger.reserve("ward-7", [EVENT], run_id="r", round=3, budget=Budget(epsilon=100.0, delta=1e-3)))
+    shown = json.loads(CliRunner().invoke(app, ["ledger", str(path), "--json"]).stdout)
+    assert [entry["kind"] for entry in shown["entries"]] == ["genesis", "reserve", "commit"]
+    assert shown["entries"][1]["round"] == 3
+    assert shown["entries"][1]["charged"] == ["dp-sgd: 50 steps, q 0.1, sigma 0.5"]
+    cohort = {"name": "ward-7", "epsilon_spent": ledger.epsilon("ward-7", 1e-3), "epsilon_budget": 4.0}
+    assert shown["cohorts"] == [cohort]
+    assert CliRunner().invoke(app, ["ledger", str(path)]).exit_code == 0
+
+
+def test_init_writes_a_site_that_reads_and_never_replaces_one(tmp_path: Path) -> None:
+    made = CliRunner().invoke(app, ["init", str(tmp_path / "new"), "--name", "st-marys"])
+    assert made.exit_code == 0
+    site = load_site(tmp_path / "new" / "site.yaml")
+    assert site.site == "st-marys"
+    assert site.policy.mechanisms == ("dp-sgd",)
+    again = CliRunner().invoke(app, ["init", str(tmp_path / "new")])
+    assert isinstance(again.exception, ConfigError)
+    assert load_site(tmp_path / "new" / "site.yaml").site == "st-marys"

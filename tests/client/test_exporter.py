@@ -1,0 +1,174 @@
+"""A hospital's exporter: the ledger's figures, nothing about patients, alive whatever happens to the files."""
+
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from wardpose.client.exporter import METRICS, SiteExporter
+from wardpose.client.journal import SiteJournal
+from wardpose.shared.privacy.accounting import Event, epsilon
+from wardpose.shared.privacy.ledger import Budget, Ledger
+
+DELTA = 1e-3
+EVENT = Event(mechanism="dp-sgd", unit="patient", sample_rate=0.1, noise_multiplier=1.0, steps=4, max_grad_norm=1.0)
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def write_site(folder: Path, **policy: Any) -> Path:
+    content = {
+        "site": "north",
+        "cohort": {
+            "name": "ward-7",
+            "declared_patients": 20,
+            "data": {"kind": "ward", "hospital": "north", "patients": 20, "frames_per_patient": 2, "seed": 1},
+        },
+        "policy": {"epsilon": 4.0, "delta": DELTA, **policy},
+    }
+    path = folder / "site.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A site that answered two orders, refused one, failed one and has one open."""
+    path = write_site(tmp_path)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    journal = SiteJournal(tmp_path / "state" / "journal.sqlite")
+    for number, status in enumerate(("released", "released", "refused", "failed", None), start=1):
+        order = journal.received(run="r", round_number=number, federation="f", mechanism="dp-sgd")
+        if status in ("released", "failed"):
+            ledger.reserve("ward-7", [EVENT], run_id="r", round=number, budget=Budget(epsilon=4.0, delta=DELTA))
+        if status is not None:
+            journal.finished(order, status, detail="patient Jane Doe", bytes_up=100 * (status == "released"))
+    return path
+
+
+def scrape(path: Path) -> tuple[Samples, str]:
+    registry = CollectorRegistry()
+    registry.register(SiteExporter(path).collector())
+    text = generate_latest(registry).decode()
+    samples = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    return samples, text
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    return samples[name, tuple(sorted(labels.items()))]
+
+
+def test_ledger_and_orders_are_shown(site: Path) -> None:
+    samples, _ = scrape(site)
+    spent = epsilon([EVENT] * 3, delta=DELTA)
+    assert value(samples, "wardpose_exporter_up") == 1
+    assert value(samples, "wardpose_site_epsilon_spent", cohort="ward-7") == spent
+    assert value(samples, "wardpose_site_epsilon_budget", cohort="ward-7") == 4
+    assert value(samples, "wardpose_site_epsilon_remaining", cohort="ward-7") == 4 - spent
+    assert value(samples, "wardpose_site_ledger_entries") == 4
+    assert value(samples, "wardpose_site_ledger_verified") == 1
+    assert value(samples, "wardpose_site_orders_total", status="released") == 2
+    assert value(samples, "wardpose_site_orders_total", status="refused") == 1
+    assert value(samples, "wardpose_site_orders_total", status="failed") == 1
+    assert value(samples, "wardpose_site_orders_open") == 1
+    assert value(samples, "wardpose_site_bytes_up_total") == 200
+    assert value(samples, "wardpose_site_noise_secure") == 1
+
+
+def test_a_restart_shows_the_same(site: Path) -> None:
+    assert scrape(site) == scrape(site)
+
+
+def test_nothing_about_patients_is_exposed(site: Path) -> None:
+    """A closed list: whoever adds a metric must decide here that it does not depend on a patient's data."""
+    _, text = scrape(site)
+    assert "Jane" not in text
+    exposed = {family.name for family in text_string_to_metric_families(text)}
+    assert exposed <= {
+        "wardpose_exporter_up",
+        "wardpose_exporter_source_up",
+        "wardpose_site_info",
+        "wardpose_site_noise_secure",
+        "wardpose_site_epsilon_spent",
+        "wardpose_site_epsilon_budget",
+        "wardpose_site_epsilon_remaining",
+        "wardpose_site_epsilon_delta",
+        "wardpose_site_tier_epsilon_spent",
+        "wardpose_site_tier_epsilon_budget",
+        "wardpose_site_ledger_entries",
+        "wardpose_site_ledger_verified",
+        "wardpose_site_orders",
+        "wardpose_site_orders_open",
+        "wardpose_site_bytes_up",
+        "wardpose_site_last_order_timestamp_seconds",
+    }
+
+
+def test_a_site_that_was_never_asked_is_up_and_has_spent_nothing(tmp_path: Path) -> None:
+    samples, _ = scrape(write_site(tmp_path))
+    assert value(samples, "wardpose_exporter_up") == 1
+    assert value(samples, "wardpose_site_epsilon_spent", cohort="ward-7") == 0
+    assert value(samples, "wardpose_site_ledger_verified") == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["site.yaml"]
+
+
+def test_a_ledger_that_is_gone_is_no_fresh_start(site: Path) -> None:
+    for file in site.parent.glob("ledger.sqlite*"):
+        file.unlink()
+    samples, _ = scrape(site)
+    assert value(samples, "wardpose_exporter_up") == 0
+    assert value(samples, "wardpose_site_ledger_verified") == 0
+    assert not any(name == "wardpose_site_epsilon_spent" for name, _ in samples)
+    assert value(samples, "wardpose_site_orders_total", status="released") == 2
+
+
+def test_a_tampered_ledger_is_seen(site: Path) -> None:
+    with sqlite3.connect(site.parent / "ledger.sqlite") as connection:
+        connection.execute("DROP TRIGGER entries_keep")
+        connection.execute("DELETE FROM entries WHERE sequence = 3")
+    samples, _ = scrape(site)
+    assert value(samples, "wardpose_exporter_up") == 0
+    assert value(samples, "wardpose_site_ledger_verified") == 0
+
+
+def test_a_broken_site_file_is_down_and_answers(site: Path) -> None:
+    site.write_text("policy: {epsilon: -1}")
+    samples, _ = scrape(site)
+    assert value(samples, "wardpose_exporter_up") == 0
+    site.unlink()
+    assert value(scrape(site)[0], "wardpose_exporter_up") == 0
+
+
+def test_tiers_are_shown(tmp_path: Path) -> None:
+    path = write_site(tmp_path, tiers={"strict": 2.0, "plain": 3.0})
+    budget = Budget(epsilon=4.0, delta=DELTA, by_tier={"strict": 2.0})
+    strict = Event(**{**EVENT.to_json(), "tier": "strict"})
+    Ledger(tmp_path / "ledger.sqlite").reserve("ward-7", [EVENT, strict], run_id="r", round=1, budget=budget)
+    samples, _ = scrape(path)
+    both = epsilon([EVENT, EVENT], delta=DELTA)
+    assert value(samples, "wardpose_site_tier_epsilon_spent", cohort="ward-7", tier="strict") == both
+    assert value(samples, "wardpose_site_tier_epsilon_budget", cohort="ward-7", tier="strict") == 2
+    assert value(samples, "wardpose_site_tier_epsilon_spent", cohort="ward-7", tier="plain") == epsilon(
+        [EVENT], delta=DELTA
+    )
+    assert value(samples, "wardpose_site_epsilon_spent", cohort="ward-7") == both
+
+
+def test_the_catalogue_is_complete_and_prometheus_likes_it(site: Path, installed: Callable[[str], str]) -> None:
+    registry = CollectorRegistry()
+    registry.register(SiteExporter(site).collector())
+    exposed = {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
+    assert exposed == set(METRICS)
+    checked = subprocess.run(
+        [installed("promtool"), "check", "metrics"], input=generate_latest(registry), capture_output=True
+    )
+    assert checked.returncode == 0, checked.stderr.decode()
