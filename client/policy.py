@@ -20,9 +20,8 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
         _refuse("mechanism", mechanism.name, "policy.mechanisms", list(policy.mechanisms))
     if policy.unit == "patient" and mechanism.unit != "patient":
         _refuse("unit", mechanism.unit, "policy.unit", policy.unit)
-    fastest = max(mechanism.sample_rate, *mechanism.tiers.values(), 0.0)
-    if fastest > policy.maximum_sample_rate:
-        _refuse("sample_rate", fastest, "policy.maximum_sample_rate", policy.maximum_sample_rate)
+    if mechanism.largest_sample_rate > policy.maximum_sample_rate:
+        _refuse("sample_rate", mechanism.largest_sample_rate, "policy.maximum_sample_rate", policy.maximum_sample_rate)
     if policy.adjacency == "replace-one" and mechanism.adjacency != "replace-one":
         _refuse("adjacency", mechanism.adjacency, "policy.adjacency", policy.adjacency)
     if mechanism.uses_public_views and mechanism.feature.labels == "ground-truth" and not policy.public_labels:
@@ -51,10 +50,12 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
         )
     if policy.code_hash is not None and policy.code_hash != code_hash():
         _refuse("installed code", code_hash(), "policy.code_hash", policy.code_hash)
-    if mechanism.is_private and mechanism.noise_multiplier < policy.minimum_noise_multiplier:
+    scheduled = mechanism.schedule is not None
+    weakest = mechanism.smallest_noise_multiplier if scheduled else mechanism.effective_noise_multiplier
+    if mechanism.is_private and weakest < policy.minimum_noise_multiplier:
         _refuse(
             "noise_multiplier",
-            mechanism.noise_multiplier,
+            weakest,
             "policy.minimum_noise_multiplier",
             policy.minimum_noise_multiplier,
         )

@@ -1,4 +1,4 @@
-"""The engine against a plain loop: one backward pass per row on the whole model, float64, own loss, own clipping, own basis."""
+"""The engine against a plain loop: one backward pass per row on the whole model, float64, own loss, clip and basis."""
 
 import copy
 import math

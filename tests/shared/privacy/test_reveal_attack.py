@@ -1,8 +1,8 @@
 """Least squares over the public gradients on one released update: who was in the batch?
 
-Everybody knows phi(D), the weights and the released update. When the un-noised public gradient is the mean over the private batch, the
-update is a subset sum over known vectors and gives the batch away, and with it amplification by subsampling. An independent public
-draw leaves what the accountant charges for.
+Everybody knows phi(D), the weights and the released update. When the un-noised public gradient is the mean over the
+private batch, the update is a subset sum over known vectors and gives the batch away, and with it amplification by
+subsampling. An independent public draw leaves what the accountant charges for.
 """
 
 from collections.abc import Callable
