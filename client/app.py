@@ -84,7 +84,7 @@ def _train(message: Message, path: Path) -> Message:
         ledger.declare(site.config.cohort.name, identity=data.identity(), units=site.config.cohort.declared_patients)
         reservation = ledger.reserve(
             site.config.cohort.name,
-            order.mechanism.events(order.steps),
+            order.events(),
             run_id=order.run,
             round=order.round,
             budget=site.budget(private=order.mechanism.name != "none"),
@@ -113,7 +113,7 @@ def _preflight(message: Message, path: Path) -> Message:
     ledger = site.ledger()
     ledger.check(
         site.config.cohort.name,
-        order.mechanism.events(order.steps),
+        order.events(),
         budget=site.budget(private=order.mechanism.name != "none"),
     )
     return Message(build_status(site=site.config, ledger=ledger), reply_to=message)

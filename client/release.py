@@ -30,7 +30,7 @@ def build_release(
 
     """
     paid = (reservation.run_id, reservation.round, reservation.cohort, tuple(reservation.events))
-    asked = (order.run, order.round, site.cohort.name, tuple(order.mechanism.events(order.steps)))
+    asked = (order.run, order.round, site.cohort.name, tuple(order.events()))
     if paid != asked or not ledger.is_committed(reservation):
         raise LedgerError(f"{ledger.path}: round {order.round} of run {order.run} is not committed; nothing may leave")
     if update.mechanism != order.mechanism or update.steps != order.steps:

@@ -75,6 +75,7 @@ def train_round(
         order.mechanism,
         strategy=order.strategy,
         steps=order.steps,
+        first_step=order.schedule_step,
         optimizer=order.optimizer,
         streams=streams,
         declared_units=declared_units(config.cohort),

@@ -149,6 +149,8 @@ def calibrated(config: FederationConfig, *, rounds_done: int = 0, spent: Sequenc
     probe = config.mechanism_value(noise_multiplier=1.0)
     if not probe.is_private:
         return config.mechanism_value(noise_multiplier=0.0)
+    if probe.schedule is not None:
+        return probe
     if privacy.noise_multiplier is not None:
         return config.mechanism_value(noise_multiplier=privacy.noise_multiplier)
     sigma = calibrate(

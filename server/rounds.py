@@ -167,7 +167,7 @@ class Coordinator:
         order = self.order(number, weights)
         content = pack(order, weights)
         online = {node.node_id for node in self.grid.get_nodes()}
-        events = self.mechanism.events(order.steps)
+        events = order.events()
         ordered: dict[int, Member] = {}
         for member in list(self.members.values()):
             if member.node_id not in online:

@@ -15,10 +15,12 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from wardpose.shared.config import describe
 from wardpose.shared.data.crops import Augmentation
 from wardpose.shared.errors import WireError
 from wardpose.shared.pose.model import ModelConfig, Strategy
+from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.privacy.training import OptimizerConfig
 
@@ -97,6 +99,10 @@ class RoundOrder(_Body):
     micro_batch: int | None = None
     weights_hash: Hash
     code_hash: Hash
+
+    def events(self) -> tuple[Event, ...]:
+        """Return what the round costs a site; both ledgers reserve exactly this."""
+        return self.mechanism.events(self.steps, first=self.schedule_step)
 
 
 class SiteRelease(_Body):

@@ -53,6 +53,7 @@ def write_report(
         curve=_picture(_curve(summary)),
         budgets=_picture(_budgets(summary)),
         groups=_group_rows(summary),
+        score_label=_score_label(summary),
         examples=[] if dataset is None else _examples(dataset, before, after),
     )
     write_text(path, html)
@@ -73,7 +74,7 @@ def _curve(summary: dict[str, Any]) -> Figure:
         if summary["score_final"] is not None:
             axes.axhline(summary["score_final"], color="#2a9d5c", linestyle="--", linewidth=1, label="test, after")
     axes.set_xlabel("round")
-    axes.set_ylabel(summary["score_name"].upper())
+    axes.set_ylabel(_score_label(summary))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -107,8 +108,12 @@ def _budgets(summary: dict[str, Any]) -> Figure:
     axes.set_yticks(places, [site["name"] for site in sites])
     axes.invert_yaxis()
     axes.set_xlabel(f"epsilon at delta = {summary['delta']:g} ({summary['unit']} level)")
-    axes.legend(frameon=False, loc="lower right", fontsize=8)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8)
     return figure
+
+
+def _score_label(summary: dict[str, Any]) -> str:
+    return str(summary["score_name"]).replace("pck", "PCK")
 
 
 def _group_rows(summary: dict[str, Any]) -> list[tuple[str, float | None, float | None]]:

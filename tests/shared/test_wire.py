@@ -3,6 +3,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from pydantic import ValidationError
+
 from wardpose.shared.errors import WireError
 from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.mechanisms import Mechanism
