@@ -43,6 +43,7 @@ _MAY_CHANGE = {"rounds", "server"}
 def main(grid: Grid, context: Context) -> None:
     """Run a federation to its end, whatever grid it is on."""
     tune_allocator()
+    _log_rounds()
     config = load_federation(find_federation(str(context.run_config["federation"])))
     folder = run_directory(
         str(context.run_config.get("run-directory", "")),
@@ -51,6 +52,15 @@ def main(grid: Grid, context: Context) -> None:
         simulated=not any(node.name for node in grid.get_nodes()),
     )
     run_federation(grid, config, folder, resume=bool(context.run_config.get("resume", False)))
+
+
+def _log_rounds() -> None:
+    """Write the rounds to standard error, which Flower keeps for `flwr log`, unless somebody listens already."""
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def run_directory(configured: str, federation: str, *, run_id: int, simulated: bool) -> Path:

@@ -63,7 +63,7 @@ def deployment(folder: Path, federation: FederationConfig) -> Iterator[Deploymen
         made.up(federation)
         yield made
     finally:
-        made.down()
+        Deployment(made.folder).down()  # as a later command would, which knows the folder only
         assert made.processes.alive() == []
 
 
