@@ -13,44 +13,52 @@ from typing import Any
 import torch
 
 from wardpose.server.app import calibrated
-from wardpose.shared.config import FederationConfig
+from wardpose.shared.config import FederationConfig, changed
 from wardpose.shared.data.source import open_source
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import build_model
 from wardpose.shared.pose.skeleton import get_skeleton
 from wardpose.shared.privacy.noise import secure_streams
 from wardpose.shared.privacy.training import build_cohort, local_update
+from wardpose.simulation.benchmarks.step import hardware
 from wardpose.simulation.run import simulate
 
 
-def overhead(config: FederationConfig, *, repetitions: int = 2) -> dict[str, Any]:
+def measure_overhead(plan: FederationConfig, *, repetitions: int = 2) -> dict[str, Any]:
     """Time both ways, best of `repetitions`, interleaved.
 
     Returns:
-        `bare_seconds`, `simulator_seconds`, `added_seconds`, `ratio`, `sites`, `rounds`, `steps_per_round`.
+        `rows` of `name`, `seconds`, `added_seconds`, `time_ratio`, and what they were measured on.
 
     Raises:
         ConfigError: a site of the plan has no data of its own.
 
     """
-    plan = config.model_copy(update={"data": config.data.model_copy(update={"validation": (), "test": ()})})
+    plan = changed(plan, {"data": plan.data.model_copy(update={"validation": (), "test": ()}).model_dump()})
     bare, simulated = [], []
     for _ in range(repetitions):
         gc.collect()
         bare.append(_timed(_bare, plan))
         gc.collect()
         simulated.append(_timed(_simulated, plan))
-    return {
-        "bare_seconds": round(min(bare), 3),
-        "simulator_seconds": round(min(simulated), 3),
-        "added_seconds": round(min(simulated) - min(bare), 3),
-        "ratio": round(min(simulated) / min(bare), 4),
+    best = {"bare loop": min(bare), "simulator": min(simulated)}
+    rows = [
+        {
+            "name": name,
+            "seconds": round(seconds, 3),
+            "added_seconds": round(seconds - best["bare loop"], 3),
+            "time_ratio": round(seconds / best["bare loop"], 4),
+        }
+        for name, seconds in best.items()
+    ]
+    setting = {
         "sites": len(plan.sites),
         "rounds": plan.rounds,
-        "steps_per_round": plan.training.steps_per_round,
+        "steps": plan.training.steps_per_round,
         "mechanism": plan.mechanism,
-        "threads": torch.get_num_threads(),
+        "strategy": plan.training.strategy,
     }
+    return {"setting": setting, "hardware": hardware("cpu") | {"threads": str(torch.get_num_threads())}, "rows": rows}
 
 
 def _timed(run: Any, plan: FederationConfig) -> float:

@@ -56,6 +56,22 @@ def basis(
     _show(result, f"basis-{strategy}", save=save, as_json=as_json)
 
 
+@app.command()
+def overhead(
+    federation: Annotated[str, typer.Argument(help="federation.yaml whose sites have data of their own.")] = "demo",
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    repetitions: Annotated[int, typer.Option(min=1, help="Interleaved runs; the best one counts.")] = 2,
+    save: Save = False,
+    as_json: AsJson = False,
+) -> None:
+    """Seconds that the simulator adds to the same training in a bare loop."""
+    from wardpose.shared.config import changed, find_federation, load_federation
+    from wardpose.simulation.benchmarks.overhead import measure_overhead
+
+    plan = changed(load_federation(find_federation(federation)), {"rounds": rounds})
+    _show(measure_overhead(plan, repetitions=repetitions), "overhead", save=save, as_json=as_json)
+
+
 def _strategy(name: str) -> Any:
     from typing import get_args
 
