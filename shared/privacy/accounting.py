@@ -331,6 +331,8 @@ def _worst_charges(
     events: Sequence[Event], delta: float, accountant: Accountant, adjacency: Adjacency
 ) -> tuple[Charge, ...] | None:
     """Pick the charges of the tier with the largest epsilon."""
+    if not any(event.tier for event in events):
+        return _charges(events)
     by_tier = epsilon_by_tier(events, delta=delta, accountant=accountant, adjacency=adjacency)
     worst = max(by_tier, key=lambda tier: by_tier[tier])
     return _charges(event for event in events if event.tier in ("", worst))
