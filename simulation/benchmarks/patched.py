@@ -37,7 +37,10 @@ def patched(model: PoseModel, strategy: Strategy) -> PoseModel:
 class _FixedAffine(nn.Module):
     """What BatchNorm on frozen statistics computes."""
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, norm: Any) -> None:
         super().__init__()
         scale = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
         self.register_buffer("scale", scale.reshape(1, -1, 1, 1))

@@ -237,8 +237,8 @@ def _plain_step(model: PoseModel, rows: Rows, setting: Setting, optimizer: torch
         if rows.are_crops:
             with torch.no_grad():
                 inputs = model.frozen_features(inputs, setting.strategy)
-        losses = simcc_loss(*model(inputs, setting.strategy), joints, visibility, codec)
-        (losses.sum() / len(rows)).backward()
+        logits_x, logits_y = model(inputs, setting.strategy)
+        torch.autograd.backward(simcc_loss(logits_x, logits_y, joints, visibility, codec).sum() / len(rows))
     optimizer.step()
 
 
@@ -265,7 +265,8 @@ def _opacus(setting: Setting, *, mode: str) -> Step:
             inputs, joints, visibility = _tensors(rows, slice(start, start + setting.rows), setting.device)
             with torch.no_grad():
                 inputs = model.frozen_features(inputs, setting.strategy)
-            losses = simcc_loss(*wrapped(inputs), joints, visibility, codec)
+            logits_x, logits_y = wrapped(inputs)
+            losses = simcc_loss(logits_x, logits_y, joints, visibility, codec)
             clipped = _ghost(wrapped, losses, parameters) if mode == "ghost" else _sampled(losses, parameters)
             sums = [total + part for total, part in zip(sums, clipped, strict=True)]
         for parameter, total in zip(parameters, sums, strict=True):
