@@ -30,8 +30,11 @@ from wardpose.shared.anonymize.networks import (
 from wardpose.shared.anonymize.weights import load_public_view, load_recoverable, parse_recoverable, read_info
 from wardpose.shared.data.records import Frame
 
-REGION_SIDE = 256
-"""Longest side in pixels at which a region's cover or view is computed."""
+VIEW_SIDE = 256
+"""Longest side in pixels at which a region's view, blur, mosaic ... is computed."""
+
+COVER_SIDE = 128
+"""The same of a recoverable cover: its guidance of 8-pixel blocks leaves a person 16 blocks."""
 
 GUIDANCE = Desensitise(kind="mosaic", strength=8)
 
@@ -102,7 +105,7 @@ class DesensitiseMethod:
 
     def __call__(self, frame: Frame, boxes: Sequence[Box] | None = None) -> Frame:
         """Return the changed frame."""
-        return _by_region(frame, boxes, self.change.apply)
+        return _by_region(frame, boxes, self.change.apply, VIEW_SIDE)
 
     def identity(self) -> str:
         """SHA-256 over kind and strength."""
@@ -123,7 +126,7 @@ class PublicViewMethod:
         canvas = np.zeros_like(frame)
         for top, bottom, left, right in _regions(frame, boxes):
             region = frame[top:bottom, left:right]
-            view = _resized(self._view(_shrunk(region)), region.shape[0], region.shape[1])
+            view = _resized(self._view(_shrunk(region, VIEW_SIDE)), region.shape[0], region.shape[1])
             canvas[top:bottom, left:right] = np.maximum(canvas[top:bottom, left:right], view)
         return canvas
 
@@ -156,7 +159,7 @@ class RecoverableMethod:
 
     def cover(self, frame: Frame, boxes: Sequence[Box] | None = None) -> Frame:
         """Draw the part that everybody sees."""
-        return _by_region(frame, boxes, self._cover)
+        return _by_region(frame, boxes, self._cover, COVER_SIDE)
 
     @torch.inference_mode()
     def symbols(self, frame: Frame) -> keyed_code.Symbols:
@@ -168,7 +171,7 @@ class RecoverableMethod:
 
     def identity(self) -> str:
         """SHA-256 over weights, key and guidance."""
-        parts = [self._sha256, self._public_key.hex(), self._guidance.model_dump_json(), "version 1"]
+        parts = [self._sha256, self._public_key.hex(), self._guidance.model_dump_json(), "version 1", str(COVER_SIDE)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @torch.inference_mode()
@@ -214,11 +217,11 @@ class Recoverer:
         return to_frame(self._network(values[None])[0, :, :height, :width])
 
 
-def _by_region(frame: Frame, boxes: Sequence[Box] | None, change: "Change") -> Frame:
+def _by_region(frame: Frame, boxes: Sequence[Box] | None, change: "Change", side: int) -> Frame:
     out = frame
     for top, bottom, left, right in _regions(frame, boxes):
         region = frame[top:bottom, left:right]
-        changed = _resized(change(_shrunk(region)), region.shape[0], region.shape[1])
+        changed = _resized(change(_shrunk(region, side)), region.shape[0], region.shape[1])
         if boxes is None:
             return changed
         whole = out.copy()
@@ -266,8 +269,8 @@ def _within(frame: Frame, region: tuple[int, int, int, int]) -> Mask:
     return mask
 
 
-def _shrunk(region: Frame) -> Frame:
-    scale = REGION_SIDE / max(region.shape[:2])
+def _shrunk(region: Frame, side: int) -> Frame:
+    scale = side / max(region.shape[:2])
     if scale >= 1:
         return region
     size = max(1, round(region.shape[1] * scale)), max(1, round(region.shape[0] * scale))
