@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from wardpose.client.policy import check_order
 from wardpose.client.release import build_release, build_status
-from wardpose.client.site import locate_site, open_cohort_data, open_site
+from wardpose.client.site import Site, locate_site, open_cohort_data, open_site
 from wardpose.client.training import train_round
 from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.errors import (
@@ -78,7 +78,7 @@ def _train(message: Message, path: Path) -> Message:
         if order.code_hash != code_hash():
             site.journal.finished(number, "refused", detail="the server runs other code")
             return refusal(Refusal.CODE, message)
-        check_order(site.config, order)
+        _check(site, order)
         ledger = site.ledger()
         data = open_cohort_data(path, order.model.skeleton)
         ledger.declare(site.config.cohort.name, identity=data.identity(), units=site.config.cohort.declared_patients)
@@ -104,12 +104,19 @@ def _train(message: Message, path: Path) -> Message:
     return Message(content, reply_to=message)
 
 
+def _check(site: Site, order: RoundOrder) -> None:
+    """Hold the order, and the public view it needs, against the site's policy; nothing is charged yet."""
+    check_order(site.config, order)
+    if order.mechanism.uses_public_views:
+        site.public_view  # noqa: B018 (opening it checks its certificate)
+
+
 def _preflight(message: Message, path: Path) -> Message:
     order, _ = unpack(message.content, RoundOrder)
     site = open_site(path)
     if order.code_hash != code_hash():
         return refusal(Refusal.CODE, message)
-    check_order(site.config, order)
+    _check(site, order)
     ledger = site.ledger()
     ledger.check(
         site.config.cohort.name,

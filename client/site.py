@@ -6,12 +6,13 @@ A ClientApp is one process per message in deployment and lives long in simulatio
 
 import threading
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
 
 from wardpose.client.journal import SiteJournal
+from wardpose.shared.anonymize.public_view import PublicView, open_public_view
 from wardpose.shared.config import SiteConfig, load_site
 from wardpose.shared.data.dataset import concatenate
 from wardpose.shared.data.records import PoseDataset
@@ -69,6 +70,19 @@ class Site:
             adjacency=policy.adjacency,
             by_tier=dict(policy.tiers) if private else {},
         )
+
+    @cached_property
+    def public_view(self) -> PublicView | None:
+        """The declared map phi; `None` where the site declares none.
+
+        Raises:
+            PolicyViolation: its certificate is missing or does not pass the site's policy.
+            DataError: weights or certificate cannot be read.
+
+        """
+        if self.config.public_view is None:
+            return None
+        return open_public_view(self.config.public_view, self.config.policy.certificate)
 
     def device(self) -> torch.device:
         """Return the device that trains."""

@@ -8,10 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from wardpose.client.site import Site, network, open_public_data
-from wardpose.shared.anonymize.public_view import open_public_view
 from wardpose.shared.config import CohortConfig
 from wardpose.shared.data.records import PoseDataset
-from wardpose.shared.errors import DataError, PolicyViolation, WireError
+from wardpose.shared.errors import DataError, WireError
 from wardpose.shared.privacy.noise import secure_streams, seeded_streams, self_test
 from wardpose.shared.privacy.training import LocalUpdate, build_cohort, build_public, local_update
 from wardpose.shared.wire import RoundOrder
@@ -48,11 +47,6 @@ def train_round(
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise WireError("the weights do not fit the ordered network") from error
-    view = None
-    if order.mechanism.uses_public_views:
-        if config.public_view is None:
-            raise PolicyViolation(f'mechanism "{order.mechanism.name}" needs public_view, and the site declares none')
-        view = open_public_view(config.public_view)
     cache = config.state / "cache"
     cohort = build_cohort(
         data,
@@ -60,7 +54,7 @@ def train_round(
         order.mechanism,
         strategy=order.strategy,
         cache_folder=cache,
-        public_view=view,
+        public_view=site.public_view if order.mechanism.uses_public_views else None,
         augmented_views=order.augmented_views,
         augmentation=order.augmentation,
         tiers=patient_tiers(config.cohort),

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from wardpose.shared.anonymize.certificate import CertificatePolicy
 from wardpose.shared.anonymize.public_view import PublicViewConfig
 from wardpose.shared.data.crops import Augmentation
 from wardpose.shared.data.source import DataSource, find_data_root
@@ -291,6 +292,8 @@ class PolicyConfig(Strict):
         federations: names of federations that may order; any when empty.
         public_labels: whether the keypoints of public views may be used un-noised (feature-DP with ground-truth
             labels).
+        certificate: what a public view's certificate must say and who may sign it; the default trusts nobody and hence
+            refuses feature-DP until the site names its signers. `null` demands no certificate (simulation).
         own_public_basis: whether a projection basis may come from the site's own public views (feature-DP only).
 
     """
@@ -309,6 +312,7 @@ class PolicyConfig(Strict):
     federations: tuple[Name, ...] = ()
     public_labels: bool = False
     own_public_basis: bool = False
+    certificate: CertificatePolicy | None = CertificatePolicy()
 
 
 class SiteConfig(Strict):

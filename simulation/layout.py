@@ -80,6 +80,7 @@ def _site(config: FederationConfig, entry: SiteEntry, source: DataSource, patien
             maximum_steps_per_round=max(1000, config.training.steps_per_round),
             public_labels=True,
             own_public_basis=True,
+            certificate=None,
         ),
         public_view=config.public_view,
         public_data=config.data.public,

@@ -60,7 +60,7 @@ def test_json_is_one_object_with_what_the_summary_promises(tmp_path: Path) -> No
         "score_name score_initial score_final rounds mechanism unit delta sites epsilon_federation seconds versions"
     )
     assert set(promised.split()) <= set(summary)
-    assert set(["name", "epsilon_spent", "epsilon_budget", "steps", "bytes_up"]) <= set(summary["sites"][0])
+    assert {"name", "epsilon_spent", "epsilon_budget", "steps", "bytes_up"} <= set(summary["sites"][0])
     assert {"disjoint", "overlap"} <= set(summary["epsilon_federation"])
     assert "<html" in (tmp_path / "run" / "report.html").read_text()
     again = wardpose("simulate", "plan.yaml", "--out", "run", folder=tmp_path)

@@ -130,6 +130,55 @@ def test_a_policy_that_forbids_the_mechanism_is_heard_before_anything_is_charged
     assert Ledger(folder / "ledger.sqlite").events("south") == ()
 
 
+PUBLIC = {"kind": "ward", "hospital": "public", "patients": 12, "frames_per_patient": 1, "seed": 5}
+SMALL_BASIS = {"frames": 6, "held_out": 3, "rank": 4, "min_captured_energy": 0.0}
+
+
+@pytest.mark.parametrize("mechanism", ["projected", "feature", "feature-projective", "public-only"])
+def test_every_mechanism_takes_the_same_path(tmp_path: Path, mechanism: str) -> None:
+    options = {"projection": SMALL_BASIS} if "project" in mechanism else {}
+    changes: dict[str, Any] = {"data": {"public": [PUBLIC]}, "public_view": {"kind": "blur", "strength": 4.0}}
+    summary = run(
+        tmp_path / "run", mechanism=mechanism, rounds=1, privacy=plan()["privacy"] | {"options": options}, **changes
+    )
+    assert summary["status"] == "completed"
+    assert [site["rounds_released"] for site in summary["sites"]] == [1, 1]
+    for site in summary["sites"]:
+        charged = spent(tmp_path / "run", site["name"])
+        assert site["epsilon_spent"] == pytest.approx(charged)
+        assert (charged > 0) == (mechanism != "public-only")
+
+
+def test_a_public_view_without_a_certificate_is_refused_before_anything_is_charged(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = FederationConfig.model_validate(
+        plan(rounds=1, mechanism="feature", public_view={"kind": "blur", "strength": 4.0})
+    )
+    path = prepare_sites(config, folder)["south"]
+    site = yaml.safe_load(path.read_text())
+    site["policy"]["certificate"] = {}
+    path.write_text(yaml.safe_dump(site))
+    summary = simulate(config, folder, report=False)
+    south = next(entry for entry in summary["sites"] if entry["name"] == "south")
+    assert (south["epsilon_spent"], south["status"]) == (0.0, "refused")
+    assert spent(folder, "south") == 0
+
+
+def test_a_schedule_is_charged_phase_by_phase(tmp_path: Path) -> None:
+    phases = [
+        {"steps": 3, "max_grad_norm": 1.0, "noise_multiplier": 3.0, "sample_rate": 0.5},
+        {"steps": 1, "max_grad_norm": 0.5, "noise_multiplier": 2.0, "sample_rate": 0.25},
+    ]
+    privacy = {"epsilon": 6.0, "delta": 1e-3, "frames_per_unit": 2, "options": {"schedule": {"phases": phases}}}
+    run(tmp_path / "run", privacy=privacy)
+    events = ledger(tmp_path / "run", "north").events("north-cohort")
+    assert [(event.steps, event.noise_multiplier, event.sample_rate) for event in events] == [
+        (2, 3.0, 0.5),
+        (1, 3.0, 0.5),
+        (1, 2.0, 0.25),
+    ]
+
+
 def test_mechanism_none_is_infinite_and_says_so(tmp_path: Path) -> None:
     summary = run(tmp_path / "run", mechanism="none", rounds=1, privacy={"sample_rate": 0.5, "frames_per_unit": 2})
     assert summary["not_private"].startswith("mechanism none")
