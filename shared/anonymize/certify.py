@@ -26,7 +26,7 @@ from wardpose.shared.anonymize.pose_reading import FeatureDistance, Labelled, mo
 from wardpose.shared.anonymize.public_view import PublicView, PublicViewConfig, open_public_view
 from wardpose.shared.anonymize.trained_attacks import Pairs, View
 from wardpose.shared.anonymize.training import PublicSource
-from wardpose.shared.anonymize.weights import bundled
+from wardpose.shared.anonymize.weights_file import bundled
 from wardpose.shared.data.crops import Augmentation
 from wardpose.shared.data.records import Frame, PoseDataset
 from wardpose.shared.data.source import DataSource, open_source
@@ -213,9 +213,7 @@ class _Bench:
             else None
         )
         # With random weights it would still be a distance, but not a perceptual one: then it is not measured.
-        self._distance = (
-            FeatureDistance(config.pose.model, self.test.frames[:_FEATURE_CROPS]) if config.pose else None
-        )
+        self._distance = FeatureDistance(config.pose.model, self.test.frames[:_FEATURE_CROPS]) if config.pose else None
         self._gallery = self._osnet(self.test.frames) if self._osnet else None
         self._targets = self._osnet(self.train.frames) if self._osnet else None
         self._portraits, self._subjects = _portraits(config.faces)

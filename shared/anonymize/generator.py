@@ -27,7 +27,7 @@ from wardpose.shared.anonymize.networks import (
     enlarge,
     round_symbols,
 )
-from wardpose.shared.anonymize.weights import load_public_view, load_recoverable, parse_recoverable, read_info
+from wardpose.shared.anonymize.weights_file import load_public_view, load_recoverable, parse_recoverable, read_info
 from wardpose.shared.data.records import Frame
 
 VIEW_SIDE = 256

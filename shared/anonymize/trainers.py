@@ -26,7 +26,7 @@ from wardpose.shared.anonymize.networks import (
     round_symbols,
 )
 from wardpose.shared.anonymize.objectives import ObjectiveConfig
-from wardpose.shared.anonymize.weights import Kind
+from wardpose.shared.anonymize.weights_file import Kind
 from wardpose.shared.pose.codec import SimCC
 from wardpose.shared.pose.loss import simcc_loss
 from wardpose.shared.pose.skeleton import LSP14

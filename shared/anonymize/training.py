@@ -26,7 +26,7 @@ from wardpose.shared.anonymize.feed import Batch, Feed, to_frame
 from wardpose.shared.anonymize.networks import PartConfig
 from wardpose.shared.anonymize.objectives import ObjectiveConfig
 from wardpose.shared.anonymize.trainers import Part, PublicViewTrainer, RecoverableTrainer, Trainer
-from wardpose.shared.anonymize.weights import Kind, save_weights
+from wardpose.shared.anonymize.weights_file import Kind, save_weights
 from wardpose.shared.data.crops import Augmentation
 from wardpose.shared.data.records import Frame
 from wardpose.shared.data.source import DataSource, LspSource, WardSource, open_source

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wardpose.shared import files
-from wardpose.shared.anonymize import sealing, weights
+from wardpose.shared.anonymize import sealing, weights_file
 from wardpose.shared.anonymize.access_log import AccessLog, Entry
 from wardpose.shared.errors import ConfigError, RecoveryError
 
@@ -94,7 +94,7 @@ def create_vault(
         raise ConfigError(f"a vault needs {2 if two_persons else 1} people or more, {len(people)} were named")
     if len({person.name for person in people}) != len(people):
         raise ConfigError("a person is named twice")
-    if weights.read_info(weights_path).kind != "recoverable":
+    if weights_file.read_info(weights_path).kind != "recoverable":
         raise ConfigError(f"{weights_path}: only weights of kind recoverable belong into a vault")
     private = sealing.generate()
     public = sealing.public_of(private)

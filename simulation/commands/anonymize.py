@@ -131,7 +131,7 @@ def train(
 
     from wardpose.shared.anonymize.training import TrainingConfig
     from wardpose.shared.anonymize.training import train as run_training
-    from wardpose.shared.anonymize.weights import read_info
+    from wardpose.shared.anonymize.weights_file import read_info
     from wardpose.shared.config import load_yaml
     from wardpose.shared.errors import ConfigError
 
@@ -279,7 +279,7 @@ def vault_command(
 ) -> None:
     """Create a vault: a fresh recovery key, and the people who may use it."""
     from wardpose.shared.anonymize.vault import NewPerson, create_vault
-    from wardpose.shared.anonymize.weights import bundled
+    from wardpose.shared.anonymize.weights_file import bundled
     from wardpose.shared.errors import ConfigError
 
     passphrases = _pairs(passphrase_file or [], "--passphrase-file")
@@ -324,7 +324,7 @@ def _method(method: str | None, strength: float | None, weights: Path | None, va
     from wardpose.shared.anonymize.desensitise import Desensitise
     from wardpose.shared.anonymize.generator import DesensitiseMethod, PublicViewMethod, RecoverableMethod
     from wardpose.shared.anonymize.vault import Vault
-    from wardpose.shared.anonymize.weights import bundled, read_info
+    from wardpose.shared.anonymize.weights_file import bundled, read_info
     from wardpose.shared.errors import ConfigError
 
     name = method or ("public-view" if vault is None else "recoverable")

@@ -6,7 +6,7 @@ import torch
 
 from wardpose.shared.anonymize import sealing
 from wardpose.shared.anonymize.networks import CodeDecoder, PartConfig, PartGenerator, RecoverableGenerator
-from wardpose.shared.anonymize.weights import save_weights
+from wardpose.shared.anonymize.weights_file import save_weights
 
 PASSPHRASES = {"ada": "correct horse battery", "ben": "staple of the morning", "eve": "nothing to see here"}
 

@@ -9,7 +9,7 @@ from wardpose.shared.anonymize.attacks import AttackModels, FaceMatcher, Reident
 from wardpose.shared.anonymize.feed import read_picture, sample, to_unit
 from wardpose.shared.anonymize.generator import RecoverableMethod, Recoverer
 from wardpose.shared.anonymize.public_view import PublicViewConfig, open_public_view
-from wardpose.shared.anonymize.weights import bundled, load_public_view, read_info
+from wardpose.shared.anonymize.weights_file import bundled, load_public_view, read_info
 from wardpose.shared.data.lsp import read_lsp
 from wardpose.shared.data.ward import WardDataset
 from wardpose.shared.pose.skeleton import LSP14

@@ -99,7 +99,7 @@ def test_frames_of_another_vault_are_refused(wardpose, photo, vault, recoverable
 
 def test_weights_that_the_vault_cannot_read_are_refused(wardpose, photo, vault, tmp_path):
     from wardpose.shared.anonymize.networks import CodeDecoder, RecoverableGenerator
-    from wardpose.shared.anonymize.weights import save_weights
+    from wardpose.shared.anonymize.weights_file import save_weights
 
     path = tmp_path / "other.safetensors"
     networks = {"generator": RecoverableGenerator(4), "recovery": CodeDecoder()}

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from wardpose.shared.anonymize import training
 from wardpose.shared.anonymize.feed import Feed, read_picture
 from wardpose.shared.anonymize.training import TrainingConfig, train
-from wardpose.shared.anonymize.weights import read_info
+from wardpose.shared.anonymize.weights_file import read_info
 from wardpose.shared.data.ward import WardDataset
 from wardpose.shared.errors import ConfigError
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from wardpose.shared.anonymize.public_view import PublicViewConfig, open_public_view
-from wardpose.shared.anonymize.weights import load_public_view, load_recoverable, read_info
+from wardpose.shared.anonymize.weights_file import load_public_view, load_recoverable, read_info
 from wardpose.shared.errors import ConfigError, DataError
 
 
