@@ -14,7 +14,7 @@ from wardpose.shared.privacy.ledger import Ledger
 from wardpose.simulation.dev import Deployment
 
 SITES = ("north", "south")
-pytestmark = [pytest.mark.slow, pytest.mark.guard, pytest.mark.realdata]
+pytestmark = [pytest.mark.slow, pytest.mark.guard, pytest.mark.realdata, pytest.mark.timeout(1500)]
 
 
 def wait_for(condition: Callable[[], bool], *, seconds: float, what: str) -> None:

@@ -14,7 +14,8 @@ from wardpose.simulation.processes import Processes
 
 REPOSITORY = Path(__file__).parents[2]
 SITES = 2
-pytestmark = [pytest.mark.slow, pytest.mark.guard, pytest.mark.realdata]
+_ATTEMPTS = 3  # `flwr run` gives its SuperLink 15 s to start, which a busy machine may need twice
+pytestmark = [pytest.mark.slow, pytest.mark.guard, pytest.mark.realdata, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture
@@ -38,14 +39,18 @@ def test_flwr_run_ends_completed(processes: Processes, plan: Path, tmp_path: Pat
         *(program("flwr"), "run", ".", "--stream", "--run-config", str(run_config)),
         *("--federation-config", f"num-supernodes={SITES} client-resources-num-cpus=1"),
     ]
-    processes.start("flwr-run", command, environment=variables, folder=REPOSITORY)
-    until = time.monotonic() + 300
-    while "flwr-run" not in processes.dead():
-        assert time.monotonic() < until, processes.tail("flwr-run")
-        time.sleep(0.5)
+    for attempt in range(_ATTEMPTS):
+        role = f"flwr-run-{attempt}"
+        processes.start(role, command, environment=variables, folder=REPOSITORY)
+        until = time.monotonic() + 400
+        while role not in processes.dead():
+            assert time.monotonic() < until, processes.tail(role)
+            time.sleep(0.5)
+        if "Failed to start local SuperLink" not in processes.log(role).read_text():
+            break
 
     runs = ask(home, "list", variables={"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port})["runs"]
-    assert [run["status"] for run in runs] == ["finished:completed"], processes.tail("flwr-run")
+    assert [run["status"] for run in runs] == ["finished:completed"], processes.tail(role)
     summary = summarise(tmp_path / "run")
     assert summary["status"] == "completed"
     assert [site["rounds_released"] for site in summary["sites"]] == [2] * SITES
