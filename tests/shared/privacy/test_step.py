@@ -521,7 +521,7 @@ def test_coefficients_are_decoded_by_another_process_with_other_threads(
         chosen,
         strategy="head",
         steps=2,
-        optimizer=OptimizerConfig(name="sgd", learning_rate=1e-3),
+        optimizer=OptimizerConfig(name="sgd", learning_rate=1.0),
         streams=seeded_streams(1),
         declared_units=4,
         public=public,
@@ -538,6 +538,7 @@ def test_coefficients_are_decoded_by_another_process_with_other_threads(
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
     subprocess.run([sys.executable, "-c", DECODE, *arguments], check=True, env=environment, timeout=300)
     decoded, full = flatten(torch.load(tmp_path / "update.pt")), flatten(update.update)
-    assert float((decoded - full).norm()) < 1e-3 * float(full.norm())
+    # The update is a difference of float32 weights: that rounding, not the decoding, is what is left.
+    assert float((decoded - full).norm()) < 1e-4 * float(full.norm())
     assert update.coefficients is not None
     assert update.coefficients.numel() * 1000 < full.numel()
