@@ -22,6 +22,10 @@ Embeddings = NDArray[np.float32]
 """(N, D), rows of length 1."""
 
 
+SAME_FACE = 0.5
+"""Cosine of two embeddings from which on two aligned faces count as one person's."""
+
+
 class AttackModels(BaseModel):
     """Paths of the fixed models; `None` leaves their measures out.
 
@@ -155,21 +159,23 @@ def face_match_rate(
     return float(((queries @ gallery.T)[genuine] > threshold).mean())
 
 
-def exposed_faces(matcher: FaceMatcher, originals: Sequence[Frame], changed: Sequence[Frame], threshold: float) -> int:
-    """On how many frames of a video a face of the original can still be matched at its place."""
+def exposed_faces(
+    matcher: FaceMatcher, originals: Sequence[Frame], changed: Sequence[Frame], threshold: float = SAME_FACE
+) -> int:
+    """On how many frames of a video a face is still found at its place and still matches the original.
+
+    A patch without a face is not matched: what the network says of it is arbitrary.
+    """
     exposed = 0
     for original, view in zip(originals, changed, strict=True):
-        hits = [
-            float(matcher.embed(original, points) @ matcher.embed(view, points))
+        shown = matcher.landmarks(view)
+        exposed += any(
+            float(np.linalg.norm(points.mean(0) - other.mean(0))) < 2 * float(np.ptp(points, axis=0).max())
+            and float(matcher.embed(original, points) @ matcher.embed(view, other)) > threshold
             for points in matcher.landmarks(original)
-        ]
-        exposed += any(hit > threshold for hit in hits)
+            for other in shown
+        )
     return exposed
-
-
-def found_faces(matcher: FaceMatcher, frames: Sequence[Frame]) -> int:
-    """On how many frames the detector finds a face at all."""
-    return sum(bool(matcher.landmarks(frame)) for frame in frames)
 
 
 def unit(rows: NDArray[np.floating[Any]]) -> Embeddings:

@@ -251,9 +251,8 @@ class _Bench:
         row["linkage_rank1"], row["linkage_rank5"] = self._linkage(changed)
         row["face_match"] = self._match([view(face) for face in self._portraits])
         if self._faces and self._video:
-            threshold = 0.5
             changed_video = [view(frame) for frame in self._video]
-            row["video_faces_exposed"] = attacks.exposed_faces(self._faces, self._video, changed_video, threshold)
+            row["video_faces_exposed"] = attacks.exposed_faces(self._faces, self._video, changed_video)
         if self._movenet:
             row["movenet_pck"] = movenet_pck(self._movenet, self.test, changed)
         shown = [self.test.frames[:_SHOWN], changed[:_SHOWN]]

@@ -56,7 +56,7 @@ def test_the_view_cannot_be_linked_and_shows_no_face(people, view, data_root):
     assert rank1 <= 3 / len(people)  # chance is 1 / 24
     matcher = FaceMatcher(models.face_detector, models.face_matcher)
     frames = [read_picture(path) for path in sorted((data_root / "lab_frames").glob("*.jpg"))[::4]]
-    assert exposed_faces(matcher, frames, [view(frame) for frame in frames], threshold=0.5) == 0
+    assert exposed_faces(matcher, frames, [view(frame) for frame in frames]) == 0
 
 
 @pytest.mark.realdata
