@@ -14,7 +14,7 @@ from wardpose.simulation.processes import Processes
 
 REPOSITORY = Path(__file__).parents[2]
 SITES = 2
-_ATTEMPTS = 3  # `flwr run` gives its SuperLink 15 s to start, which a busy machine may need twice
+_ATTEMPTS = 3  # `flwr run` gives its SuperLink 15 s to start, which a busy machine exceeds
 pytestmark = [pytest.mark.slow, pytest.mark.guard, pytest.mark.realdata, pytest.mark.timeout(1500)]
 
 
@@ -28,28 +28,27 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 
 
 def test_flwr_run_ends_completed(processes: Processes, plan: Path, tmp_path: Path) -> None:
-    port = str(free_ports(1)[0])
-    home = tmp_path / "flwr"
-    home.mkdir()
     settings = {"federation": str(plan), "run-directory": str(tmp_path / "run"), "resume": False}
     run_config = tmp_path / "run.toml"
     write_text(run_config, "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
-    variables = {**environment(home), "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port}
     command = [
         *(program("flwr"), "run", ".", "--stream", "--run-config", str(run_config)),
         *("--federation-config", f"num-supernodes={SITES} client-resources-num-cpus=1"),
     ]
     for attempt in range(_ATTEMPTS):
-        role = f"flwr-run-{attempt}"
-        processes.start(role, command, environment=variables, folder=REPOSITORY)
-        until = time.monotonic() + 400
+        role, home = f"flwr-run-{attempt}", tmp_path / f"flwr-{attempt}"
+        home.mkdir()
+        port = {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_ports(1)[0])}
+        processes.start(role, command, environment={**environment(home), **port}, folder=REPOSITORY)
+        until = time.monotonic() + 600
         while role not in processes.dead():
             assert time.monotonic() < until, processes.tail(role)
             time.sleep(0.5)
         if "Failed to start local SuperLink" not in processes.log(role).read_text():
             break
+        processes.stop(role)
 
-    runs = ask(home, "list", variables={"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port})["runs"]
+    runs = ask(home, "list", variables=port)["runs"]
     assert [run["status"] for run in runs] == ["finished:completed"], processes.tail(role)
     summary = summarise(tmp_path / "run")
     assert summary["status"] == "completed"
