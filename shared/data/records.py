@@ -28,8 +28,9 @@ class PoseRecord:
         scale: long side of the box in pixels; the length that PCK@a is relative to.
         head_size: length of the head segment in pixels for PCKh; `None` when unknown.
         area: person's area in square pixels for OKS; box area times 0.53 where there is no mask.
-        also_patients: further patients who can be seen in the frame (multi-owner rule of the privacy units).
-        group: a named sub-population for reporting scores (`upright`, `leaning`, `inverted`, a hospital ...); may be empty.
+        also_patients: further patients who can be seen in the frame (multi-owner rule of the units).
+        group: a named sub-population for reporting scores (`upright`, `leaning`, `inverted` ...); may be empty.
+
     """
 
     record_id: str
@@ -52,6 +53,7 @@ class PoseDataset(Protocol):
         name: short human name, for example `lspet/public`.
         skeleton: joint layout of every record.
         notes: sentences the reader must say to its user (skipped records, patients that are not known ...).
+
     """
 
     name: str
@@ -71,6 +73,7 @@ class PoseDataset(Protocol):
 
         Raises:
             DataError: the image is missing or broken; names the file.
+
         """
         ...
 

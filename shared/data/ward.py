@@ -90,12 +90,18 @@ class WardDataset:
         self.name = f"ward/{hospital}"
         self.skeleton: Skeleton = LSP14
         self.notes: list[str] = []
+        self._records: dict[int, PoseRecord] = {}
 
     def __len__(self) -> int:
         return self.patients * self.frames_per_patient
 
     def record(self, index: int) -> PoseRecord:
-        """Annotate without drawing; a few milliseconds."""
+        """Annotate without drawing; a few milliseconds the first time."""
+        if index not in self._records:
+            self._records[index] = self._annotate(index)
+        return self._records[index]
+
+    def _annotate(self, index: int) -> PoseRecord:
         patient, frame = self._place(index)
         scene, joints, visibility = _scene(self.hospital, self.seed, patient, frame)
         height, width = scene.camera.size

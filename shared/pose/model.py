@@ -36,7 +36,7 @@ Backbone = Literal["tiny_vit_5m_224", "tiny_vit_11m_224", "tiny_vit_21m_224"]
 Strategy = Literal["head", "last-stage", "last-stage-norms", "full"]
 """Which parameters train: the head; stage 4 and the head; those and every earlier LayerNorm (the paper's set); all."""
 
-BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "ward_tinyvit5m.safetensors"
+BUNDLED_WEIGHTS = Path(__file__).parent / "pretrained" / "ward_tinyvit5m.safetensors"
 """Public weights that come with the package; `wardpose pretrain` makes them."""
 
 

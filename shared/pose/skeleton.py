@@ -18,6 +18,7 @@ class Skeleton:
         flip_pairs: pairs of joint indices that a horizontal mirror exchanges.
         limbs: pairs of joint indices to draw as segments.
         oks_sigmas: per-joint standard deviations of object keypoint similarity (COCO).
+
     """
 
     name: str
@@ -106,6 +107,7 @@ def get_skeleton(name: str) -> Skeleton:
 
     Raises:
         ConfigError: no such skeleton.
+
     """
     if name not in SKELETONS:
         raise ConfigError(f'skeleton "{name}" is unknown (allowed: {", ".join(sorted(SKELETONS))})')
