@@ -143,6 +143,9 @@ COLUMNS = {
 }
 """Measure -> its heading; `None` in a row means not measured."""
 
+WARD = {"train": (71, 120), "test": (72, 60)}
+"""Seed and number of the rendered patients that the built-in identity attacker learns and is tested on."""
+
 _FEATURE_CROPS = 16
 _SHOWN = 5
 
@@ -218,9 +221,7 @@ class _Bench:
         self._targets = self._osnet(self.train.frames) if self._osnet else None
         self._portraits, self._subjects = _portraits(config.faces)
         self._video = [] if config.video is None else [read_picture(p) for p in sorted(config.video.glob("*.jpg"))]
-        self._ward = {
-            role: _ward(seed, patients, config.crop) for role, seed, patients in (("train", 71, 120), ("test", 72, 60))
-        }
+        self._ward = {role: _ward(seed, patients, config.crop) for role, (seed, patients) in WARD.items()}
         self.identity_chance = 1 / (len(self._ward["test"][0]) - 1)
         self.pictures: dict[str, list[Frame]] = {}
 

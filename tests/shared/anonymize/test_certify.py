@@ -1,0 +1,67 @@
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from wardpose.shared.anonymize import certificate, certify
+from wardpose.shared.anonymize.certificate import CertificatePolicy, Thresholds
+from wardpose.shared.anonymize.certify import CertifyConfig
+from wardpose.shared.anonymize.public_view import PublicViewConfig, open_public_view
+from wardpose.shared.errors import PolicyViolation
+from wardpose.simulation.commands import anonymize as commands
+
+WARD = {"kind": "ward", "hospital": "public", "patients": 12, "frames_per_patient": 1}
+
+
+@pytest.fixture
+def config(recoverable_weights, monkeypatch):
+    monkeypatch.setattr(certify, "WARD", {"train": (71, 6), "test": (72, 4)})
+    return {
+        "view": {"kind": "edges"},
+        "recoverable": str(recoverable_weights),
+        "compare": [{"kind": "mosaic", "strength": 8}],
+        "attacked": [],
+        "train": [{"source": WARD | {"seed": 1}}],
+        "test": WARD | {"seed": 2},
+        "people": 10,
+        "crop": [128, 128],
+        "attack_steps": 2,
+    }
+
+
+def test_the_table_has_a_row_a_method_and_says_what_was_not_measured(config):
+    table = certify.measure(CertifyConfig.model_validate(config))
+    rows = {row["name"]: row for row in table.rows}
+    assert list(rows) == ["untouched", "mosaic(8)", "recoverable", "public-view"]
+    assert all(set(row) == {"name", *certify.COLUMNS} for row in table.rows)
+    assert rows["untouched"]["ssim"] == pytest.approx(1)
+    assert rows["recoverable"]["psnr_right_key"] > 28
+    assert rows["recoverable"]["psnr_wrong_key"] < 15
+    assert rows["public-view"]["face_match"] is None  # no model was configured
+    assert rows["public-view"]["identity_rank1"] is not None  # the built-in attacker always runs
+    assert rows["mosaic(8)"]["identity_rank1"] is None
+    assert set(table.certificate.setting["models"].values()) == {None}
+
+
+def test_a_certificate_from_the_command_line_is_signed_and_judged(config, tmp_path):
+    app = typer.Typer()
+    commands.register(app)
+    path, key, out = tmp_path / "certify.yaml", tmp_path / "signer.key", tmp_path / "out"
+    path.write_text(json.dumps(config))
+    public = certificate.new_signing_key(key)
+    result = CliRunner().invoke(
+        app, ["anonymizer", "certify", str(path), "--out", str(out), "--signing-key", str(key), "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert said["signer"] == public
+    assert "face_match was not measured" in said["fails_default_thresholds"]
+    assert "data:image/jpeg;base64" in (out / "certificate.html").read_text()
+    declared = PublicViewConfig(kind="edges", certificate=out / "certificate.json")
+    with pytest.raises(PolicyViolation, match="face_match was not measured"):
+        open_public_view(declared, CertificatePolicy(trusted_signers=(public,)))
+    lenient = Thresholds(
+        linkage_rank1=None, linkage_rank1_after_attack=None, face_match=None, identity_rank1_over_chance=1
+    )
+    open_public_view(declared, CertificatePolicy(trusted_signers=(public,), thresholds=lenient))
