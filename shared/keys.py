@@ -48,9 +48,7 @@ def create_authority(folder: Path, *, name: str, days: int) -> Path:
     return folder / "ca.crt"
 
 
-def create_server_certificate(
-    authority: Path, folder: Path, *, hosts: Sequence[str], days: int
-) -> tuple[Path, Path]:
+def create_server_certificate(authority: Path, folder: Path, *, hosts: Sequence[str], days: int) -> tuple[Path, Path]:
     """Write `server.crt` and `server.key`, signed by the authority in the folder `authority`.
 
     Args:
@@ -76,9 +74,7 @@ def create_server_certificate(
         .add_extension(_key_usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
-        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
         .sign(signer, hashes.SHA256())
     )
     write_bytes(folder / "server.crt", certificate.public_bytes(serialization.Encoding.PEM))
