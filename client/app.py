@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from wardpose.client.policy import check_order
 from wardpose.client.release import build_release, build_status
-from wardpose.client.site import Site, locate_site, open_cohort_data, open_site
+from wardpose.client.site import Site, locate_site, open_cohort_data, open_public_data, open_site
 from wardpose.client.training import train_round
 from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.errors import (
@@ -109,6 +109,10 @@ def _check(site: Site, order: RoundOrder) -> None:
     check_order(site.config, order)
     if order.mechanism.uses_public_views:
         site.public_view  # noqa: B018 (opening it checks its certificate)
+    if order.mechanism.sends_coefficients:
+        known = open_public_data(site.config.public_data, order.model.skeleton).identity()
+        if known != order.public_data:
+            raise PolicyViolation(f"public_data {known} at the site is not the server's {order.public_data}")
 
 
 def _preflight(message: Message, path: Path) -> Message:

@@ -8,15 +8,18 @@ size, a norm, a
 time: there is no field they could be put in.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from flwr.app import RecordDict
+from torch import Tensor
 
 from wardpose.shared.config import SiteConfig
 from wardpose.shared.errors import LedgerError, WireError
 from wardpose.shared.privacy.ledger import Ledger, Reservation
 from wardpose.shared.privacy.training import LocalUpdate
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import RoundOrder, SiteRelease, SiteStatus, pack
+from wardpose.shared.wire import COEFFICIENTS, RoundOrder, SiteRelease, SiteStatus, pack
 
 
 def build_release(
@@ -36,10 +39,10 @@ def build_release(
     if update.mechanism != order.mechanism or update.steps != order.steps:
         raise WireError("the update was made by another mechanism or number of steps than ordered")
     arrays = {}
-    for name, tensor in update.update.items():
+    for name, tensor in _payload(update).items():
         array = tensor.detach().cpu().numpy()
-        if array.dtype != np.float32 or not np.isfinite(array).all():
-            raise WireError(f'update "{name}" is not finite float32')
+        if array.dtype != (np.float64 if name == COEFFICIENTS else np.float32) or not np.isfinite(array).all():
+            raise WireError(f'update "{name}" is not finite and of the agreed type')
         arrays[name] = array
     sequence, head = ledger.head()
     body = SiteRelease(
@@ -70,6 +73,11 @@ def build_status(*, site: SiteConfig, ledger: Ledger) -> RecordDict:
         **_budget(site, ledger),
     )
     return pack(body)
+
+
+def _payload(update: LocalUpdate) -> Mapping[str, Tensor]:
+    """Return the update, or the coefficients that it amounts to where the mechanism sends those."""
+    return update.update if update.coefficients is None else {COEFFICIENTS: update.coefficients}
 
 
 def _budget(site: SiteConfig, ledger: Ledger) -> dict[str, float]:

@@ -18,6 +18,7 @@ from wardpose.server.budget import GlobalBudget
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.journal import RoundRow, RunJournal, SiteRow
 from wardpose.server.scoring import Scorer
+from wardpose.server.uplink import UplinkDecoder
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import WardposeError, WireError
 from wardpose.shared.privacy.mechanisms import Mechanism
@@ -95,6 +96,7 @@ class Coordinator:
         self.journal = RunJournal(folder / "journal.sqlite")
         overlap = config.privacy.overlap or len(config.sites)
         self.budget = GlobalBudget(folder / "ledger.sqlite", delta=config.privacy.delta, overlap=overlap)
+        self.uplink = UplinkDecoder(config, mechanism, scorer.model, folder)
         self.aggregator = Aggregator(config.server.aggregation)
         self.aggregator.restore(state.aggregator)
         self.members: dict[str, Member] = {}
@@ -125,6 +127,7 @@ class Coordinator:
             micro_batch=training.micro_batch,
             weights_hash=hash_arrays(weights),
             code_hash=code_hash(),
+            public_data=self.uplink.public_data,
         )
 
     def _preflight(self) -> None:
@@ -271,12 +274,13 @@ class Coordinator:
             if stated != expected:
                 raise WireError("the release does not answer the order")
             self._remember_head(member.name, release.ledger_sequence)
+            size = sum(array.nbytes for array in update.values())
+            update = self.uplink(self.state.weights, update)
         except WireError as error:
             self._drop(member.name, str(error))
             return self._site_row(number, member, "failed", steps=order.steps), None
         member.failures, member.secure = 0, release.secure
         member.epsilon_spent = max(member.epsilon_spent, release.epsilon_spent)
-        size = sum(array.nbytes for array in update.values())
         return self._site_row(number, member, "released", steps=order.steps, bytes_up=size), update
 
     def _status(self, reply: Message | None, registered: str) -> SiteStatus:

@@ -27,6 +27,7 @@ from wardpose.shared.privacy.training import OptimizerConfig
 TRAIN = "train"
 PREFLIGHT = "query.preflight"
 PROTOCOL = 1
+COEFFICIENTS = "coefficients"
 
 Arrays = Mapping[str, NDArray[np.float32]]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -81,6 +82,7 @@ class RoundOrder(_Body):
         micro_batch: units per vectorised gradient; the site chooses when absent.
         weights_hash: SHA-256 of the weights that come along.
         code_hash: SHA-256 of the server's code.
+        public_data: identity of the public data that a coefficient uplink refers to.
 
     """
 
@@ -99,6 +101,7 @@ class RoundOrder(_Body):
     micro_batch: int | None = None
     weights_hash: Hash
     code_hash: Hash
+    public_data: Hash | None = None
 
     def events(self) -> tuple[Event, ...]:
         """Return what the round costs a site; both ledgers reserve exactly this."""

@@ -229,6 +229,11 @@ class Mechanism(_Options):
         return self.exact_noise or (self.uses_basis and self.projection.residual is None)
 
     @property
+    def sends_coefficients(self) -> bool:
+        """Whether a site answers with m numbers in the coordinates of public frames instead of the update."""
+        return self.uses_basis and self.projection.uplink == "coefficients"
+
+    @property
     def effective_noise_multiplier(self) -> float:
         """Sigma of the one Gaussian that all queries of a step amount to.
 

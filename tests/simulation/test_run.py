@@ -10,12 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from wardpose.client.journal import SiteJournal
+from wardpose.server.checkpoint import Checkpoint
+from wardpose.server.scoring import arrays_of
 from wardpose.shared.config import FederationConfig, load_site
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.pose.weights import load_model
 from wardpose.shared.privacy.accounting import epsilon
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.simulation.grid import Fault
@@ -147,6 +151,31 @@ def test_every_mechanism_takes_the_same_path(tmp_path: Path, mechanism: str) -> 
         charged = spent(tmp_path / "run", site["name"])
         assert site["epsilon_spent"] == pytest.approx(charged)
         assert (charged > 0) == (mechanism != "public-only")
+
+
+def test_coefficients_say_the_same_as_the_whole_update(tmp_path: Path) -> None:
+    def final(uplink: str) -> tuple[dict[str, Any], Any]:
+        options = {"projection": SMALL_BASIS | {"uplink": uplink}}
+        summary = run(
+            tmp_path / uplink,
+            mechanism="projected",
+            rounds=2,
+            seed=3,
+            data={"public": [PUBLIC]},
+            privacy=plan()["privacy"] | {"options": options},
+            training=plan()["training"] | {"optimizer": {"name": "sgd", "learning_rate": 0.1}},
+        )
+        return summary, Checkpoint.load(tmp_path / uplink / "checkpoint.safetensors").weights
+
+    whole, expected = final("full")
+    short, weights = final("coefficients")
+    start = arrays_of(load_model(tmp_path / "full" / "initial.safetensors"))
+    assert short["sites"][0]["bytes_up"] == 2 * int(SMALL_BASIS["frames"]) * 8
+    assert whole["sites"][0]["bytes_up"] > 1000 * short["sites"][0]["bytes_up"]
+    moved = np.concatenate([(expected[name] - start[name]).ravel() for name in start])
+    apart = np.concatenate([(expected[name] - weights[name]).ravel() for name in start])
+    assert np.linalg.norm(moved) > 1e-3
+    assert np.linalg.norm(apart) < 1e-3 * np.linalg.norm(moved)
 
 
 def test_a_public_view_without_a_certificate_is_refused_before_anything_is_charged(tmp_path: Path) -> None:
