@@ -10,11 +10,14 @@ IMPORT_ROOT := build/import
 demo: $(STAMP)
 	$(BIN)/wardpose simulate demo
 
+# One worker a core, one thread a worker: many small networks gain nothing from more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow or guard" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow or guard" $(PYTEST_ARGS)
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 lint: $(STAMP) $(IMPORT_ROOT)
 	$(BIN)/ruff check .
