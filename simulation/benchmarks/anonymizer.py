@@ -37,13 +37,17 @@ def measure(size: tuple[int, int] = (256, 192), *, batch_size: int = 8, rounds: 
                 started = time.perf_counter()
                 work()
                 best[name] = min(best[name], time.perf_counter() - started)
-    milliseconds = {name: 1000 * seconds / batch_size for name, seconds in best.items()}
-    share = {name: best[name] / best["tinyvit"] for name in works if name != "tinyvit"}
+    share = {name: seconds / best["tinyvit"] for name, seconds in best.items()}
     return {
-        "size": list(size),
-        "batch_size": batch_size,
-        "threads": torch.get_num_threads(),
-        "milliseconds": {name: round(value, 2) for name, value in milliseconds.items()},
-        "share_of_tinyvit": {name: round(value, 3) for name, value in share.items()},
+        "setting": {"size": list(size), "batch_size": batch_size, "rounds": rounds},
+        "hardware": {"threads": torch.get_num_threads(), "torch": torch.__version__},
+        "rows": [
+            {
+                "network": name,
+                "milliseconds": round(1000 * seconds / batch_size, 2),
+                "share_of_tinyvit": round(share[name], 3),
+            }
+            for name, seconds in best.items()
+        ],
         "within_budget": share["public_view"] <= BUDGET and share["recoverable"] <= BUDGET,
     }

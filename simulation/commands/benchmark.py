@@ -72,6 +72,19 @@ def overhead(
     _show(measure_overhead(plan, repetitions=repetitions), "overhead", save=save, as_json=as_json)
 
 
+@app.command()
+def anonymizer(
+    batch: Annotated[int, typer.Option(min=1, help="Crops at a time.")] = 8,
+    repetitions: Annotated[int, typer.Option(min=1, help="Interleaved rounds; the best one counts.")] = 7,
+    save: Save = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time of G_X and G_Y beside TinyViT-5M at the same size; the budget of G_X is half of it."""
+    from wardpose.simulation.benchmarks.anonymizer import measure
+
+    _show(measure(batch_size=batch, rounds=repetitions), "anonymizer-speed", save=save, as_json=as_json)
+
+
 def _strategy(name: str) -> Any:
     from typing import get_args
 
