@@ -44,7 +44,10 @@ def anonymize(
     vault: Annotated[Path | None, typer.Option(help="Vault whose people will be able to recover.")] = None,
     boxes: Annotated[
         Path | None,
-        typer.Option(help="JSON: file name -> persons' boxes [x, y, width, height]; everything else stays as it is."),
+        typer.Option(
+            help="JSON: file name -> persons' boxes [x, y, width, height]. Without them a frame is changed everywhere: "
+            "safe, but a public view shows limbs only where it is told the person."
+        ),
     ] = None,
     keep_originals: Annotated[bool, typer.Option("--keep-originals", help="Seal the originals in the vault.")] = False,
     force: Force = False,
