@@ -1,0 +1,186 @@
+"""`wardpose audit`: whether the engine loses more privacy than it claims, as far as an attack can show."""
+
+import json
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+from wardpose.shared.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wardpose.simulation.experiments.audit import Audit
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the root."""
+    app.command("audit")(audit)
+
+
+def audit(
+    mechanism: Annotated[
+        str | None,
+        typer.Option(help="dp-sgd (default), projected, feature (default with shared-batch) or feature-projective."),
+    ] = None,
+    canaries: Annotated[int, typer.Option(min=1, help="Planted units in all runs together.")] = 100_000,
+    broken: Annotated[
+        str | None, typer.Option("--break", help="Audit a broken engine: halved-noise, skipped-clip, shared-batch.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Sampling rate; by default what shows most.")] = None,
+    noise_multiplier: Annotated[float | None, typer.Option(help="Sigma; by default what shows most.")] = None,
+    delta: Annotated[float, typer.Option(help="At which epsilon is claimed.")] = 1e-6,
+    confidence: Annotated[float, typer.Option(help="Of the lower bound.")] = 0.95,
+    seed: Annotated[int | None, typer.Option(help="Of canaries, coins and noise; by default a new one.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Also draw a picture.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Attack the engine's own steps with planted canaries: a lower bound on epsilon beside the claimed one.
+
+    Needs no data and touches no ledger. A bound below the claim is no proof; a bound above it is a violation.
+    """
+    from rich.console import Console
+
+    from wardpose.simulation.experiments.audit import BREAKS, AuditPlan, Break, Name, run_audit
+
+    _among("--mechanism", mechanism, get_args(Name))
+    _among("--break", broken, get_args(Break))
+    if rate is not None and not 0 < rate <= 1:
+        raise ConfigError(f"audit: --rate is {rate}; allowed: above 0, at most 1")
+    if noise_multiplier is not None and not 0 < noise_multiplier <= 100:
+        raise ConfigError(f"audit: --noise-multiplier is {noise_multiplier}; allowed: above 0, at most 100")
+    if not 0 < delta < 1 or not 0 < confidence < 1:
+        raise ConfigError(f"audit: --delta is {delta}, --confidence {confidence}; allowed: between 0 and 1")
+    plan = AuditPlan(
+        mechanism=mechanism or ("feature" if broken == "shared-batch" else "dp-sgd"),  # type: ignore[arg-type]  # checked above
+        canaries=canaries,
+        broken=broken,  # type: ignore[arg-type]  # checked above
+        sample_rate=rate,
+        noise_multiplier=noise_multiplier,
+        delta=delta,
+        confidence=confidence,
+        seed=secrets.randbits(32) if seed is None else seed,
+    )
+    errors = Console(stderr=True)
+    if plan.broken is not None:
+        errors.print(
+            f"[bold white on red] BROKEN ENGINE [/] [bold red]{plan.broken}: {BREAKS[plan.broken]}. "
+            "This is a test of the audit, not of the engine.[/]"
+        )
+    with errors.status(f"auditing: {plan.runs} steps with {plan.per_run} canaries each"):
+        result = run_audit(plan)
+    values = report(result)
+    if png is not None:
+        draw(result, png)
+        errors.print(f"picture: {png}")
+    if as_json:
+        typer.echo(json.dumps(values))
+    else:
+        _show(result, values)
+
+
+def report(result: "Audit") -> dict[str, Any]:
+    """Everything that the command shows, as plain values."""
+    return {
+        "mechanism": result.plan.mechanism,
+        "broken": result.plan.broken,
+        "epsilon_claimed": result.epsilon_claimed,
+        "epsilon_lower": result.result.epsilon_lower,
+        "violated": result.violated,
+        "delta": result.plan.delta,
+        "confidence": result.plan.confidence,
+        "canaries": result.result.canaries,
+        "runs": result.plan.runs,
+        "guesses": result.result.guesses,
+        "correct": result.result.correct,
+        "adjacency": result.claimed.adjacency,
+        "sample_rate": result.claimed.sample_rate,
+        "noise_multiplier": result.claimed.noise_multiplier,
+        "max_grad_norm": result.claimed.max_grad_norm,
+        "efficiency": result.efficiency,
+        "seed": result.plan.seed,
+    }
+
+
+def draw(result: "Audit", path: Path) -> None:
+    """Draw the scores of both kinds of canaries, and the bound beside the claim.
+
+    Raises:
+        ConfigError: the file cannot be written.
+
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    guessable = result.scores != 0
+    low, high = np.quantile(result.scores[guessable], (0.001, 0.999)) if guessable.any() else (-1.0, 1.0)
+    names = ("variant x", "variant x'") if result.plan.by_replacement else ("in", "out")
+    for name, chosen, colour in zip(
+        names, (result.included, ~result.included), ("firebrick", "steelblue"), strict=True
+    ):
+        scores = result.scores[chosen & guessable]
+        left.hist(scores, bins=np.linspace(low, high, 81), alpha=0.5, color=colour, label=f"{name} ({len(scores)})")
+        if len(scores):
+            left.axvline(float(scores.mean()), color=colour, linewidth=1, linestyle="--")
+    left.set(title="Scores of the canaries (dashed: means)", xlabel="score of the released gradient", ylabel="canaries")
+    left.legend()
+    bars = (result.epsilon_claimed, result.result.epsilon_lower)
+    right.bar(
+        ("claimed", f"shown by attack\n({result.plan.confidence:.0%} confidence)"),
+        bars,
+        color=("grey", "firebrick" if result.violated else "seagreen"),
+    )
+    right.axhline(result.epsilon_claimed, color="grey", linewidth=1, linestyle="--")
+    for place, value in enumerate(bars):
+        right.annotate(f"{value:.3g}", (place, value), ha="center", va="bottom")
+    right.margins(y=0.15)
+    right.set(title="CLAIM REFUTED" if result.violated else "Claim not refuted")
+    right.set_ylabel(f"epsilon at delta {result.plan.delta:.2g}")
+    state = f"BROKEN ENGINE: {result.plan.broken}" if result.plan.broken else "intact engine"
+    figure.suptitle(
+        f"{result.plan.mechanism}, {state}; {result.result.canaries} canaries in {result.plan.runs} steps",
+        color="firebrick" if result.plan.broken else "black",
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: the picture cannot be written: {error}") from error
+
+
+def _among(option: str, value: str | None, allowed: tuple[str, ...]) -> None:
+    if value is not None and value not in allowed:
+        raise ConfigError(f"audit: {option} is {value!r}; allowed: {', '.join(allowed)}")
+
+
+def _show(result: "Audit", values: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"Audit of one step, {values['mechanism']}", title_justify="left")
+    table.add_column("epsilon claimed", justify="right")
+    table.add_column(f"shown by attack ({values['confidence']:.0%})", justify="right")
+    table.add_column("delta", justify="right")
+    table.add_column("canaries", justify="right")
+    table.add_column("guesses right", justify="right")
+    table.add_row(
+        f"{values['epsilon_claimed']:.4g}",
+        f"{values['epsilon_lower']:.4g}",
+        f"{values['delta']:.2g}",
+        str(values["canaries"]),
+        f"{values['correct']} of {values['guesses']}",
+    )
+    console.print(table)
+    console.print(
+        f"{values['runs']} independent steps; rate {values['sample_rate']:g}, noise multiplier "
+        f"{values['noise_multiplier']:.4g}, adjacency {values['adjacency']}"
+    )
+    if result.violated:
+        console.print("[bold red]VIOLATION: the attack shows more than the claim allows; the engine is not private[/]")
+    else:
+        console.print("[green]the attack shows no more than the claim allows[/] (which proves nothing)")
+    if result.plan.broken is not None:
+        console.print(f"[bold red]the engine was broken on purpose: {result.plan.broken}[/]")

@@ -1,0 +1,131 @@
+"""The audit: real steps, known canaries, and whether it tells a broken engine from an intact one."""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from wardpose.shared.errors import ConfigError
+from wardpose.shared.privacy.noise import seeded_streams
+from wardpose.simulation.cli import app
+from wardpose.simulation.experiments.audit import Audit, AuditPlan, Bench, Break, Name, run_audit
+from wardpose.simulation.experiments.canaries import block_means, make_table, most_independent, small_model
+
+SEED = 11
+
+
+@lru_cache(maxsize=16)
+def audited(mechanism: Name, canaries: int, broken: Break | None = None, rate: float | None = None) -> Audit:
+    return run_audit(
+        AuditPlan(mechanism=mechanism, canaries=canaries, broken=broken, sample_rate=rate, seed=SEED),
+    )
+
+
+def gap(result: Audit) -> float:
+    guessed = result.scores != 0
+    first, second = (result.scores[guessed & chosen].mean() for chosen in (result.included, ~result.included))
+    return float(first - second)
+
+
+@pytest.mark.parametrize("name", ["dp-sgd", "feature", "projected", "feature-projective"])
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_steps_with_looked_up_gradients_are_steps_with_differentiated_ones(name: Name, rate: float) -> None:
+    bench = Bench(AuditPlan(mechanism=name, canaries=8, per_run=8, sample_rate=rate, seed=SEED))
+    bits = np.array([True, False, True, True, False, False, True, False])
+    known, computed = (bench.release(bits, bench.claimed, seeded_streams(5), known=known) for known in (True, False))
+    # Coins and noise are the same, so the difference is rounding, far below one canary's share C.
+    assert float((known - computed).norm()) < 1e-2 * bench.claimed.max_grad_norm
+    other = bench.release(bits, bench.claimed, seeded_streams(6))
+    assert float((known - other).norm()) > bench.claimed.max_grad_norm
+
+
+def test_variants_of_a_canary_have_one_public_view_and_labels() -> None:
+    table = make_table(small_model(1), 4, 1, pairs=True)
+    first, second = np.arange(4), np.arange(4, 8)
+    np.testing.assert_array_equal(table.public_views(first), table.public_views(second))
+    np.testing.assert_array_equal(table.rows.joints[first], table.rows.joints[second])
+    assert not np.array_equal(table.rows.inputs[first], table.rows.inputs[second])
+    crops = np.arange(2 * 16 * 8 * 3).reshape(2, 16, 8, 3)
+    np.testing.assert_allclose(block_means(crops)[1, 0, 0], crops[1, :8].mean(axis=(0, 1)))
+
+
+def test_independent_vectors_are_chosen() -> None:
+    vectors = torch.tensor([[1.0, 0, 0], [5, 0.1, 0], [0, 1, 0], [0, 1, 0.1], [0, 0, 0.2]])
+    chosen = vectors[torch.from_numpy(most_independent(vectors, 3))]
+    assert float(torch.linalg.det(torch.nn.functional.normalize(chosen, dim=1)).abs()) > 0.98
+
+
+def test_canaries_are_three_clip_norms_strong_and_nearly_independent() -> None:
+    bench = Bench(AuditPlan(canaries=16, seed=SEED))
+    norms = torch.stack([value[:16].flatten(1).square().sum(1) for value in bench.table.gradients.values()])
+    assert float(norms.sum(0).sqrt().min()) == pytest.approx(3 * bench.claimed.max_grad_norm, rel=1e-4)
+    assert bench.efficiency > 0.9
+
+
+def test_intact_dp_sgd_stays_below_its_claim() -> None:
+    result = audited("dp-sgd", 20_000)
+    assert result.epsilon_claimed == pytest.approx(1.527, abs=0.01)
+    assert 0.1 < result.result.epsilon_lower < result.epsilon_claimed  # it sees something, but not too much
+    assert gap(result) == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("rate", [None, 1.0])
+def test_intact_feature_stays_below_its_claim(rate: float | None) -> None:
+    result = audited("feature", 16_000, None, rate)
+    assert not result.violated
+    if rate == 1.0:
+        assert result.result.epsilon_lower > 0.1
+        assert gap(result) == pytest.approx(2, abs=0.5)
+
+
+def test_skipped_clip_is_found() -> None:
+    assert audited("dp-sgd", 1600, "skipped-clip").violated
+
+
+def test_shared_batch_is_found() -> None:
+    result = audited("feature", 16_000, "shared-batch")
+    assert result.violated
+    assert result.epsilon_claimed == pytest.approx(audited("feature", 16_000).epsilon_claimed)
+
+
+def test_halved_noise_is_found() -> None:
+    result = audited("dp-sgd", 100_000, "halved-noise")
+    assert result.violated
+    assert result.epsilon_claimed == pytest.approx(audited("dp-sgd", 20_000).epsilon_claimed)
+
+
+def test_only_feature_mechanisms_have_a_batch_to_share() -> None:
+    with pytest.raises(ConfigError, match="shared-batch"):
+        AuditPlan(mechanism="dp-sgd", broken="shared-batch")
+
+
+def test_command_says_what_is_broken_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, home = tmp_path / "work", tmp_path / "home"
+    work.mkdir()
+    home.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("HOME", str(home))
+    opened: list[str] = []
+    monkeypatch.setattr("sqlite3.connect", lambda path, *_, **__: opened.append(str(path)))
+    arguments = ["audit", "--break", "skipped-clip", "--canaries", "1600", "--seed", str(SEED), "--json"]
+    outcome = CliRunner().invoke(app, [*arguments, "--png", str(tmp_path / "audit.png")])
+    assert outcome.exit_code == 0, outcome.output
+    values = json.loads(outcome.stdout)
+    assert values["broken"] == "skipped-clip"
+    assert values["epsilon_lower"] > values["epsilon_claimed"]
+    assert {"canaries", "mechanism", "delta", "confidence"} <= set(values)
+    assert "BROKEN ENGINE" in outcome.stderr
+    assert (tmp_path / "audit.png").read_bytes().startswith(b"\x89PNG")
+    assert not opened
+    assert not list(work.iterdir())
+    assert not list(home.rglob("*.sqlite*"))
+
+
+def test_command_refuses_unknown_names() -> None:
+    outcome = CliRunner().invoke(app, ["audit", "--break", "everything"])
+    assert isinstance(outcome.exception, ConfigError)
+    assert "shared-batch" in str(outcome.exception)
