@@ -175,7 +175,7 @@ def _public_view(site: Site) -> Iterator[Finding]:
         else:
             yield _ok("public view", "none, and none is needed")
         return
-    view = open_public_view(config.public_view)
+    view = open_public_view(config.public_view, config.policy.certificate)
     yield _ok("public view", f"{view.name}, identity {view.identity()[:12]}")
 
 
