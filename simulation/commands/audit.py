@@ -23,7 +23,9 @@ def audit(
         str | None,
         typer.Option(help="dp-sgd (default), projected, feature (default with shared-batch) or feature-projective."),
     ] = None,
-    canaries: Annotated[int, typer.Option(min=1, help="Planted units in all runs together.")] = 100_000,
+    canaries: Annotated[
+        int | None, typer.Option(min=1, help="Planted units in all runs together; 100000, with a projection 50000.")
+    ] = None,
     broken: Annotated[
         str | None, typer.Option("--break", help="Audit a broken engine: halved-noise, skipped-clip, shared-batch.")
     ] = None,
@@ -53,7 +55,7 @@ def audit(
         raise ConfigError(f"audit: --delta is {delta}, --confidence {confidence}; allowed: between 0 and 1")
     plan = AuditPlan(
         mechanism=mechanism or ("feature" if broken == "shared-batch" else "dp-sgd"),  # type: ignore[arg-type]  # checked above
-        canaries=canaries,
+        canaries=canaries or (50_000 if mechanism in ("projected", "feature-projective") else 100_000),
         broken=broken,  # type: ignore[arg-type]  # checked above
         sample_rate=rate,
         noise_multiplier=noise_multiplier,

@@ -1,19 +1,27 @@
 """The audit: real steps, known canaries, and whether it tells a broken engine from an intact one."""
 
 import json
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from wardpose.shared.errors import ConfigError
+from wardpose.shared.errors import ConfigError, WardposeError
 from wardpose.shared.privacy.noise import seeded_streams
 from wardpose.simulation.cli import app
 from wardpose.simulation.experiments.audit import Audit, AuditPlan, Bench, Break, Name, run_audit
-from wardpose.simulation.experiments.canaries import block_means, make_table, most_independent, small_model
+from wardpose.simulation.experiments.canaries import (
+    KnownGradients,
+    block_means,
+    make_table,
+    most_independent,
+    small_model,
+)
 
 SEED = 11
 
@@ -31,8 +39,10 @@ def gap(result: Audit) -> float:
     return float(first - second)
 
 
-@pytest.mark.parametrize("name", ["dp-sgd", "feature", "projected", "feature-projective"])
-@pytest.mark.parametrize("rate", [1.0, 0.5])
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [("dp-sgd", 1.0), ("dp-sgd", 0.5), ("feature", 0.5), ("projected", 1.0), ("feature-projective", 0.5)],
+)
 def test_steps_with_looked_up_gradients_are_steps_with_differentiated_ones(name: Name, rate: float) -> None:
     bench = Bench(AuditPlan(mechanism=name, canaries=8, per_run=8, sample_rate=rate, seed=SEED))
     bits = np.array([True, False, True, True, False, False, True, False])
@@ -57,6 +67,18 @@ def test_independent_vectors_are_chosen() -> None:
     vectors = torch.tensor([[1.0, 0, 0], [5, 0.1, 0], [0, 1, 0], [0, 1, 0.1], [0, 0, 0.2]])
     chosen = vectors[torch.from_numpy(most_independent(vectors, 3))]
     assert float(torch.linalg.det(torch.nn.functional.normalize(chosen, dim=1)).abs()) > 0.98
+
+
+def test_a_table_that_disagrees_with_the_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = KnownGradients.per_unit
+
+    def wrong(self: KnownGradients, *arguments: Any, **options: Any) -> Iterator[dict[str, torch.Tensor]]:
+        for gradients in honest(self, *arguments, **options):
+            yield {name: 1.5 * value if "bias" in name else value for name, value in gradients.items()}
+
+    monkeypatch.setattr(KnownGradients, "per_unit", wrong)
+    with pytest.raises(WardposeError, match="differ"):
+        Bench(AuditPlan(canaries=8, per_run=8, seed=SEED))
 
 
 def test_canaries_are_three_clip_norms_strong_and_nearly_independent() -> None:
@@ -87,9 +109,9 @@ def test_skipped_clip_is_found() -> None:
 
 
 def test_shared_batch_is_found() -> None:
-    result = audited("feature", 16_000, "shared-batch")
+    result = audited("feature", 16_000, "shared-batch", None)
     assert result.violated
-    assert result.epsilon_claimed == pytest.approx(audited("feature", 16_000).epsilon_claimed)
+    assert result.epsilon_claimed == pytest.approx(audited("feature", 16_000, None, None).epsilon_claimed)
 
 
 def test_halved_noise_is_found() -> None:
