@@ -22,7 +22,7 @@ def wait_for(condition: Callable[[], bool], *, seconds: float, what: str) -> Non
     while not condition():
         if time.monotonic() > until:
             pytest.fail(f"waited {seconds:.0f} s for {what}")
-        time.sleep(0.2)
+        time.sleep(0.5)
 
 
 def site_ledger(deployment: Deployment, site: str) -> Ledger:
