@@ -10,14 +10,17 @@ IMPORT_ROOT := build/import
 demo: $(STAMP)
 	$(BIN)/wardpose simulate demo
 
-# One worker a core, one thread a worker: many small networks gain nothing from more.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+# One worker a core, one thread a worker: many small networks gain nothing from more. Whole deployments run one after the
+# other afterwards: Flower gives its database and its local SuperLink seconds, whatever else the machine is doing.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test: $(STAMP)
-	$(PYTEST) -m "not slow or guard" $(PYTEST_ARGS)
+	$(PYTEST) -n auto --dist loadfile -m "not slow or guard" --ignore tests/e2e
+	$(PYTEST) -m "not slow or guard" tests/e2e
 
 test-all: $(STAMP)
-	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) -n auto --dist loadfile --ignore tests/e2e
+	$(PYTEST) tests/e2e
 
 lint: $(STAMP) $(IMPORT_ROOT)
 	$(BIN)/ruff check .
