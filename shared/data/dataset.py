@@ -115,7 +115,6 @@ class ListDataset:
         self.skipped = tuple(skipped)
         self._records = tuple(records)
         self._frames = tuple(frames)
-        self._identity: str | None = None
         if len(self._records) != len(self._frames):
             raise ValueError(f"{len(self._records)} records but {len(self._frames)} frames")
 
@@ -135,16 +134,11 @@ class ListDataset:
         return self._frames[index].size()
 
     def identity(self) -> str:
-        """Hexadecimal SHA-256 over layout, annotations, patients, relative file names and sizes, as first asked for.
+        """Hexadecimal SHA-256 over layout, annotations, patients, relative file names and sizes.
 
         Pixels are not read, so that the identity of a large cohort costs one `stat` a record: an image replaced
         by another of the same name and size in bytes goes unnoticed. Where the folder lies does not matter.
         """
-        if self._identity is None:
-            self._identity = self._compute_identity()
-        return self._identity
-
-    def _compute_identity(self) -> str:
         digest = hashlib.sha256(f"{self.name}|{self.skeleton.name}|{len(self)}".encode())
         for record, frame in zip(self._records, self._frames, strict=True):
             facts = [record.record_id, record.patient_id, record.also_patients, record.group, frame.fingerprint()]

@@ -1,6 +1,7 @@
 import pytest
 
 from wardpose.client.policy import check_order
+from wardpose.shared.anonymize.public_view import PublicViewConfig
 from wardpose.shared.config import SiteConfig
 from wardpose.shared.errors import PolicyViolation
 from wardpose.shared.pose.model import ModelConfig
@@ -86,9 +87,19 @@ def test_a_tier_cannot_be_sampled_faster_than_the_policy_allows() -> None:
 
 def test_public_labels_must_be_allowed() -> None:
     asked = order(Mechanism(name="feature", noise_multiplier=1.0))
+    view = PublicViewConfig(kind="edges")
     with pytest.raises(PolicyViolation, match="public_labels"):
-        check_order(site(mechanisms=["feature"]), asked)
-    check_order(site(mechanisms=["feature"], public_labels=True), asked)
+        check_order(site(mechanisms=["feature"]).model_copy(update={"public_view": view}), asked)
+    allowed = site(mechanisms=["feature"], public_labels=True)
+    with pytest.raises(PolicyViolation, match=r"public_view = None"):
+        check_order(allowed, asked)
+    check_order(allowed.model_copy(update={"public_view": view}), asked)
+
+
+def test_a_projection_needs_public_data_at_the_site() -> None:
+    asked = order(Mechanism(name="projected", noise_multiplier=1.0))
+    with pytest.raises(PolicyViolation, match=r"public_data = \[\]"):
+        check_order(site(mechanisms=["projected"]), asked)
 
 
 def test_the_budget_is_stated_for_the_sites_adjacency() -> None:
