@@ -39,6 +39,7 @@ logger = logging.getLogger("wardpose.server")
 
 _LEAVES = {Refusal.POLICY, Refusal.BUDGET, Refusal.CODE, Refusal.ORDER, Refusal.SITE}
 _MAXIMUM_FAILURES = 3
+_POLL_SECONDS = 0.5  # each poll of a real SuperLink is a request; a grid in this process says how often it may be asked
 
 
 @dataclass(kw_only=True)
@@ -320,7 +321,7 @@ class Coordinator:
         }
         replies: dict[int, Message | None] = dict.fromkeys(nodes.values())
         until = time.monotonic() + self._deadline()
-        pause = 0.005
+        pause, longest = 0.005, getattr(self.grid, "poll_seconds", _POLL_SECONDS)
         while nodes and time.monotonic() < until:
             for reply in self.grid.pull_messages(list(nodes)):
                 node = nodes.pop(reply.metadata.reply_to_message_id, None)
@@ -328,7 +329,7 @@ class Coordinator:
                     replies[node] = reply
             if nodes:
                 time.sleep(pause)
-                pause = min(0.5, pause * 1.5)
+                pause = min(longest, pause * 1.5)
         return replies
 
     def _deadline(self) -> float:

@@ -59,6 +59,8 @@ class InProcessGrid(Grid):
 
     """
 
+    poll_seconds = 0.01
+
     def __init__(
         self,
         client_app: ClientApp,

@@ -16,11 +16,10 @@ from wardpose.shared.config import (
     load_federation,
     simulated_run_directory,
 )
-from wardpose.shared.data.records import PoseDataset
-from wardpose.shared.data.source import DataSource, open_source
+from wardpose.shared.data.source import DataSource, WardSource, open_source
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_json, write_text
-from wardpose.shared.pose.skeleton import get_skeleton
+from wardpose.shared.pose.skeleton import Skeleton, get_skeleton
 from wardpose.simulation.partition import partition
 
 
@@ -42,7 +41,7 @@ def prepare_sites(config: FederationConfig, folder: Path) -> dict[str, Path]:
     dealt: dict[str, tuple[DataSource, int]] = {}
     for entry in config.sites:
         if entry.data is not None:
-            dealt[entry.name] = (entry.data, _patients(open_source(entry.data, skeleton=skeleton)))
+            dealt[entry.name] = (entry.data, _patients(entry.data, skeleton))
     rest = [entry for entry in config.sites if entry.data is None]
     if rest and config.data.private is None:
         raise ConfigError(
@@ -88,7 +87,10 @@ def _site(config: FederationConfig, entry: SiteEntry, source: DataSource, patien
     )
 
 
-def _patients(dataset: PoseDataset) -> int:
+def _patients(source: DataSource, skeleton: Skeleton) -> int:
+    dataset = open_source(source, skeleton=skeleton)
+    if isinstance(source, WardSource) and source.records is None:
+        return source.patients  # rendered patients need not be annotated to be counted
     return len({dataset.record(index).patient_id for index in range(len(dataset))})
 
 
