@@ -3,8 +3,8 @@
 `build_release` is the one function in `wardpose.client` that makes something for the server. What it lets through is
 fixed by the type `SiteRelease`: the noised update and facts that follow from the order, the site's configuration and
 the ledger. It refuses to build anything for a reservation that is not committed, for an update that the mechanism did
-not make, and for numbers that are not finite and of the agreed type. A loss, a count of samples, a batch size, a norm, a
-time: there is no field they could be put in.
+not make, and for numbers that are not finite and of the agreed type. A loss, a count of samples, a batch size, a norm,
+a time: there is no field they could be put in.
 
 What this door cannot close is the moment at which it opens: how long a round takes depends on how many units were drawn,
 and whoever receives the answer sees when it comes. No accountant charges that.
