@@ -6,8 +6,8 @@ the ledger. It refuses to build anything for a reservation that is not committed
 not make, and for numbers that are not finite and of the agreed type. A loss, a count of samples, a batch size, a norm,
 a time: there is no field they could be put in.
 
-What this door cannot close is the moment at which it opens: how long a round takes depends on how many units were drawn,
-and whoever receives the answer sees when it comes. No accountant charges that.
+What this door cannot close is the moment at which it opens: how long a round takes depends on how many units were
+drawn, and whoever receives the answer sees when it comes. No accountant charges that.
 """
 
 from collections.abc import Mapping
