@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # malloc.h
 _PROBE_BYTES = 64 * 2**20
@@ -31,18 +32,24 @@ def tune_allocator(*, may_restart: bool = False) -> bool:
         Whether freed memory is now kept. `False` is harmless: training is only slower.
 
     """
-    try:
-        libc = ctypes.CDLL(None)
-        told = all(libc.mallopt(key, value) for key, value in [(_TRIM_THRESHOLD, -1), (_MMAP_MAX, 0), (_ARENA_MAX, 1)])
-    except (AttributeError, OSError, TypeError):
-        return False
-    if told and freed_memory_is_kept():
+    if _told():
         return True
     if may_restart and not any(key in os.environ for key in _ENVIRONMENT):
         sys.stdout.flush()
         sys.stderr.flush()
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **_ENVIRONMENT})  # noqa: S606 - this very program
     return False
+
+
+@lru_cache(maxsize=1)
+def _told() -> bool:
+    """Tell this process' allocator, and see whether it listens; once is enough."""
+    try:
+        libc = ctypes.CDLL(None)
+        told = all(libc.mallopt(key, value) for key, value in [(_TRIM_THRESHOLD, -1), (_MMAP_MAX, 0), (_ARENA_MAX, 1)])
+    except (AttributeError, OSError, TypeError):
+        return False
+    return told and freed_memory_is_kept()
 
 
 def freed_memory_is_kept() -> bool:

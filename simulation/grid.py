@@ -1,6 +1,7 @@
 """An in-process Flower grid: the very apps that hospitals run, without processes and network between them.
 
-Sites answer in threads. Faults can be injected at the moment where the network or a machine would fail.
+One worker answers in the thread that asks, several in threads of their own. Faults can be injected at the moment where
+the network or a machine would fail.
 """
 
 import itertools
@@ -53,9 +54,10 @@ class InProcessGrid(Grid):
         client_app: the ClientApp of every site.
         sites: site name -> site.yaml.
         run_config: Flower's run config, as both apps see it.
-        workers: sites that train at the same time.
+        workers: sites that train at the same time. With one, a site answers while the server pulls, in the server's
+            thread: a second thread with parallel kernels of its own would slow both down.
         faults: what goes wrong.
-        observe: called with (site, `started` | `finished`) from the site's thread; observes, never steers.
+        observe: called with (site, `started` | `finished`) from the thread that trains; observes, never steers.
 
     """
 
@@ -86,8 +88,9 @@ class InProcessGrid(Grid):
         }
         self._faults = {(fault.site, fault.round): fault.kind for fault in faults}
         self._observe = observe or (lambda site, event: None)
-        self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="site")
+        self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="site") if workers > 1 else None
         self._answers: dict[str, Future[Message | None]] = {}
+        self._queue: dict[str, Message] = {}
         self._identifiers = (f"message-{number}" for number in itertools.count())
         self._stopped = threading.Event()
 
@@ -98,7 +101,8 @@ class InProcessGrid(Grid):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopped.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
     def set_run(self, run: Run) -> None:
         """Remember Flower's description of the run; nothing here needs it."""
@@ -129,20 +133,23 @@ class InProcessGrid(Grid):
         return [NodeInfo(node_id=node, name=name) for node, name in self._names.items()]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Hand messages to the sites' threads; returns at once."""
+        """Hand messages to the sites; returns at once."""
         identifiers = []
         for message in messages:
             identifier = next(self._identifiers)
             message.metadata.__dict__["_message_id"] = identifier  # what the SuperLink does
-            self._answers[identifier] = self._pool.submit(self._answer, message)
+            if self._pool is None:
+                self._queue[identifier] = message
+            else:
+                self._answers[identifier] = self._pool.submit(self._answer, message)
             identifiers.append(identifier)
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the answers that are there."""
-        ready = [
-            identifier for identifier in message_ids if identifier in self._answers and self._answers[identifier].done()
-        ]
+        """Return the answers that are there, after having one more site answer where they share this thread."""
+        wanted = list(message_ids)
+        self._work(next((identifier for identifier in wanted if identifier in self._queue), None))
+        ready = [identifier for identifier in wanted if identifier in self._answers and self._answers[identifier].done()]
         answers = [self._answers.pop(identifier).result() for identifier in ready]
         return [answer for answer in answers if answer is not None]
 
@@ -150,8 +157,20 @@ class InProcessGrid(Grid):
         """Push messages and wait for the answers."""
         identifiers = list(self.push_messages(messages))
         for identifier in identifiers:
+            self._work(identifier)
             self._answers[identifier].exception(timeout=timeout)
         return self.pull_messages(identifiers)
+
+    def _work(self, identifier: str | None) -> None:
+        """Carry out one queued message in this thread."""
+        message = self._queue.pop(identifier, None) if identifier is not None else None
+        if identifier is None or message is None:
+            return
+        future = self._answers[identifier] = Future()
+        try:
+            future.set_result(self._answer(message))
+        except Exception as error:
+            future.set_exception(error)
 
     def _answer(self, message: Message) -> Message | None:
         if self._stopped.is_set():

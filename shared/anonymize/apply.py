@@ -8,6 +8,7 @@ unless asked for.
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -155,8 +156,10 @@ def _folder(job: Job) -> Outcome:
                     raise
                 outcome.skipped.append(str(error))
                 continue
-            files.write_bytes(target, encode_picture(changed, target.suffix))
-            manifest.add(name, digest, target)
+            content = encode_picture(changed, target.suffix)
+            # Noted first: what then lies under the target's name is known to be ours, whenever the power fails.
+            manifest.add(name, digest, hashlib.sha256(content).hexdigest())
+            files.write_bytes(target, content)
             outcome.frames += 1
         if job.progress is not None:
             job.progress(number, len(sources))
@@ -172,7 +175,7 @@ def _target(folder: Path, destination: Path, source: Path) -> Path:
 
 
 class _Manifest:
-    """Which pictures of a folder are done: name -> hashes, one JSON line each."""
+    """Which pictures of a folder are done or begun: name -> hashes, one JSON line each."""
 
     def __init__(self, job: Job) -> None:
         self._path = job.destination / ".wardpose-manifest.jsonl"
@@ -203,11 +206,15 @@ class _Manifest:
     def ours(self, name: str) -> bool:
         return name in self._entries
 
-    def add(self, name: str, digest: str, target: Path) -> None:
-        entry = {"name": name, "source": digest, "target": files.sha256_file(target), "identity": self._identity}
+    def add(self, name: str, source: str, target: str) -> None:
+        entry = {"name": name, "source": source, "target": target, "identity": self._identity}
         self._entries[name] = entry
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+            # The line break comes first: a line that a crash cut off spoils itself alone.
+            file.write("\n" + json.dumps(entry))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _video(job: Job) -> Outcome:
@@ -224,10 +231,10 @@ def _video(job: Job) -> Outcome:
     for count, (frame, total, fps) in enumerate(_frames(job.source), start=1):
         rate = fps
         target = work / f"{count:08d}.png"
-        if target.exists():
+        message = f"{job.source}: frame {count - 1} of {total} cannot be decoded"
+        if target.exists() and target.stat().st_size:
             outcome.resumed += 1
         elif frame is None:
-            message = f"{job.source}: frame {count - 1} of {total} cannot be decoded"
             if job.on_bad == "error":
                 raise DataError(f"{message}; the frames before it are kept, --on-bad skip makes it black")
             outcome.skipped.append(message)
@@ -254,13 +261,18 @@ def _frames(source: Path) -> Iterator[tuple[Frame | None, int, float]]:
     rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
     number = 0
     try:
-        while capture.grab():
-            ok, frame = capture.retrieve()
+        while True:
+            frame: Frame | None = None
+            if capture.grab():
+                ok, decoded = capture.retrieve()
+                frame = np.ascontiguousarray(decoded[..., ::-1]) if ok else None
+            elif number < total:
+                # A damaged frame ends OpenCV's reading, but what follows it can often be sought.
+                capture.set(cv2.CAP_PROP_POS_FRAMES, number + 1)
+            else:
+                return
             number += 1
-            yield (np.ascontiguousarray(frame[..., ::-1]) if ok else None), total, rate
-        while 0 < number < total:
-            number += 1
-            yield None, total, rate
+            yield frame, total, rate
     finally:
         capture.release()
 
@@ -268,7 +280,10 @@ def _frames(source: Path) -> Iterator[tuple[Frame | None, int, float]]:
 def _assemble(work: Path, count: int, rate: float, job: Job) -> None:
     """Write the frames as one video under a temporary name, check it, then give it its name."""
     suffix = job.destination.suffix.lower()
-    shape = next(read_picture(path).shape for path in sorted(work.glob("*.png")) if path.stat().st_size)
+    whole = [path for path in sorted(work.glob("*.png")) if path.stat().st_size]
+    if not whole:
+        raise DataError(f"{job.source}: not one frame of {count} can be decoded")
+    shape = read_picture(whole[0]).shape
     code = "FFV1" if job.lossless or suffix in (".mkv", ".avi") else "VP80" if suffix == ".webm" else "mp4v"
     temporary = work / f"video{suffix}"
     writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*code), rate, (shape[1], shape[0]))

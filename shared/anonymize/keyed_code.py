@@ -83,11 +83,13 @@ def reveal(frame: Frame, private_key: bytes) -> Symbols:
     return _unpack(packed, frame.shape[0], frame.shape[1], count)
 
 
-def reveal_unverified(frame: Frame, private_key: bytes) -> Symbols:
-    """Read what an attacker reads who tries a key and ignores the tag; only for certificates and attacks."""
+def reveal_unverified(frame: Frame, private_key: bytes | None) -> Symbols:
+    """Read what an attacker reads who tries a key (or none) and ignores the tag; only for certificates and attacks."""
     count = _fitting(frame.shape[0], frame.shape[1])
     length = _packed_bytes(frame.shape[0], frame.shape[1], count)
     raw = _low_bytes(frame, _HEADER_BYTES + length)
+    if private_key is None:
+        return _unpack(raw[60:], frame.shape[0], frame.shape[1], count)
     key, nonce = sealing.decapsulate(private_key, raw[12:44], _PURPOSE)
     # GCM encrypts with AES-CTR from counter 2 on.
     stream = Cipher(algorithms.AES(key), modes.CTR(nonce + (2).to_bytes(4, "big"))).decryptor()

@@ -1,23 +1,22 @@
 """The networks: what is learned in G_X, G_Y, D_X, D_Y and the small pose estimator that trains beside them.
 
-The paper names the parts and gives no architecture (notes in `objectives`); the design is ours.
+The paper ("Recoverable Anonymization for Pose Estimation", arXiv 2409.02715) names the parts; neither its architectures
+nor its weights are available, so the design is ours.
 
-`public-view` G_X (`PartGenerator`): the image passes through a bottleneck that is wide enough for a pose and
-too narrow for an identity. An encoder (three stages of TinyViT-5M at half size) and a light decoder draw a
-map of body parts on a grid of 8-pixel cells: red and blue for right and left limbs, green for head and torso.
-The map is quantised to a few levels and enlarged smoothly. There is no G_Y: what is dropped is gone.
+`public-view` G_X (`PartGenerator`): the image passes through a bottleneck that is wide enough for a pose and too narrow
+for an identity. An encoder (three stages of TinyViT-5M at half size) and a light decoder draw a map of body parts on a
+grid of 8-pixel cells: red and blue for right and left limbs, green for head and torso. The map is quantised to a few
+levels and enlarged smoothly. There is no G_Y: what is dropped is gone.
 
 `recoverable` G_X (`RecoverableGenerator`) has two halves.
 
-* The *cover* is what everybody sees. It is computed from the desensitised guidance and from a quantised part
-map, never
-  from the original, so by the data-processing inequality it shows no more than those two. Outside the
-  person's mask the scene is kept.
-* The *code* is a learned image codec: 4x4 transform (initialised as a DCT), context network, companding, a
-fixed number
-  of bits a block. Its symbols are encrypted under the key and carried in the lowest bits of the cover
-  (`keyed_code`). G_Y (`CodeDecoder`) is the inverse; with a wrong key it decodes uniform noise, and an
-  attacker without the key has exactly the cover.
+* The *cover* is what everybody sees. It is computed from the desensitised guidance and from a quantised part map, never
+  from the original, so by the data-processing inequality it shows no more than those two. Outside the person's mask the
+  scene is kept.
+* The *code* is a learned image codec: 4x4 transform (initialised as a DCT), context network, companding, a fixed number
+  of bits a block. Its symbols are encrypted under the key and carried in the lowest bits of the cover (`keyed_code`).
+  G_Y (`CodeDecoder`) is the inverse; with a wrong key it decodes uniform noise, and an attacker without the key has
+  exactly the cover.
 """
 
 import itertools

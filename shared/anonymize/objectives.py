@@ -1,20 +1,18 @@
 """The losses of the anonymiser: L_enhance, L_recovery and L_PE, and what an attacker's gain costs.
 
-The paper names the three groups and publishes neither formulas nor weights; these are ours. For kind
-`recoverable`
+The paper names the three groups and publishes neither formulas nor weights; these are ours. For kind `recoverable`
 
-    L_enhance  = guidance * |cover - guidance| on the person + adversarial * hinge(D_X(cover)) + structure *
-    L_structure L_recovery = recovery * |G_Y(code) - image| + similarity * (1 - SSIM) + adversarial *
-    hinge(D_Y(G_Y(code))) L_PE       = pose * SimCC loss of P on the cover
+    L_enhance  = guidance * |cover - guidance| on the person + adversarial * hinge(D_X(cover)) + structure * L_structure
+    L_recovery = recovery * |G_Y(code) - image| + similarity * (1 - SSIM) + adversarial * hinge(D_Y(G_Y(code)))
+    L_PE       = pose * SimCC loss of P on the cover
 
 and for kind `public-view`, which has no recovery,
 
-    L_enhance  = structure * L_structure - reconstruction * |R(view) - image| - linkage * InfoNCE(A(view),
-    A'(image)) L_PE       = pose * SimCC loss of P on the view
+    L_enhance  = structure * L_structure - reconstruction * |R(view) - image| - linkage * InfoNCE(A(view), A'(image))
+    L_PE       = pose * SimCC loss of P on the view
 
-where the reconstruction attacker R and the re-identification attacker (A, A') are trained at the same time to
-do the opposite. Every loss is a mean over the batch: the anonymiser learns from public data only, so no
-record needs a bound.
+where the reconstruction attacker R and the re-identification attacker (A, A') are trained at the same time to do the
+opposite. Every loss is a mean over the batch: the anonymiser learns from public data only, so no record needs a bound.
 """
 
 import math

@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from wardpose.shared.anonymize.attacks import MoveNet
 from wardpose.shared.anonymize.feed import Sample
-from wardpose.shared.anonymize.trained_attacks import View
 from wardpose.shared.data.crops import to_tensor
 from wardpose.shared.data.records import Frame
 from wardpose.shared.pose.codec import SimCC
@@ -62,13 +61,31 @@ class Labelled:
 
 
 def train_and_score(
-    train: Labelled, test: Labelled, view: View, *, config: ModelConfig, steps: int, seed: int, batch_size: int = 32
+    train: Labelled,
+    test: Labelled,
+    shown: tuple[Sequence[Frame], Sequence[Frame]],
+    *,
+    config: ModelConfig,
+    steps: int,
+    seed: int,
+    batch_size: int = 32,
 ) -> float:
-    """PCK@0.2 (box) on `test` of a P that was trained and is tested through `view`."""
+    """PCK@0.2 (box) on `test` of a fresh P.
+
+    Args:
+        train: whom P learns from.
+        test: whom it is tested on.
+        shown: what P sees of them, first of `train`, then of `test`.
+        config: P.
+        steps: updates.
+        seed: of initial values and batches.
+        batch_size: people a step.
+
+    """
     model = build_model(config, seed=seed)
     codec = SimCC.of(config)
-    features = _features(model, [view(frame) for frame in train.frames])
-    held_out = _features(model, [view(frame) for frame in test.frames])
+    features = _features(model, shown[0])
+    held_out = _features(model, shown[1])
     names = set(trainable_names(model, _STRATEGY))
     parameters = [parameter for name, parameter in model.named_parameters() if name in names]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05)

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,15 @@ import cv2
 import jinja2
 import numpy as np
 
-from wardpose.shared import files
 from wardpose.shared.anonymize.certificate import Certificate, Thresholds
-from wardpose.shared.anonymize.certify import COLUMNS, Row
+from wardpose.shared.anonymize.certify import Table
+from wardpose.shared.anonymize.measuring import COLUMNS, Row
 from wardpose.shared.data.records import Frame
 
+_BRIEF = (
+    "linkage_rank1", "linkage_rank1_after_attack", "linkage_rank1_trained", "face_match", "video_faces_exposed",
+    "pose_kept", "movenet_pck", "psnr", "ssim",
+)  # fmt: skip
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -63,7 +67,37 @@ def demands(measures: dict[str, float | None], thresholds: Thresholds) -> list[V
     return [_at_most(COLUMNS.get(name, name), measures.get(name), most) for name, most in wanted.items()]
 
 
-def certificate_html(certificate: Certificate, pictures: dict[str, list[Frame]], thresholds: Thresholds) -> str:
+def results(table: Table, *, command: str) -> dict[str, Any]:
+    """Return what is stored of a measurement; numbers are rounded to four places."""
+    rows = [
+        {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+        for row in table.rows
+    ]
+    setting = table.certificate.setting
+    return {
+        "about": (
+            f"{setting['people']} people whom nobody learned from, {setting['portraits']} portraits, "
+            f"{setting['video_frames']} video frames. Each trained attacker had {setting['attack_steps']} steps on "
+            f"{setting['train_people']} public people (the built-in identity attacker half as many, on rendered "
+            f"patients), P {setting['pose_steps'] or 'no'} steps on the same people: more steps, more people or larger "
+            "networks may get more."
+        ),
+        "command": command,
+        "created": table.certificate.created,
+        "rows": rows,
+        "setting": setting,
+        "targets": [asdict(verdict) for verdict in targets(rows)],
+    }
+
+
+def brief(rows: list[Row]) -> list[list[str]]:
+    """Return headings and lines of the measures that matter most, for a terminal."""
+    shown = [key for key in _BRIEF if any(row.get(key) is not None for row in rows)]
+    lines = [[row["name"], *("-" if row.get(key) is None else _shown(row[key]) for key in shown)] for row in rows]
+    return [["method", *(COLUMNS[key] for key in shown)], *lines]
+
+
+def certificate_html(certificate: Certificate, pictures: dict[str, Frame], thresholds: Thresholds) -> str:
     """Show a certificate as a page that needs no other file."""
     setting = certificate.setting | {"view identity": certificate.view_identity, "signer": certificate.signer}
     return page(
@@ -84,7 +118,7 @@ def page(
     verdict_title: str,
     verdicts: list[Verdict],
     rows: list[Row],
-    pictures: dict[str, list[Frame]],
+    pictures: dict[str, Frame],
     setting: dict[str, Any],
 ) -> str:
     """Render the table, the verdicts and the pictures."""
@@ -107,14 +141,9 @@ def page(
             }
             for row in rows
         ],
-        pictures=[{"name": name, "data": _jpeg(np.concatenate(columns, axis=1))} for name, columns in pictures.items()],
+        pictures=[{"name": name, "data": _jpeg(picture)} for name, picture in pictures.items()],
         setting=[(key, value if isinstance(value, str) else json.dumps(value)) for key, value in setting.items()],
     )
-
-
-def write_page(path: Path, html: str) -> None:
-    """Store a page, atomically."""
-    files.write_text(path, html)
 
 
 def _at_most(name: str, value: float | None, most: float) -> Verdict:
@@ -127,6 +156,10 @@ def _at_least(name: str, value: float | None, least: float) -> Verdict:
     return Verdict(
         name=name, wanted=f"at least {least:g}", got=_shown(value), reached=value is not None and value >= least
     )
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def _shown(value: float | None) -> str:

@@ -62,9 +62,9 @@ class EmbeddingNet(nn.Module):
 class Pairs:
     """Public crops and their views at half size, kept in memory."""
 
-    def __init__(self, originals: Sequence[Frame], view: View) -> None:
+    def __init__(self, originals: Sequence[Frame], views: Sequence[Frame]) -> None:
         self.original = to_unit(np.stack([_half(frame) for frame in originals]))
-        self.view = to_unit(np.stack([_half(view(frame)) for frame in originals]))
+        self.view = to_unit(np.stack([_half(frame) for frame in views]))
 
     def __len__(self) -> int:
         return len(self.view)

@@ -157,6 +157,8 @@ def train(
         trainer.restore(state["trainer"])
         torch.set_rng_state(state["random"].cpu())
         first = int(state["step"])
+    else:
+        _checkpoint(checkpoint, trainer, 0)
     schedule = [stage.train for stage in config.stages for _ in range(stage.steps)]
     started = time.monotonic()
     for step in range(first, len(schedule)):

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -28,7 +29,7 @@ from wardpose.shared.anonymize.public_view import PublicView
 from wardpose.shared.data.crops import Augmentation, crop_record, to_tensor
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.errors import DataError
-from wardpose.shared.pose.model import PoseModel, Strategy, trainable_names
+from wardpose.shared.pose.model import ModelConfig, PoseModel, Strategy, trainable_names
 
 Precision = Literal["float16", "float32", "float64"]
 
@@ -100,8 +101,7 @@ def build_rows(
     frozen = features and strategy in ("head", "last-stage")
     height, width = model.config.input_size
     if frozen:
-        blank = np.zeros((1, height, width, 3), np.uint8)
-        shape, kind = _features(model, strategy, blank, precision).shape[1:], str(precision)
+        shape, kind = _feature_shape(model.config, strategy), str(precision)
     else:
         shape, kind = (height, width, 3), "uint8"
     layout = _Layout(
@@ -132,7 +132,7 @@ def trunk_hash(model: PoseModel, strategy: Strategy) -> str:
         if name not in trained:
             content = value.detach().cpu().contiguous()
             digest.update(f"{name}:{content.dtype}:{tuple(content.shape)};".encode())
-            digest.update(content.numpy().tobytes())
+            digest.update(content.numpy().data)
     return digest.hexdigest()
 
 
@@ -206,6 +206,14 @@ def _features(model: PoseModel, strategy: Strategy, crops: NDArray[np.uint8], pr
     with torch.no_grad():
         out = model.frozen_features(to_tensor(crops).to(first), strategy)
     return out.cpu().numpy().astype(precision)
+
+
+@lru_cache(maxsize=64)
+def _feature_shape(config: ModelConfig, strategy: Strategy) -> tuple[int, ...]:
+    """(C, h, w) of the trunk's features, from a network without memory."""
+    with torch.device("meta"):
+        model = PoseModel(config)
+        return tuple(model.frozen_features(torch.empty(1, 3, *config.input_size), strategy).shape[1:])
 
 
 def _rows(arrays: dict[str, NDArray[Any]]) -> tuple[Rows, Rows | None]:

@@ -1,12 +1,14 @@
 import json
 import os
+import re
+import resource
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from wardpose.shared import files
 from wardpose.shared.anonymize import apply
 from wardpose.shared.anonymize.apply import Job, run
 from wardpose.shared.anonymize.feed import read_picture
@@ -162,22 +164,54 @@ def test_a_bad_picture_in_a_folder_stops_or_is_listed(folder, tmp_path):
     assert not (tmp_path / "out" / "broken.png").exists()
 
 
-def test_a_full_disk_is_said_and_nothing_is_half_written(folder, tmp_path, monkeypatch):
-    written = []
-    original = files.write_bytes
+@contextmanager
+def full_disk(limit):
+    """No file can grow beyond `limit` bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    def full(path, content, **more):
-        if len(written) == 2:
-            raise OSError(28, "No space left on device", str(path))
-        written.append(path)
-        original(path, content, **more)
 
-    monkeypatch.setattr(apply.files, "write_bytes", full)
-    with pytest.raises(DataError, match="No space left"):
-        run(job(folder, tmp_path / "out"))
+def test_a_full_disk_is_said_nothing_is_half_written_and_the_rest_is_done_later(folder, tmp_path):
+    out = tmp_path / "out"
+    noisy = np.random.default_rng(5).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(noisy).save(folder / "sub" / "d.bmp")  # the last one, 30 kB as PNG; the others have 4 and 7
+    with full_disk(20_000), pytest.raises(DataError, match=r"cannot be written .*run the same command again"):
+        run(job(folder, out))
+    assert sorted(path.name for path in out.rglob("*") if path.is_file()) == [
+        ".wardpose-manifest.jsonl", "b.png", "c.png", "photo.png",
+    ]  # fmt: skip
+    outcome = run(job(folder, out))
+    assert (outcome.frames, outcome.resumed) == (1, 3)
+
+
+def test_a_full_disk_leaves_no_half_video(tmp_path):
+    video, out = tmp_path / "noise.avi", tmp_path / "out.mkv"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"FFV1"), 10, (64, 48))
+    for i in range(12):
+        writer.write(np.random.default_rng(i).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    writer.release()
+    with full_disk(30_000), pytest.raises(DataError, match="of 12 frames could be written"):
+        run(job(video, out))  # each frame fits, the whole does not
+    assert not out.exists()
+    assert run(job(video, out)).resumed == 12
+    assert len(read_video(out)) == 12
+
+
+def test_what_a_crash_left_between_manifest_and_picture_is_done_again(folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(apply.files, "write_bytes", crash)
+    with pytest.raises(KeyboardInterrupt):
+        run(job(folder, out))
     monkeypatch.undo()
-    assert sorted((tmp_path / "out").rglob("*.png")) == sorted(written)
-    assert run(job(folder, tmp_path / "out")).resumed == 2
+    assert run(job(folder, out)).frames == 4
 
 
 def test_a_video_is_stored_without_loss_and_leaves_no_working_files(video, tmp_path):
@@ -200,24 +234,34 @@ def test_an_interrupted_video_continues(video, tmp_path):
     assert len(read_video(out)) == 6
 
 
-def test_a_corrupt_video_frame_is_named_kept_apart_and_can_be_black(video, tmp_path, monkeypatch):
-    genuine = apply._frames
-
-    def damaged(source):
-        for number, (frame, total, rate) in enumerate(genuine(source)):
-            yield (None if number == 3 else frame), total, rate
-
-    monkeypatch.setattr(apply, "_frames", damaged)
-    out = tmp_path / "out.mkv"
+def test_a_corrupt_video_frame_is_named_and_the_frames_after_it_are_kept(tmp_path):
+    video, out = tmp_path / "clip.avi", tmp_path / "out.mkv"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for i in range(6):
+        writer.write(np.full((48, 64, 3), 40 * i, np.uint8))
+    writer.release()
+    content = bytearray(video.read_bytes())
+    starts = [m.end() + 4 for m in re.finditer(b"00dc", content) if content[m.end() + 4 : m.end() + 6] == b"\xff\xd8"]
+    assert len(starts) == 6
+    content[starts[3] : starts[4] - 8] = bytes(starts[4] - 8 - starts[3])
+    video.write_bytes(content)
     with pytest.raises(DataError, match="frame 3 of 6"):
         run(job(video, out))
     assert not out.exists()
-    outcome = run(job(video, out, on_bad="skip"))
-    assert len(outcome.skipped) == 1
-    frames = read_video(out)
-    assert len(frames) == 6
-    assert frames[3].max() == 0
-    assert frames[4].min() == 255 - 160
+    again = Negative()
+    outcome = run(job(video, out, again, on_bad="skip"))
+    assert outcome.resumed == 3
+    assert again.names == ["clip.avi#4", "clip.avi#5"]
+    assert ["frame 3 of 6" in line for line in outcome.skipped] == [True]
+    means = [frame.mean() for frame in read_video(out)]
+    assert means == pytest.approx([255, 215, 175, 0, 95, 55], abs=4)
+
+
+def test_a_video_without_one_whole_frame_is_refused(video, tmp_path, monkeypatch):
+    monkeypatch.setattr(apply, "_frames", lambda _: ((None, 2, 10.0) for _ in range(2)))
+    with pytest.raises(DataError, match="not one frame of 2"):
+        run(job(video, tmp_path / "out.mkv", on_bad="skip"))
+    assert not (tmp_path / "out.mkv").exists()
 
 
 def test_a_cut_off_video_is_noticed(video, tmp_path):
@@ -240,9 +284,12 @@ def test_the_manifest_survives_a_torn_line(folder, tmp_path):
     manifest = out / ".wardpose-manifest.jsonl"
     lines = manifest.read_text().splitlines()
     manifest.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:20])
+    last = json.loads(lines[-1])["name"]
+    (out / last).with_suffix(".png").unlink()  # the line is written before the picture
     again = Negative()
-    run(job(folder, out, again, force=True))
-    assert again.names == [json.loads(lines[-1])["name"]]
+    run(job(folder, out, again))
+    assert again.names == [last]
+    assert run(job(folder, out)).resumed == 4
 
 
 def test_the_destination_inside_the_source_is_refused(folder):

@@ -49,7 +49,10 @@ def test_the_reconstruction_attacker_learns_to_undo_what_can_be_undone():
     def negative(frame):
         return 255 - frame
 
-    pairs, held_out = Pairs(_frames(24, 1), negative), Pairs(_frames(8, 2), negative)
+    def pairs_of(frames):
+        return Pairs(frames, [negative(frame) for frame in frames])
+
+    pairs, held_out = pairs_of(_frames(24, 1)), pairs_of(_frames(8, 2))
     network = trained_attacks.train_reconstruction(pairs, steps=60, generator=generator, batch_size=8)
     with torch.inference_mode():
         error = (network(held_out.view) - held_out.original).abs().mean()
@@ -74,8 +77,8 @@ def test_the_identity_attacker_finds_patients_by_their_colour_and_not_in_a_black
     def attack(view):
         train, test = people(1, 24), people(2, 10)
         return trained_attacks.identity_linkage(
-            (Pairs(train[0], view), train[1]),
-            (Pairs(test[0], view), test[1]),
+            (Pairs(train[0], [view(frame) for frame in train[0]]), train[1]),
+            (Pairs(test[0], [view(frame) for frame in test[0]]), test[1]),
             steps=60,
             generator=torch.Generator().manual_seed(0),
             batch_size=12,

@@ -2,21 +2,22 @@ import json
 
 import pytest
 import typer
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from wardpose.shared.anonymize import certificate, certify
+from wardpose.shared.anonymize import certificate, certify, measuring
 from wardpose.shared.anonymize.certificate import CertificatePolicy, Thresholds
-from wardpose.shared.anonymize.certify import CertifyConfig
+from wardpose.shared.anonymize.certify_config import CertifyConfig
 from wardpose.shared.anonymize.public_view import PublicViewConfig, open_public_view
-from wardpose.shared.errors import PolicyViolation
-from wardpose.simulation.commands import anonymize as commands
+from wardpose.shared.errors import ConfigError, PolicyViolation
+from wardpose.simulation.commands import anonymizer as commands
 
 WARD = {"kind": "ward", "hospital": "public", "patients": 12, "frames_per_patient": 1}
 
 
 @pytest.fixture
 def config(recoverable_weights, monkeypatch):
-    monkeypatch.setattr(certify, "WARD", {"train": (71, 6), "test": (72, 4)})
+    monkeypatch.setattr(measuring, "WARD", {"train": (71, 6), "test": (72, 4)})
     return {
         "view": {"kind": "edges"},
         "recoverable": str(recoverable_weights),
@@ -33,15 +34,50 @@ def config(recoverable_weights, monkeypatch):
 def test_the_table_has_a_row_a_method_and_says_what_was_not_measured(config):
     table = certify.measure(CertifyConfig.model_validate(config))
     rows = {row["name"]: row for row in table.rows}
-    assert list(rows) == ["untouched", "mosaic(8)", "recoverable", "public-view"]
-    assert all(set(row) == {"name", *certify.COLUMNS} for row in table.rows)
+    recoveries = ["recoverable, right key", "recoverable, wrong key", "recoverable, no key"]
+    assert list(rows) == ["untouched", "mosaic(8)", "recoverable", *recoveries, "public-view"]
+    assert all(set(row) >= {"name", *measuring.COLUMNS} for row in table.rows)
     assert rows["untouched"]["ssim"] == pytest.approx(1)
     assert rows["recoverable"]["psnr_right_key"] > 28
-    assert rows["recoverable"]["psnr_wrong_key"] < 15
+    for key in ("wrong", "no"):
+        assert rows["recoverable"][f"psnr_{key}_key"] == rows[f"recoverable, {key} key"]["psnr"] < 15
     assert rows["public-view"]["face_match"] is None  # no model was configured
     assert rows["public-view"]["identity_rank1"] is not None  # the built-in attacker always runs
     assert rows["mosaic(8)"]["identity_rank1"] is None
     assert set(table.certificate.setting["models"].values()) == {None}
+
+
+def test_an_interrupted_measurement_goes_on_and_another_one_is_refused(config, tmp_path):
+    begun = []
+
+    def stop(text):
+        begun.append(text)
+        if text.startswith("recoverable"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        certify.measure(CertifyConfig.model_validate(config), work=tmp_path / "work", say=stop)
+    again = []
+    table = certify.measure(CertifyConfig.model_validate(config), work=tmp_path / "work", say=again.append)
+    assert any(text.startswith("public-view") for text in begun)
+    assert [text for text in again if not text.startswith("recoverable")] == []
+    assert len(table.rows) == len(table.pictures) == 7
+    with pytest.raises(ConfigError, match="another configuration"):
+        certify.measure(CertifyConfig.model_validate(config | {"seed": 1}), work=tmp_path / "work")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"test": WARD | {"hospital": "north", "seed": 2}}, "private"),
+        ({"test": {"kind": "lsp", "path": ".", "split": "private"}}, "private"),
+        ({"test": WARD | {"seed": 1}}, "same people"),
+        ({"attacked": ["mosaic(9)"]}, "mosaic"),
+    ],
+)
+def test_people_who_may_not_be_shown_or_who_taught_the_attacker_are_refused(config, change, word):
+    with pytest.raises(ValidationError, match=word):
+        CertifyConfig.model_validate(config | change)
 
 
 def test_a_certificate_from_the_command_line_is_signed_and_judged(config, tmp_path):

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from wardpose.shared.anonymize.feed import read_picture
 from wardpose.shared.errors import ConfigError, RecoveryError
-from wardpose.simulation.commands import anonymize as commands
+from wardpose.simulation.commands import anonymize, anonymizer, vault
 
 RUNNER = CliRunner()
 
@@ -18,7 +18,8 @@ RUNNER = CliRunner()
 @pytest.fixture
 def wardpose():
     app = typer.Typer()
-    commands.register(app)
+    for module in (anonymize, anonymizer, vault):
+        module.register(app)
 
     def call(*arguments):
         result = RUNNER.invoke(app, [str(argument) for argument in arguments])
@@ -38,58 +39,56 @@ def photo(tmp_path, picture):
 
 
 @pytest.fixture
-def vault(wardpose, tmp_path, recoverable_weights):
+def locked(wardpose, tmp_path, recoverable_weights):
     secret = tmp_path / "ada.txt"
     secret.write_text("correct horse battery\n")
     made = wardpose(
-        "anonymizer", "vault", tmp_path / "vault", "--person", "ada", "--weights", recoverable_weights,
+        "vault", "create", tmp_path / "vault", "--person", "ada", "--weights", recoverable_weights,
         "--passphrase-file", f"ada={secret}", "--json",
     )  # fmt: skip
     assert made["people"] == ["ada"]
     return tmp_path / "vault"
 
 
-def test_anonymise_and_recover_leave_a_trace(wardpose, photo, vault, recoverable_weights, tmp_path, picture):
+def test_anonymise_and_recover_leave_a_trace(wardpose, photo, locked, recoverable_weights, tmp_path, picture):
     hidden, back = tmp_path / "hidden.png", tmp_path / "back.png"
     said = wardpose(
-        "anonymize", photo, hidden, "--vault", vault, "--weights", recoverable_weights, "--keep-originals", "--json"
+        "anonymize", photo, hidden, "--vault", locked, "--weights", recoverable_weights, "--keep-originals", "--json"
     )
     assert said["frames"] == 1
-    ada = ("--vault", vault, "--person", "ada", "--passphrase-file", f"ada={tmp_path / 'ada.txt'}")
+    ada = ("--vault", locked, "--person", "ada", "--passphrase-file", f"ada={tmp_path / 'ada.txt'}")
     wardpose("recover", hidden, back, *ada, "--why", "second opinion", "--json")
     error = np.abs(read_picture(back).astype(int) - picture).mean()
     assert error < 6
     exact = tmp_path / "exact.png"
     wardpose("recover", hidden, exact, *ada, "--why", "court order", "--original", "--json")
     assert exact.read_bytes() == photo.read_bytes()
-    entries = wardpose("anonymizer", "log", "--vault", vault, "--json")["entries"]
+    entries = wardpose("vault", "log", "--vault", locked, "--json")["entries"]
     assert [(entry["action"], entry["why"]) for entry in entries[1:]] == [
         ("recover", "second opinion"), ("open-original", "court order"),
     ]  # fmt: skip
     assert "hidden.png" in entries[1]["what"]
 
 
-def test_a_wrong_passphrase_recovers_nothing_and_is_not_shown(wardpose, photo, vault, recoverable_weights, tmp_path):
+def test_a_wrong_passphrase_recovers_nothing_and_is_not_shown(wardpose, photo, locked, recoverable_weights, tmp_path):
     hidden, wrong = tmp_path / "hidden.png", tmp_path / "wrong.txt"
     wrong.write_text("tr0ub4dor&3-tr0ub4dor")
-    wardpose("anonymize", photo, hidden, "--vault", vault, "--weights", recoverable_weights)
+    wardpose("anonymize", photo, hidden, "--vault", locked, "--weights", recoverable_weights)
     with pytest.raises(RecoveryError, match="wrong passphrase for ada") as caught:
         wardpose(
-            "recover", hidden, tmp_path / "back.png", "--vault", vault, "--person", "ada", "--why", "x",
+            "recover", hidden, tmp_path / "back.png", "--vault", locked, "--person", "ada", "--why", "x",
             "--passphrase-file", f"ada={wrong}",
         )  # fmt: skip
     assert "tr0ub4dor" not in str(caught.value)
     assert not (tmp_path / "back.png").exists()
 
 
-def test_frames_of_another_vault_are_refused(wardpose, photo, vault, recoverable_weights, tmp_path):
+def test_frames_of_another_vault_are_refused(wardpose, photo, locked, recoverable_weights, tmp_path):
     hidden = tmp_path / "hidden.png"
-    wardpose("anonymize", photo, hidden, "--vault", vault, "--weights", recoverable_weights)
+    wardpose("anonymize", photo, hidden, "--vault", locked, "--weights", recoverable_weights)
     other = tmp_path / "other"
     ada = f"ada={tmp_path / 'ada.txt'}"
-    wardpose(
-        "anonymizer", "vault", other, "--person", "ada", "--weights", recoverable_weights, "--passphrase-file", ada
-    )
+    wardpose("vault", "create", other, "--person", "ada", "--weights", recoverable_weights, "--passphrase-file", ada)
     with pytest.raises(RecoveryError, match="wrong key"):
         wardpose(
             "recover", hidden, tmp_path / "b.png", "--vault", other, "--person", "ada", "--why", "x",
@@ -97,7 +96,7 @@ def test_frames_of_another_vault_are_refused(wardpose, photo, vault, recoverable
         )  # fmt: skip
 
 
-def test_weights_that_the_vault_cannot_read_are_refused(wardpose, photo, vault, tmp_path):
+def test_weights_that_the_vault_cannot_read_are_refused(wardpose, photo, locked, tmp_path):
     from wardpose.shared.anonymize.networks import CodeDecoder, RecoverableGenerator
     from wardpose.shared.anonymize.weights_file import save_weights
 
@@ -105,7 +104,7 @@ def test_weights_that_the_vault_cannot_read_are_refused(wardpose, photo, vault, 
     networks = {"generator": RecoverableGenerator(4), "recovery": CodeDecoder()}
     save_weights(path, kind="recoverable", networks=networks, config={"levels": 4}, data={}, command="other")
     with pytest.raises(ConfigError, match="other weights"):
-        wardpose("anonymize", photo, tmp_path / "h.png", "--vault", vault, "--weights", path)
+        wardpose("anonymize", photo, tmp_path / "h.png", "--vault", locked, "--weights", path)
 
 
 @pytest.mark.parametrize(
@@ -134,9 +133,10 @@ def test_only_the_boxes_change(wardpose, photo, tmp_path, picture):
     assert (out[55:75, 85:95] != picture[55:75, 85:95]).mean() > 0.5
 
 
-def test_a_key_file_is_made_once(wardpose, tmp_path):
-    made = wardpose("anonymizer", "keygen", tmp_path / "k", "--purpose", "recover", "--json")
+@pytest.mark.parametrize("group", ["vault", "anonymizer"])
+def test_a_key_file_is_made_once(wardpose, tmp_path, group):
+    made = wardpose(group, "keygen", tmp_path / "k", "--json")
     assert len(bytes.fromhex(made["public_key"])) == 32
     assert (tmp_path / "k").stat().st_mode & 0o077 == 0
     with pytest.raises(ConfigError, match="never overwritten"):
-        wardpose("anonymizer", "keygen", tmp_path / "k", "--purpose", "recover")
+        wardpose(group, "keygen", tmp_path / "k")

@@ -1,6 +1,6 @@
 from wardpose.shared.anonymize import report
 from wardpose.shared.anonymize.certificate import Thresholds
-from wardpose.shared.anonymize.certify import COLUMNS
+from wardpose.shared.anonymize.measuring import COLUMNS
 
 
 def rows(**own):
