@@ -26,7 +26,7 @@ from wardpose.shared.privacy.training import OptimizerConfig
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 Unit = Literal["patient", "frame"]
 _DATA_VARIABLE = "${WARDPOSE_DATA}"
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's where PyYAML was built with it, some ten times faster
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times faster, where PyYAML was built with it
 
 
 class Strict(BaseModel):

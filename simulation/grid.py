@@ -149,7 +149,8 @@ class InProcessGrid(Grid):
         """Return the answers that are there, after having one more site answer where they share this thread."""
         wanted = list(message_ids)
         self._work(next((identifier for identifier in wanted if identifier in self._queue), None))
-        ready = [identifier for identifier in wanted if identifier in self._answers and self._answers[identifier].done()]
+        futures = {identifier: self._answers[identifier] for identifier in wanted if identifier in self._answers}
+        ready = [identifier for identifier, future in futures.items() if future.done()]
         answers = [self._answers.pop(identifier).result() for identifier in ready]
         return [answer for answer in answers if answer is not None]
 
