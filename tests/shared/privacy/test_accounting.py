@@ -57,6 +57,15 @@ def test_agrees_with_opacus_prv(rate: float, sigma: float, count: int) -> None:
     assert epsilon([steps(rate, sigma, count)], delta=DELTA) == pytest.approx(prv.get_epsilon(DELTA), abs=0.0115)
 
 
+@pytest.mark.parametrize(("rate", "sigma", "count"), [(0.01, 1.0, 10), (0.01, 1.0, 500), (0.1, 1.0, 100)])
+def test_the_central_limit_lies_below_the_truth_and_is_not_offered(rate: float, sigma: float, count: int) -> None:
+    gdp = pytest.importorskip("opacus.accountants").GaussianAccountant()
+    gdp.history = [(sigma, rate, count)]
+    assert gdp.get_epsilon(DELTA) < 0.9 * epsilon([steps(rate, sigma, count)], delta=DELTA)
+    with pytest.raises(ConfigError, match="accountant is 'gdp'"):
+        epsilon([steps(rate, sigma, count)], delta=DELTA, accountant="gdp")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("adjacency", ["add-remove", "replace-one"])
 def test_agrees_with_dp_accounting_on_mixed_events(adjacency: str) -> None:
     relation = {
@@ -109,6 +118,25 @@ def test_discrete_gaussian_moments_equal_the_continuous_ones(order: int, shift: 
     continuous = composition.rdp_curve(rate, sigma / shift, "add-remove", (order,))[0]
     assert removed == pytest.approx(continuous, rel=1e-9)
     assert added <= removed
+
+
+@pytest.mark.parametrize("order", [2, 3, 7])
+@pytest.mark.parametrize("apart", [-1, 1])
+def test_discrete_gaussian_moments_under_replacement_stay_below_the_bound(order: int, apart: int) -> None:
+    """By brute force: one unit's contribution v becomes v', here -v (the worst case) and another of equal length."""
+    sigma, rate, shift = 2.5, 0.2, 2
+    support = range(-200, 201)
+    mass = {x: math.exp(-x * x / (2 * sigma**2)) for x in support}
+    total = sum(mass.values())
+    base = {x: mass[x] / total for x in support}
+    first, second = (
+        {x: (1 - rate) * base[x] + rate * base.get(x - v, 0.0) for x in support} for v in (shift, apart * shift)
+    )
+    centre = range(-40, 41)
+    moment = math.log(sum((first[x] / second[x]) ** order * second[x] for x in centre)) / (order - 1)
+    bound = composition.rdp_curve(rate, sigma / shift, "replace-one", (order,))[0]
+    assert moment <= bound
+    assert apart == 1 or moment > 0.2 * bound
 
 
 def test_what_has_no_noise_has_no_bound_and_what_is_public_is_free() -> None:

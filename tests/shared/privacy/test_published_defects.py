@@ -1,4 +1,7 @@
-"""The defects of the published reference code, each as a property that ours has and a defective variant has not."""
+"""The defects of the published reference code, each as a property that ours has and a defective variant has not.
+
+The public gradient on the private batch itself is in test_reveal_attack.py, keypoints in it in test_public_part.py.
+"""
 
 import copy
 from collections.abc import Callable
@@ -16,7 +19,7 @@ from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.privacy.basis import build_basis
 from wardpose.shared.privacy.cohort import CohortData, PublicData, load_bags
 from wardpose.shared.privacy.gradients import Bags, UnitGradients, Vector, flatten, join
-from wardpose.shared.privacy.mechanisms import FeatureOptions, Mechanism, ProjectionOptions
+from wardpose.shared.privacy.mechanisms import Mechanism, ProjectionOptions
 from wardpose.shared.privacy.noise import SecureStream, Streams, secure_streams, seeded_streams
 from wardpose.shared.privacy.queries import ClipSum
 from wardpose.shared.privacy.step import StepGradient
@@ -140,51 +143,59 @@ def test_the_basis_has_the_rank_it_was_asked_for(engine: UnitGradients, public_d
     assert rank(load_bags(engine, rows, np.arange(12).reshape(3, 4))) == 3
 
 
-# 1.6 f: keypoints in the public gradient are a choice that has a name, and there is another one.
-
-
-def test_labels_are_public_only_where_the_mechanism_says_so() -> None:
-    assert FeatureOptions().labels == "ground-truth"
-    assert Mechanism(name="feature", feature=FeatureOptions(labels="pseudo")).feature.labels == "pseudo"
-
-
 # 1.6 g: nothing chosen by looking at private data comes back.
 
 
-def test_an_update_carries_no_private_fact() -> None:
+def test_an_update_carries_no_private_fact(engine: UnitGradients, cohort: CohortFactory) -> None:
+    """All that comes back beside the noised numbers is the same for any other frames."""
     assert {field.name for field in fields(LocalUpdate)} == {
         "update", "mechanism", "steps", "secure", "projection", "coefficients",
     }  # fmt: skip
+    chosen = Mechanism(name="feature", unit="frame", sample_rate=0.5, noise_multiplier=1.0)
+    facts = []
+    for seed, units in ((1, 3), (2, 7)):
+        update = local_update(
+            engine._model, cohort(chosen, (1,) * units, seed=seed, engine=engine), chosen, strategy="head", steps=2,
+            optimizer=OptimizerConfig(), streams=seeded_streams(1), declared_units=5,
+        )  # fmt: skip
+        facts.append({field.name: getattr(update, field.name) for field in fields(LocalUpdate)} | {"update": None})
+    assert facts[0] == facts[1]
 
 
 # 5.5.6: noise and coins from a generator whose seed everybody knows.
 
 
 class GlobalTorchStream(SecureStream):
-    """What the published code does."""
+    """What the published code does, for coins and for noise."""
+
+    def uint64(self, n: int) -> np.ndarray:
+        return torch.randint(-(2**63), 2**63 - 1, (n,)).numpy().view(np.uint64)
 
     def gaussian(self, n: int, sigma: float) -> np.ndarray:
         return (torch.randn(n, dtype=torch.float64) * sigma).numpy()
 
 
-def test_nobody_can_draw_the_noise_again(engine: UnitGradients, cohort: CohortFactory) -> None:
-    chosen = Mechanism(unit="frame", sample_rate=1.0, noise_multiplier=1.0)
-    data = cohort(chosen, (1,) * 3, engine=engine)
+@pytest.mark.parametrize(("noise_multiplier", "rate"), [(1.0, 1.0), (0.0, 0.5)])  # the noise alone, the coins alone
+def test_nobody_can_draw_noise_or_coins_again(
+    engine: UnitGradients, cohort: CohortFactory, noise_multiplier: float, rate: float
+) -> None:
+    chosen = Mechanism(unit="frame", sample_rate=rate, noise_multiplier=noise_multiplier)
+    data = cohort(chosen, (1,) * 64, engine=engine)
 
     def repeats(streams: Callable[[], Streams]) -> bool:
         runs = []
         for _ in range(2):
             torch.manual_seed(42)
             np.random.seed(42)  # noqa: NPY002 - the global generator is the point
-            step = StepGradient(engine, data, chosen, streams=streams(), declared_units=3)
+            step = StepGradient(engine, data, chosen, streams=streams(), declared_units=64)
             runs.append(flatten(step(engine.parameters())))
         return torch.allclose(*runs)
 
     assert not repeats(secure_streams)
-    assert repeats(lambda: Streams(SecureStream(), GlobalTorchStream(), SecureStream()))
+    assert repeats(lambda: Streams(GlobalTorchStream(), GlobalTorchStream(), SecureStream()))
     update = local_update(
         engine._model, data, chosen, strategy="head", steps=1, optimizer=OptimizerConfig(),
-        streams=seeded_streams(1), declared_units=3,
+        streams=seeded_streams(1), declared_units=64,
     )  # fmt: skip
     assert update.secure is False
 

@@ -1,0 +1,162 @@
+"""The public subspace: what it spans and captures, how it is held, and whose frames it comes from."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from support.engine import head_engine, make_rows
+from torch import Tensor
+
+from wardpose.shared.errors import ConfigError
+from wardpose.shared.privacy import basis as basis_module
+from wardpose.shared.privacy.basis import PublicBasis, build_basis, choose_frames
+from wardpose.shared.privacy.cohort import load_bags
+from wardpose.shared.privacy.gradients import Bags, UnitGradients
+from wardpose.shared.privacy.mechanisms import ProjectionOptions
+
+FRAMES, HELD_OUT = 8, 4
+
+
+@pytest.fixture(scope="module")
+def engine() -> UnitGradients:
+    return head_engine(torch.float64)
+
+
+@pytest.fixture(scope="module")
+def bags(engine: UnitGradients) -> tuple[Bags, Bags]:
+    rows, _ = make_rows(FRAMES + HELD_OUT, 5)
+    everything = load_bags(engine, rows, np.arange(FRAMES + HELD_OUT)[:, None])
+    return everything.units(0, FRAMES), everything.units(FRAMES, FRAMES + HELD_OUT)
+
+
+def matrix(engine: UnitGradients, bags: Bags) -> Tensor:
+    parts = engine.per_unit(engine.parameters(), bags)
+    return torch.cat([torch.cat([value.flatten(1) for value in part.values()], dim=1) for part in parts])
+
+
+def build(engine: UnitGradients, bags: tuple[Bags, Bags], **options: object) -> PublicBasis:
+    values = {"rank": 3, "energy": 1.0, **options}
+    return build_basis(engine, engine.parameters(), *bags, ProjectionOptions.model_validate(values))
+
+
+@pytest.mark.parametrize("storage", ["stored", "matrix-free"])
+def test_captured_energy_is_that_of_held_out_frames(
+    engine: UnitGradients, bags: tuple[Bags, Bags], storage: str
+) -> None:
+    V = torch.linalg.svd(matrix(engine, bags[0]), full_matrices=False).Vh[:3].T
+    held = matrix(engine, bags[1])
+    captured = build(engine, bags, storage=storage).captured
+    mean = held.mean(dim=0)
+    assert captured.mean == pytest.approx(float((V.T @ mean).square().sum() / mean.square().sum()), rel=1e-8)
+    assert captured.per_sample == pytest.approx(float((held @ V).square().sum() / held.square().sum()), rel=1e-8)
+    assert captured.mean < 0.99  # held out: its own frames a basis of rank m holds entirely
+    own = build(engine, (bags[0], bags[0]), rank=FRAMES, storage=storage).captured
+    assert (own.mean, own.per_sample) == pytest.approx((1.0, 1.0))
+
+
+def test_the_rank_is_the_least_that_holds_the_energy(engine: UnitGradients, bags: tuple[Bags, Bags]) -> None:
+    squares = torch.linalg.svdvals(matrix(engine, bags[0])).square()
+    shares = squares.cumsum(0) / squares.sum()
+    for energy in (0.3, 0.6, 0.9):
+        expected = int((shares < energy).sum()) + 1
+        assert build(engine, bags, rank=FRAMES, energy=energy).rank == expected
+    assert build(engine, bags, rank=2, energy=1.0).rank == 2
+
+
+def test_repeated_frames_add_no_direction(engine: UnitGradients) -> None:
+    rows, _ = make_rows(FRAMES, 5)
+    ids = np.array([0, 1, 2, 0, 1, 2, 0, 1])[:, None]
+    held = load_bags(engine, rows, np.arange(3, 6)[:, None])
+    assert build(engine, (load_bags(engine, rows, ids), held), rank=FRAMES).rank == 3
+
+
+def test_both_storages_multiply_alike_and_coordinates_know_no_sign(
+    engine: UnitGradients, bags: tuple[Bags, Bags]
+) -> None:
+    """Coefficients may differ by the eigensolver's signs, what they stand for and their coordinates may not."""
+    stored, free = (build(engine, bags, storage=storage) for storage in ("stored", "matrix-free"))
+    (vectors,) = engine.per_unit(engine.parameters(), bags[1])
+    flat = torch.cat([value.flatten(1) for value in vectors.values()], dim=1)
+    V = torch.linalg.svd(matrix(engine, bags[0]), full_matrices=False).Vh[:3].T
+    decoded, coordinates = [], []
+    for basis in (stored, free):
+        (line, *_) = coefficients = basis.encode(vectors)
+        assert coefficients.shape == (HELD_OUT, 3)
+        decoded.append(torch.cat([value.reshape(-1) for value in basis.decode(line).values()]))
+        coordinates.append(basis.coordinates(line))
+    for result in decoded:
+        torch.testing.assert_close(result, V @ (V.T @ flat[0]), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(coordinates[0], coordinates[1], rtol=1e-6, atol=1e-10)
+    torch.testing.assert_close(matrix(engine, bags[0]).T @ coordinates[0], decoded[0], rtol=1e-8, atol=1e-10)
+    flipped = PublicBasis(_Flipped(stored), stored._left * torch.tensor([1.0, -1.0, 1.0]), stored.captured)
+    assert not torch.allclose(flipped.encode(vectors), stored.encode(vectors))
+    torch.testing.assert_close(flipped.coordinates(flipped.encode(vectors)[0]), coordinates[0])
+
+
+class _Flipped:
+    """The same subspace with another sign of the second direction, as another eigensolver might give."""
+
+    storage = "stored"
+
+    def __init__(self, basis: PublicBasis) -> None:
+        self._basis = basis
+
+    def encode(self, vectors: dict[str, Tensor]) -> Tensor:
+        return self._basis.encode(vectors) * torch.tensor([1.0, -1.0, 1.0])
+
+    def decode(self, coefficients: Tensor) -> dict[str, Tensor]:
+        return self._basis.decode(coefficients * torch.tensor([1.0, -1.0, 1.0]))
+
+
+def test_gradients_are_stored_only_where_they_fit(
+    engine: UnitGradients, bags: tuple[Bags, Bags], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = (FRAMES + HELD_OUT) * sum(value.numel() * value.element_size() for value in engine.parameters().values())
+    for free, storage in ((5.0 * needed, "stored"), (3.0 * needed, "matrix-free")):
+        monkeypatch.setattr(basis_module, "available_bytes", lambda _, free=free: free)
+        assert build(engine, bags, storage="auto").storage == storage
+
+
+def test_the_matrix_free_way_never_holds_all_gradients(
+    engine: UnitGradients, bags: tuple[Bags, Bags], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    per_unit = UnitGradients.per_unit
+    held: list[int] = []
+
+    def watch(self: UnitGradients, parameters: object, bags: Bags, *, only: tuple[str, ...] | None = None) -> object:
+        names = self.names if only is None else only
+        held.append(sum(self.parameters()[name].numel() for name in names) * len(bags))
+        return per_unit(self, parameters, bags, only=only)  # type: ignore[arg-type]
+
+    everything = sum(value.numel() for value in engine.parameters().values()) * (FRAMES + HELD_OUT)
+    monkeypatch.setattr(UnitGradients, "per_unit", watch)
+    monkeypatch.setattr(basis_module, "_GRAM_BYTES", everything)  # bytes: an eighth of the float64 gradients
+    build(engine, bags, storage="matrix-free")
+    assert len(held) > 1
+    assert sum(held) == everything
+    assert max(held) < 0.7 * everything
+
+
+def test_frames_without_a_gradient_span_nothing(engine: UnitGradients) -> None:
+    rows, _ = make_rows(8, 5)
+    rows.visibility[:] = 0
+    blank = load_bags(engine, rows, np.arange(8)[:, None])
+    with pytest.raises(ConfigError, match="span no basis"):
+        build(engine, (blank.units(0, 6), blank.units(6, 8)))
+
+
+@pytest.fixture
+def chosen() -> Callable[[str, int], tuple[np.ndarray, int]]:
+    options = ProjectionOptions(frames=6, held_out=3)
+    return lambda identity, refresh: choose_frames(identity, 40, options, refresh)
+
+
+def test_frames_follow_from_public_facts(chosen: Callable[[str, int], tuple[np.ndarray, int]]) -> None:
+    rows, frames = chosen("public", 0)
+    assert (len(rows), len(set(rows.tolist())), frames) == (9, 9, 6)
+    assert rows.tolist() == chosen("public", 0)[0].tolist()
+    assert rows.tolist() != chosen("another", 0)[0].tolist()
+    assert rows.tolist() != chosen("public", 1)[0].tolist()
+    few, frames = choose_frames("public", 8, ProjectionOptions(), 0)
+    assert (len(few), frames) == (8, 6)
