@@ -4,8 +4,12 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from wardpose.shared.errors import DataError
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
@@ -32,6 +36,25 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def storing(path: Path, hint: str = "") -> Iterator[None]:
+    """Turn what the operating system says (disk full, folder not writable) into one line that names the file.
+
+    Args:
+        path: named where the system names no file.
+        hint: what the user can do, or what is still there.
+
+    Raises:
+        DataError: instead of an `OSError`.
+
+    """
+    try:
+        yield
+    except OSError as error:
+        rest = f"; {hint}" if hint else ""
+        raise DataError(f"{error.filename or path}: cannot be read or written ({error.strerror}){rest}") from error
 
 
 def write_text(path: Path, content: str) -> None:

@@ -6,6 +6,7 @@ key is found out once the vault is opened. A cut-off end is found by the count a
 apart (`head`). The line is on disk before the recovered picture is handed out.
 """
 
+import errno
 import fcntl
 import hashlib
 import hmac
@@ -77,7 +78,8 @@ class AccessLog:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a+b") as file:
+            # Unbuffered: a buffer that could not be written would be written again when the file is closed.
+            with self.path.open("a+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 entries = self.entries()
                 entry = Entry(
@@ -93,8 +95,9 @@ class AccessLog:
                     entry = _signed(entry, key)
                 size = os.fstat(file.fileno()).st_size
                 try:
-                    file.write(entry.line() + b"\n")
-                    file.flush()
+                    line = entry.line() + b"\n"
+                    if file.write(line) != len(line):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     os.fsync(file.fileno())
                     files.write_json(self._head, {"sequence": entry.sequence, "hash": entry.hash()})
                 except OSError:

@@ -85,17 +85,12 @@ def run(job: Job) -> Outcome:
         DataError: a source that cannot be read, or a full disk; what was finished before stays.
 
     """
-    try:
+    with files.storing(job.destination, "what was finished stays, run the same command again to go on"):
         if job.source.is_dir():
             return _folder(job)
         if job.source.suffix.lower() in VIDEOS:
             return _video(job)
         return _picture(job)
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or job.destination}: cannot be written ({error.strerror}); what was finished stays, "
-            "run the same command again to go on"
-        ) from error
 
 
 def pairs(source: Path, destination: Path) -> list[tuple[Path, Path]]:

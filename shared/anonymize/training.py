@@ -142,9 +142,21 @@ def train(
 
     Raises:
         ConfigError: the folder holds another training, or there is nothing to resume.
-        DataError: a data set or the backbone cannot be used.
+        DataError: a data set or the backbone cannot be used, or the disk is full; the last checkpoint is still there.
 
     """
+    with files.storing(folder, "the last checkpoint is still there, resume from it"):
+        return _train(config, folder, resume, device, command, progress)
+
+
+def _train(
+    config: TrainingConfig,
+    folder: Path,
+    resume: bool,
+    device: Literal["cpu", "cuda"],
+    command: str,
+    progress: Progress | None,
+) -> Path:
     torch.manual_seed(config.seed)
     _claim(config, folder, resume)
     feed = _feed(config)

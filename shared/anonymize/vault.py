@@ -18,6 +18,7 @@ import hmac
 import itertools
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,11 +86,13 @@ def create_vault(
     Raises:
         ConfigError: the folder exists, too few people, a name twice, a short passphrase, weights of the wrong
             kind.
-        OSError: it cannot be written; no vault is left behind then (`vault.json` is written last).
+        DataError: it cannot be written; nothing is left behind then.
 
     """
     if (folder / "vault.json").exists():
         raise ConfigError(f"{folder}: there is a vault already")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: a vault needs a new or an empty folder")
     if len(people) < (2 if two_persons else 1):
         raise ConfigError(f"a vault needs {2 if two_persons else 1} people or more, {len(people)} were named")
     if len({person.name for person in people}) != len(people):
@@ -107,15 +110,18 @@ def create_vault(
         people=persons,
         shares=_split(private, persons, two_persons),
     )
-    files.write_bytes(
-        folder / "recovery.sealed",
-        sealing.seal(public, weights_path.read_bytes(), b"wardpose weights"),
-        mode=0o600,
-    )
-    log = AccessLog(folder / "access.log")
-    names = [person.name for person in people]
-    log.append(action="create", who=names, why="vault created", what=public.hex(), key=_log_key(private))
-    files.write_bytes(folder / "vault.json", header.model_dump_json(indent=2).encode(), mode=0o600)
+    with files.storing(folder, "no vault was made"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            made = Path(temporary) / "vault"
+            made.mkdir(mode=0o700)
+            sealed = sealing.seal(public, weights_path.read_bytes(), b"wardpose weights")
+            files.write_bytes(made / "recovery.sealed", sealed, mode=0o600)
+            log = AccessLog(made / "access.log")
+            names = [person.name for person in people]
+            log.append(action="create", who=names, why="vault created", what=public.hex(), key=_log_key(private))
+            files.write_bytes(made / "vault.json", header.model_dump_json(indent=2).encode(), mode=0o600)
+            made.rename(folder)
     return Vault(folder)
 
 
@@ -156,10 +162,16 @@ class Vault:
         return tuple(person.name for person in self._header.people)
 
     def seal_original(self, anonymised_sha256: str, name: str, content: bytes) -> Path:
-        """Keep the exact bytes of an original, encrypted, under the hash of its anonymised file; needs no secret."""
+        """Keep the exact bytes of an original, encrypted, under the hash of its anonymised file; needs no secret.
+
+        Raises:
+            DataError: it cannot be written.
+
+        """
         path = self.original_path(anonymised_sha256)
         head = json.dumps({"name": name, "sha256": anonymised_sha256}).encode() + b"\n"
-        files.write_bytes(path, sealing.seal(self.public_key, head + content, b"wardpose original"), mode=0o600)
+        with files.storing(path, "the anonymised file is there, the same command seals its original"):
+            files.write_bytes(path, sealing.seal(self.public_key, head + content, b"wardpose original"), mode=0o600)
         return path
 
     def original_path(self, anonymised_sha256: str) -> Path:

@@ -1,5 +1,8 @@
 """Weights and keys that need no training: the code starts as a DCT, so even fresh networks recover."""
 
+import resource
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -51,3 +54,19 @@ def picture():
     base = np.stack([128 + 80 * np.sin(x / 9), 128 + 80 * np.cos(y / 7), (x + y) % 256], axis=2)
     noise = np.random.default_rng(0).normal(0, 4, base.shape)
     return np.clip(base + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def full_disk():
+    """A context in which no file can grow beyond so many bytes, as on a disk that is full."""
+
+    @contextmanager
+    def limited(limit):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited

@@ -1,8 +1,6 @@
 import json
 import os
 import re
-import resource
-from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -164,22 +162,11 @@ def test_a_bad_picture_in_a_folder_stops_or_is_listed(folder, tmp_path):
     assert not (tmp_path / "out" / "broken.png").exists()
 
 
-@contextmanager
-def full_disk(limit):
-    """No file can grow beyond `limit` bytes, as on a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_full_disk_is_said_nothing_is_half_written_and_the_rest_is_done_later(folder, tmp_path):
+def test_a_full_disk_is_said_nothing_is_half_written_and_the_rest_is_done_later(folder, tmp_path, full_disk):
     out = tmp_path / "out"
     noisy = np.random.default_rng(5).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     Image.fromarray(noisy).save(folder / "sub" / "d.bmp")  # the last one, 30 kB as PNG; the others have 4 and 7
-    with full_disk(20_000), pytest.raises(DataError, match=r"cannot be written .*run the same command again"):
+    with full_disk(20_000), pytest.raises(DataError, match=r"cannot be read or written .*run the same command again"):
         run(job(folder, out))
     assert sorted(path.name for path in out.rglob("*") if path.is_file()) == [
         ".wardpose-manifest.jsonl", "b.png", "c.png", "photo.png",
@@ -188,7 +175,7 @@ def test_a_full_disk_is_said_nothing_is_half_written_and_the_rest_is_done_later(
     assert (outcome.frames, outcome.resumed) == (1, 3)
 
 
-def test_a_full_disk_leaves_no_half_video(tmp_path):
+def test_a_full_disk_leaves_no_half_video(tmp_path, full_disk):
     video, out = tmp_path / "noise.avi", tmp_path / "out.mkv"
     writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"FFV1"), 10, (64, 48))
     for i in range(12):

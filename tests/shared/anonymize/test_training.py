@@ -11,7 +11,7 @@ from wardpose.shared.anonymize.feed import Feed, read_picture
 from wardpose.shared.anonymize.training import TrainingConfig, train
 from wardpose.shared.anonymize.weights_file import read_info
 from wardpose.shared.data.ward import WardDataset
-from wardpose.shared.errors import ConfigError
+from wardpose.shared.errors import ConfigError, DataError
 
 WARD = {"kind": "ward", "hospital": "public", "patients": 3, "frames_per_patient": 2, "seed": 5}
 
@@ -55,6 +55,42 @@ def test_an_interrupted_training_resumes_to_the_same_weights(tmp_path):
     resumed = train(config("recoverable"), tmp_path / "parts", resume=True)
     first, second = load_file(whole), load_file(resumed)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, full_disk):
+    whole = train(config("recoverable"), tmp_path / "whole")
+
+    def fill(step, *_):
+        if step == 3:
+            limit.__enter__()
+
+    limit = full_disk(20_000)
+    try:
+        with pytest.raises(DataError, match="resume from it"):
+            train(config("recoverable"), tmp_path / "run", progress=fill)
+    finally:
+        limit.__exit__(None, None, None)
+    assert not (tmp_path / "run" / "recoverable.safetensors").exists()
+    resumed = train(config("recoverable"), tmp_path / "run", resume=True)
+    assert read_info(resumed).sha256 == read_info(whole).sha256
+
+
+def test_a_training_that_was_stopped_before_its_first_checkpoint_can_be_resumed(tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config("recoverable"), tmp_path / "run", progress=stop)
+    train(config("recoverable"), tmp_path / "run", resume=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["public-view", "recoverable"])
+def test_mixed_precision_on_a_gpu_stays_finite(kind, tmp_path):
+    seen = []
+    train(config(kind), tmp_path / "run", device="cuda", progress=lambda *step: seen.append(step[2]))
+    assert all(np.isfinite(list(terms.values())).all() for terms in seen)
 
 
 def test_a_folder_holds_one_training(tmp_path):

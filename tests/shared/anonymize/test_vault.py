@@ -5,7 +5,7 @@ import pytest
 
 from wardpose.shared.anonymize import sealing
 from wardpose.shared.anonymize.vault import Credential, NewPerson, Vault, create_vault
-from wardpose.shared.errors import ConfigError, RecoveryError
+from wardpose.shared.errors import ConfigError, DataError, RecoveryError
 
 ADA = NewPerson(name="ada", passphrase="correct horse battery")
 BEN_KEY = sealing.generate()
@@ -182,6 +182,35 @@ def test_a_vault_that_nobody_could_trust_is_not_created(tmp_path, recoverable_we
 def test_public_view_weights_do_not_belong_into_a_vault(tmp_path, view_weights):
     with pytest.raises(ConfigError, match="recoverable"):
         create_vault(tmp_path / "vault", [ADA], weights_path=view_weights)
+
+
+@pytest.mark.parametrize("limit", [100, 100_000])
+def test_a_full_disk_leaves_no_vault_behind_and_the_next_try_makes_a_whole_one(
+    tmp_path, recoverable_weights, full_disk, limit
+):
+    folder = tmp_path / "vault"
+    with full_disk(limit), pytest.raises(DataError, match="no vault was made"):
+        create_vault(folder, [ADA], weights_path=recoverable_weights)
+    assert list(tmp_path.iterdir()) == []
+    vault = create_vault(folder, [ADA], weights_path=recoverable_weights)
+    vault.unlock([AS_ADA], why="check").authorise("a.png")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="empty folder"):
+        create_vault(tmp_path / "full", [ADA], weights_path=recoverable_weights)
+
+
+def test_a_full_disk_keeps_access_log_and_originals_whole(vault, full_disk, tmp_path):
+    unlocked = vault.unlock([AS_ADA], why="second opinion")
+    size = (vault.folder / "access.log").stat().st_size
+    with full_disk(size + 20), pytest.raises(RecoveryError, match="nothing was recovered"):
+        unlocked.authorise("a.png")
+    assert (vault.folder / "access.log").stat().st_size == size
+    with full_disk(1000), pytest.raises(DataError, match="cannot be read or written"):
+        vault.seal_original("ab" * 32, "a.jpg", bytes(5000))
+    assert list((vault.folder / "originals").iterdir()) == []
+    unlocked.authorise("b.png")
+    assert [entry.what for entry in unlocked.entries()][1:] == ["b.png"]
 
 
 def test_a_vault_is_never_overwritten_and_a_broken_one_is_named(vault, recoverable_weights, tmp_path):
