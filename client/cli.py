@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -80,9 +80,23 @@ def ledger(site: SiteFile, as_json: AsJson = False) -> None:
         table.add_row(*("" if value is None else str(value) for value in values), "; ".join(entry["charged"]))
     console.print(table)
     for cohort in shown["cohorts"]:
-        spent = "infinite" if cohort["epsilon_spent"] is None else f"{cohort['epsilon_spent']:.4f}"
-        budget = "" if cohort["epsilon_budget"] is None else f" of {cohort['epsilon_budget']:g}"
-        console.print(f"{cohort['name']}: epsilon {spent}{budget} at delta {shown['delta']:g}", highlight=False)
+        other = "replace-one" if shown["adjacency"] == "add-remove" else "add-remove"
+        console.print(
+            f"{cohort['name']}: epsilon {_spent(cohort)} at delta {shown['delta']:g}, {shown['adjacency']} "
+            f"({_number(cohort['epsilon_by_adjacency'][other])} {other})",
+            highlight=False,
+        )
+        for tier in cohort["tiers"]:
+            console.print(f"  tier {tier['tier']}: epsilon {_spent(tier)}", highlight=False)
+
+
+def _spent(row: dict[str, Any]) -> str:
+    budget = "" if row["epsilon_budget"] is None else f" of {row['epsilon_budget']:g}"
+    return _number(row["epsilon_spent"]) + budget
+
+
+def _number(epsilon: float | None) -> str:
+    return "infinite" if epsilon is None else f"{epsilon:.4f}"
 
 
 @app.command()

@@ -3,9 +3,10 @@
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from wardpose.shared.config import load_site
+from wardpose.shared.privacy.accounting import Adjacency
 from wardpose.shared.privacy.chain import Entry
 from wardpose.shared.privacy.ledger import Ledger
 
@@ -13,7 +14,8 @@ from wardpose.shared.privacy.ledger import Ledger
 def overview(path: Path) -> dict[str, Any]:
     """Return every entry of a site's ledger and what each cohort has spent, as plain JSON values.
 
-    An infinite epsilon is `null`.
+    What is spent is given for the policy's adjacency, under both adjacencies, and for each consent tier. An infinite
+    epsilon is `null`.
 
     Raises:
         ConfigError: the site.yaml is missing or wrong.
@@ -26,10 +28,26 @@ def overview(path: Path) -> dict[str, Any]:
     ledger.verify()
     cohorts = []
     for name in sorted({site.cohort.name, *ledger.cohorts()}):
-        spent = ledger.epsilon(name, delta=policy.delta, adjacency=policy.adjacency)
-        budget = policy.epsilon if name == site.cohort.name else None
-        shown = spent if math.isfinite(spent) else None
-        cohorts.append({"name": name, "epsilon_spent": shown, "epsilon_budget": budget})
+        mine = name == site.cohort.name
+        both = {other: ledger.epsilon(name, delta=policy.delta, adjacency=other) for other in get_args(Adjacency)}
+        tiers = ledger.epsilon_by_tier(name, delta=policy.delta, adjacency=policy.adjacency)
+        limits = policy.tiers if mine else {}
+        cohorts.append(
+            {
+                "name": name,
+                "epsilon_spent": _finite(both[policy.adjacency]),
+                "epsilon_budget": policy.epsilon if mine else None,
+                "epsilon_by_adjacency": {other: _finite(spent) for other, spent in both.items()},
+                "tiers": [
+                    {
+                        "tier": tier,
+                        "epsilon_spent": _finite(tiers.get(tier, tiers[""])),
+                        "epsilon_budget": limits.get(tier, policy.epsilon) if mine else None,
+                    }
+                    for tier in sorted({*tiers, *limits} - {""})
+                ],
+            }
+        )
     return {
         "site": site.site,
         "ledger": str(site.ledger),
@@ -39,6 +57,10 @@ def overview(path: Path) -> dict[str, Any]:
         "cohorts": cohorts,
         "entries": [_entry(entry) for entry in ledger.entries()],
     }
+
+
+def _finite(epsilon: float) -> float | None:
+    return epsilon if math.isfinite(epsilon) else None
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The engineer's preflight finds what would keep a site from taking part, and writes nothing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,31 @@ def test_the_ledger_is_shown_entry_by_entry(tmp_path: Path) -> None:
     assert [entry["kind"] for entry in shown["entries"]] == ["genesis", "reserve", "commit"]
     assert shown["entries"][1]["round"] == 3
     assert shown["entries"][1]["charged"] == ["dp-sgd: 50 steps, q 0.1, sigma 0.5"]
-    cohort = {"name": "ward-7", "epsilon_spent": ledger.epsilon("ward-7", 1e-3), "epsilon_budget": 4.0}
-    assert shown["cohorts"] == [cohort]
+    (cohort,) = shown["cohorts"]
+    spent = {name: ledger.epsilon("ward-7", 1e-3, adjacency=name) for name in ("add-remove", "replace-one")}
+    assert (cohort["name"], cohort["epsilon_spent"], cohort["epsilon_budget"]) == ("ward-7", spent["add-remove"], 4.0)
+    assert cohort["epsilon_by_adjacency"] == spent
+    assert cohort["tiers"] == []
     assert CliRunner().invoke(app, ["ledger", str(path)]).exit_code == 0
+
+
+def test_every_consent_tier_is_shown_with_its_own_budget(tmp_path: Path) -> None:
+    path = write_site(tmp_path, policy={"epsilon": 4.0, "delta": 1e-3, "tiers": {"strict": 2.0, "open": 9.0}})
+    strict = replace(EVENT, tier="strict", sample_rate=0.01)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.reserve(
+        "ward-7",
+        [strict, replace(EVENT, tier="untiered")],
+        run_id="r",
+        round=1,
+        budget=Budget(epsilon=100.0, delta=1e-3),
+    )
+    (cohort,) = json.loads(CliRunner().invoke(app, ["ledger", str(path), "--json"]).stdout)["cohorts"]
+    tiers = {row["tier"]: (row["epsilon_spent"], row["epsilon_budget"]) for row in cohort["tiers"]}
+    spent = ledger.epsilon_by_tier("ward-7", 1e-3)
+    assert tiers == {"strict": (spent["strict"], 2.0), "untiered": (spent["untiered"], 4.0), "open": (0.0, 9.0)}
+    assert 0 < spent["strict"] < spent["untiered"] == cohort["epsilon_spent"]
+    assert "tier strict: epsilon" in CliRunner().invoke(app, ["ledger", str(path)]).stdout
 
 
 def test_init_writes_a_site_that_reads_and_never_replaces_one(tmp_path: Path) -> None:
