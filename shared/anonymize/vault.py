@@ -7,64 +7,24 @@ A vault is a folder:
     originals/      exact originals, encrypted, where they are kept
     access.log      who recovered what, and why
 
-A person holds an X25519 key pair. The private half is either their own file, or lies in `vault.json`
-encrypted under a passphrase (scrypt n=2**16, AES-256-GCM). With `two_persons` the recovery key is split for
-every pair of people (one-time pad), so that one person alone holds nothing. Anonymising needs only the public
-key of `vault.json`.
+`keyholders` says how people hold the key, and how two of them share it. Anonymising needs only the public key of
+`vault.json`.
 """
 
 import hashlib
 import hmac
-import itertools
 import json
-import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wardpose.shared import files
 from wardpose.shared.anonymize import sealing, weights_file
 from wardpose.shared.anonymize.access_log import AccessLog, Entry
+from wardpose.shared.anonymize.keyholders import Credential, NewPerson, Person, enrol, personal_key, split
 from wardpose.shared.errors import ConfigError, RecoveryError
-
-_SCRYPT_N = 2**16
-_MIN_PASSPHRASE = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewPerson:
-    """Somebody who will be able to recover: by a passphrase or by a public key of theirs (exactly one)."""
-
-    name: str
-    passphrase: str | None = None
-    public_key: bytes | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Credential:
-    """What a person shows: their passphrase or their private key (exactly one). Never logged."""
-
-    name: str
-    passphrase: str | None = None
-    private_key: bytes | None = None
-
-    def __repr__(self) -> str:
-        return f"Credential(name={self.name!r}, ...)"
-
-
-class _Person(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(min_length=1)
-    public_key: str
-    locked_private_key: str | None = None
-    salt: str | None = None
 
 
 class _Header(BaseModel):
@@ -74,7 +34,7 @@ class _Header(BaseModel):
     public_key: str
     weights_sha256: str
     two_persons: bool
-    people: list[_Person]
+    people: list[Person]
     shares: dict[str, list[str]]
 
 
@@ -97,18 +57,21 @@ def create_vault(
         raise ConfigError(f"a vault needs {2 if two_persons else 1} people or more, {len(people)} were named")
     if len({person.name for person in people}) != len(people):
         raise ConfigError("a person is named twice")
+    keys = [person.public_key for person in people if person.public_key is not None]
+    if len(set(keys)) != len(keys):
+        raise ConfigError("two people have the same public key, so they would be one person")
     if weights_file.read_info(weights_path).kind != "recoverable":
         raise ConfigError(f"{weights_path}: only weights of kind recoverable belong into a vault")
     private = sealing.generate()
     public = sealing.public_of(private)
-    persons = [_enrol(person) for person in people]
+    persons = [enrol(person) for person in people]
     header = _Header(
         version=1,
         public_key=public.hex(),
         weights_sha256=files.sha256_file(weights_path),
         two_persons=two_persons,
         people=persons,
-        shares=_split(private, persons, two_persons),
+        shares=split(private, persons, two_persons),
     )
     with files.storing(folder, "no vault was made"):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +167,7 @@ class Vault:
             raise RecoveryError(f"this vault needs {needed} different people, {len(by_name)} came")
         chosen = sorted(by_name)[:needed]
         label = "+".join(chosen)
-        keys = [self._personal_key(by_name[name]) for name in chosen]
+        keys = [personal_key(self._person(name), by_name[name]) for name in chosen]
         shares = [
             sealing.unseal(key, bytes.fromhex(share), b"share " + label.encode())
             for key, share in zip(keys, self._header.shares[label], strict=True)
@@ -214,24 +177,11 @@ class Vault:
             raise RecoveryError(f"{self.folder / 'vault.json'}: the shares do not fit the vault's public key")
         return private
 
-    def _personal_key(self, credential: Credential) -> bytes:
-        person = next((person for person in self._header.people if person.name == credential.name), None)
-        if person is None:
-            raise RecoveryError(f'"{credential.name}" is not among the people of this vault')
-        if person.locked_private_key is None or person.salt is None:
-            if credential.private_key is None:
-                raise RecoveryError(f"{credential.name} has a key pair: show the private key")
-            if sealing.public_of(credential.private_key).hex() != person.public_key:
-                raise RecoveryError(f"wrong private key for {credential.name}")
-            return credential.private_key
-        if credential.passphrase is None:
-            raise RecoveryError(f"{credential.name} has a passphrase")
-        salt, locked = bytes.fromhex(person.salt), bytes.fromhex(person.locked_private_key)
-        try:
-            key = _stretch(credential.passphrase, salt)
-            return AESGCM(key).decrypt(salt[:12], locked, person.name.encode())
-        except InvalidTag:
-            raise RecoveryError(f"wrong passphrase for {credential.name}") from None
+    def _person(self, name: str) -> Person:
+        for person in self._header.people:
+            if person.name == name:
+                return person
+        raise RecoveryError(f'"{name}" is not among the people of this vault')
 
 
 class OpenVault:
@@ -285,46 +235,6 @@ class OpenVault:
     def entries(self) -> list[Entry]:
         """Read the access log, fully checked."""
         return self._vault.log.entries(_log_key(self._private_key))
-
-
-def _enrol(person: NewPerson) -> _Person:
-    if (person.passphrase is None) == (person.public_key is None):
-        raise ConfigError(f"{person.name}: give a passphrase or a public key, one of them")
-    if "+" in person.name or not person.name.strip():
-        raise ConfigError(f'"{person.name}" cannot be a name (not empty, no "+")')
-    if person.public_key is not None:
-        sealing.fingerprint(person.public_key)
-        return _Person(name=person.name, public_key=person.public_key.hex())
-    if person.passphrase is None or len(person.passphrase) < _MIN_PASSPHRASE:
-        raise ConfigError(f"{person.name}: a passphrase has at least {_MIN_PASSPHRASE} characters")
-    private, salt = sealing.generate(), os.urandom(16)
-    locked = AESGCM(_stretch(person.passphrase, salt)).encrypt(salt[:12], private, person.name.encode())
-    return _Person(
-        name=person.name,
-        public_key=sealing.public_of(private).hex(),
-        locked_private_key=locked.hex(),
-        salt=salt.hex(),
-    )
-
-
-def _split(private: bytes, people: Sequence[_Person], two_persons: bool) -> dict[str, list[str]]:
-    """Seal the key to each person, or a one-time-pad half to each of every pair."""
-    shares = {}
-    ordered = sorted(people, key=lambda person: person.name)
-    groups = itertools.combinations(ordered, 2) if two_persons else ((person,) for person in ordered)
-    for group in groups:
-        label = "+".join(person.name for person in group)
-        pad = os.urandom(len(private))
-        parts = [pad, bytes(a ^ b for a, b in zip(private, pad, strict=True))] if two_persons else [private]
-        shares[label] = [
-            sealing.seal(bytes.fromhex(person.public_key), part, b"share " + label.encode()).hex()
-            for person, part in zip(group, parts, strict=True)
-        ]
-    return shares
-
-
-def _stretch(passphrase: str, salt: bytes) -> bytes:
-    return Scrypt(salt=salt, length=32, n=_SCRYPT_N, r=8, p=1).derive(passphrase.encode())
 
 
 def _log_key(private: bytes) -> bytes:

@@ -11,7 +11,8 @@ from wardpose.simulation.terminal import Json, progress, say, say_outcome
 if TYPE_CHECKING:
     from wardpose.shared.anonymize.apply import Change
     from wardpose.shared.anonymize.generator import Recoverer
-    from wardpose.shared.anonymize.vault import Credential, OpenVault
+    from wardpose.shared.anonymize.keyholders import Credential
+    from wardpose.shared.anonymize.vault import OpenVault
 
 Folder = Annotated[Path, typer.Option("--vault", help="Folder of the vault.")]
 PassphraseFiles = Annotated[
@@ -40,7 +41,8 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Create a vault: a fresh recovery key, and the people who may use it."""
-    from wardpose.shared.anonymize.vault import NewPerson, create_vault
+    from wardpose.shared.anonymize.keyholders import NewPerson
+    from wardpose.shared.anonymize.vault import create_vault
     from wardpose.shared.anonymize.weights_file import bundled
     from wardpose.shared.errors import ConfigError
 
@@ -154,7 +156,7 @@ def _recovering(recoverer: "Recoverer", unlocked: "OpenVault", source: Path) -> 
 
 def _credentials(people: list[str], keys: list[str], passphrase_files: list[str]) -> "list[Credential]":
     from wardpose.shared.anonymize.certificate import read_signing_key
-    from wardpose.shared.anonymize.vault import Credential
+    from wardpose.shared.anonymize.keyholders import Credential
 
     by_key, by_passphrase = _pairs(keys, "--key"), _pairs(passphrase_files, "--passphrase-file")
     return [

@@ -4,7 +4,8 @@ import os
 import pytest
 
 from wardpose.shared.anonymize import sealing
-from wardpose.shared.anonymize.vault import Credential, NewPerson, Vault, create_vault
+from wardpose.shared.anonymize.keyholders import Credential, NewPerson
+from wardpose.shared.anonymize.vault import Vault, create_vault
 from wardpose.shared.errors import ConfigError, DataError, RecoveryError
 
 ADA = NewPerson(name="ada", passphrase="correct horse battery")
@@ -171,6 +172,8 @@ def test_an_original_comes_back_exactly_and_only_for_its_own_file(vault, tmp_pat
         [NewPerson(name="x", passphrase="short")],
         [NewPerson(name="x")],
         [NewPerson(name="a+b", passphrase="y" * 12)],
+        [NewPerson(name="x", public_key=bytes(31))],
+        [BEN, NewPerson(name="ben2", public_key=BEN.public_key)],
     ],
 )
 def test_a_vault_that_nobody_could_trust_is_not_created(tmp_path, recoverable_weights, people):
