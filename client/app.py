@@ -8,12 +8,13 @@ after the reservation, the cost stays.
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from wardpose.client.policy import check_order
-from wardpose.client.release import build_release, build_status
+from wardpose.client.release import at_declared_times, build_release, build_status
 from wardpose.client.site import Site, locate_site, open_cohort_data, open_public_data, open_site
 from wardpose.client.training import train_round
 from wardpose.shared.allocator import tune_allocator
@@ -74,10 +75,17 @@ def _train(message: Message, path: Path) -> Message:
     number = site.journal.received(
         run=order.run, round_number=order.round, federation=order.federation, mechanism=order.mechanism.name
     )
+    if order.code_hash != code_hash():
+        site.journal.finished(number, "refused", detail="the server runs other code")
+        return refusal(Refusal.CODE, message)
+    with at_declared_times(site.config.answer_seconds):
+        content = _round(site, path, order, weights, number)
+    return Message(content, reply_to=message)
+
+
+def _round(site: Site, path: Path, order: RoundOrder, weights: dict[str, Any], number: int) -> RecordDict:
+    """Charge, train and build what leaves; the journal's entry `number` says how it ended."""
     try:
-        if order.code_hash != code_hash():
-            site.journal.finished(number, "refused", detail="the server runs other code")
-            return refusal(Refusal.CODE, message)
         _check(site, order)
         ledger = site.ledger()
         data = open_cohort_data(path, order.model.skeleton)
@@ -101,7 +109,7 @@ def _train(message: Message, path: Path) -> Message:
         site.journal.finished(number, "failed", detail=f"{type(error).__name__}: {error}")
         raise
     site.journal.finished(number, "released", bytes_up=size)
-    return Message(content, reply_to=message)
+    return content
 
 
 def _check(site: Site, order: RoundOrder) -> None:

@@ -6,11 +6,17 @@ the ledger. It refuses to build anything for a reservation that is not committed
 not make, and for numbers that are not finite and of the agreed type. A loss, a count of samples, a batch size, a norm,
 a time: there is no field they could be put in.
 
-What this door cannot close is the moment at which it opens: how long a round takes depends on how many units were
-drawn, and whoever receives the answer sees when it comes. No accountant charges that.
+How long a round takes depends on how many units were drawn, and whoever receives the answer sees when it comes; no
+accountant charges that. `at_declared_times` therefore opens the door, for releases and refusals alike, only at whole
+multiples of a time that the site declares. One that is longer than every round says nothing at all; a shorter one says
+how many of them the round took, and the site's log warns.
 """
 
-from collections.abc import Mapping
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 from flwr.app import RecordDict
@@ -22,6 +28,39 @@ from wardpose.shared.privacy.ledger import Ledger, Reservation
 from wardpose.shared.privacy.training import LocalUpdate
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import COEFFICIENTS, RoundOrder, SiteRelease, SiteStatus, pack
+
+logger = logging.getLogger("wardpose.client")
+
+
+@contextmanager
+def at_declared_times(seconds: float) -> Iterator[None]:
+    """Leave the block, by its end or by an error, only a whole multiple of `seconds` after it was entered.
+
+    Args:
+        seconds: 0 leaves at once, which is for sites that are simulated on the server's own machine.
+
+    """
+    entered = time.monotonic()
+    try:
+        yield
+    except Exception:
+        _wait(entered, seconds)
+        raise
+    _wait(entered, seconds)
+
+
+def _wait(entered: float, seconds: float) -> None:
+    if seconds <= 0:
+        return
+    elapsed = time.monotonic() - entered
+    periods = max(1, math.ceil(elapsed / seconds))
+    if periods > 1:
+        logger.warning(
+            "the round took %.0f s, answer_seconds = %g: the server sees about how long it took; raise it above that",
+            elapsed,
+            seconds,
+        )
+    time.sleep(max(0.0, entered + periods * seconds - time.monotonic()))
 
 
 def build_release(

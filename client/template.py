@@ -35,6 +35,7 @@ policy:
 ledger: ledger.sqlite       # back it up like a medical record: a lost ledger is a lost budget
 state: state                # caches of frames and the local journal; as confidential as the frames
 device: auto
+answer_seconds: 300         # answers leave at whole multiples of this; longer than a round, it hides how long one took
 
 # public_view:              # the declared map phi of feature mechanisms
 #   kind: blur

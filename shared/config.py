@@ -328,6 +328,9 @@ class SiteConfig(Strict):
         device: `auto` takes CUDA where there is one.
         public_view: the declared map phi; without one feature-DP is refused.
         public_data: public data for projection bases.
+        answer_seconds: answers to training orders leave at whole multiples of this time after the order came, so that
+            the server does not see how long a round took; longer than the longest round, it hides that altogether. 0
+            (simulation): at once.
         simulation_seed: repeatable noise, hence no privacy at all: only the simulator sets it, and everything shown
             says so.
 
@@ -341,6 +344,7 @@ class SiteConfig(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     public_view: PublicViewConfig | None = None
     public_data: tuple[DataSource, ...] = ()
+    answer_seconds: float = Field(default=1.0, ge=0, le=86400)
     simulation_seed: int | None = None
 
 

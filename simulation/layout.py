@@ -83,6 +83,7 @@ def _site(config: FederationConfig, entry: SiteEntry, source: DataSource, patien
         ),
         public_view=config.public_view,
         public_data=config.data.public,
+        answer_seconds=0.0,
         simulation_seed=config.seed,
     )
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,20 @@ def run(folder: Path, *, faults: tuple[Fault, ...] = (), resume: bool = False, *
     return simulate(config, folder, faults=faults, resume=resume, report=False)
 
 
+def run_with_south(folder: Path, config: dict[str, Any], change: Callable[[dict[str, Any]], None], **how: Any) -> Any:
+    """Lay the sites out, change south's site.yaml, and run; returns the summary and south's site.yaml."""
+    federation = FederationConfig.model_validate(config)
+    path = prepare_sites(federation, folder)["south"]
+    site = yaml.safe_load(path.read_text())
+    change(site)
+    path.write_text(yaml.safe_dump(site))
+    return simulate(federation, folder, report=False, **how), path
+
+
+def of_site(summary: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(site for site in summary["sites"] if site["name"] == name)
+
+
 def ledger(folder: Path, site: str) -> Ledger:
     return Ledger(load_site(folder / "sites" / site / "site.yaml").ledger)
 
@@ -89,7 +104,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
 def test_a_lost_release_is_charged_on_both_sides(tmp_path: Path, kind: Any) -> None:
     faults = (Fault(site="south", round=1, kind=kind),)
     summary = run(tmp_path / "run", faults=faults, server={"deadline_seconds": 15, "wait_seconds": 1}, rounds=2)
-    south = next(site for site in summary["sites"] if site["name"] == "south")
+    south = of_site(summary, "south")
     assert summary["status"] == "completed"
     assert (south["rounds_released"], south["steps"]) == (1, 4)
     assert south["epsilon_spent"] == pytest.approx(spent(tmp_path / "run", "south"))
@@ -98,7 +113,7 @@ def test_a_lost_release_is_charged_on_both_sides(tmp_path: Path, kind: Any) -> N
 
 def test_a_crash_before_training_is_charged_by_the_server_alone(tmp_path: Path) -> None:
     summary = run(tmp_path / "run", faults=(Fault(site="south", round=1, kind="crash"),))
-    south = next(site for site in summary["sites"] if site["name"] == "south")
+    south = of_site(summary, "south")
     assert south["rounds_released"] == 1
     assert sum(event.steps for event in ledger(tmp_path / "run", "south").events("south-cohort")) == 2
     assert south["epsilon_spent"] > spent(tmp_path / "run", "south")
@@ -123,15 +138,53 @@ def test_a_spent_budget_ends_the_run_cleanly_with_a_checkpoint(tmp_path: Path) -
 
 def test_a_policy_that_forbids_the_mechanism_is_heard_before_anything_is_charged(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    config = FederationConfig.model_validate(plan(rounds=1))
-    path = prepare_sites(config, folder)["south"]
-    site = yaml.safe_load(path.read_text())
-    site["policy"]["mechanisms"] = ["projected"]
-    path.write_text(yaml.safe_dump(site))
-    summary = simulate(config, folder, report=False)
-    south = next(entry for entry in summary["sites"] if entry["name"] == "south")
+
+    def change(site: dict[str, Any]) -> None:
+        site["policy"]["mechanisms"] = ["projected"]
+
+    summary, _ = run_with_south(folder, plan(rounds=1), change)
+    south = of_site(summary, "south")
     assert (south["epsilon_spent"], south["steps"], south["status"]) == (0.0, 0, "refused")
     assert Ledger(folder / "ledger.sqlite").events("south") == ()
+
+
+def test_a_round_answers_when_the_site_declared_it_would(tmp_path: Path) -> None:
+    """However long the round itself takes, what it comes to is seen at whole multiples of the declared time alone."""
+    times: dict[tuple[str, str], list[float]] = {}
+
+    def observe(site: str, event: str) -> None:
+        times.setdefault((site, event), []).append(time.monotonic())
+
+    def change(site: dict[str, Any]) -> None:
+        site["answer_seconds"] = 4.0
+
+    summary, _ = run_with_south(tmp_path / "run", plan(), change, observe_site=observe)
+    assert of_site(summary, "south")["rounds_released"] == 2
+    took = {
+        site: [end - start for start, end in zip(times[site, "started"], times[site, "finished"], strict=True)][1:]
+        for site in ("north", "south")
+    }
+    assert len(took["south"]) == 2
+    for seconds in took["south"]:
+        assert seconds >= 4.0
+        assert seconds % 4.0 == pytest.approx(0.0, abs=0.5)
+    assert took["north"][1] < 4.0
+
+
+def test_a_refusal_after_patients_were_read_keeps_the_declared_time_too(tmp_path: Path) -> None:
+    times: list[float] = []
+
+    def change(site: dict[str, Any]) -> None:
+        site["answer_seconds"] = 3.0
+        site["cohort"]["data"] = {"kind": "lsp", "path": str(tmp_path / "nowhere"), "split": "private"}
+
+    def observe(site: str, event: str) -> None:
+        if site == "south":
+            times.append(time.monotonic())
+
+    summary, _ = run_with_south(tmp_path / "run", plan(rounds=1), change, observe_site=observe)
+    assert of_site(summary, "south")["status"] == "failed"
+    assert times[-1] - times[-2] >= 3.0
 
 
 PUBLIC = {"kind": "ward", "hospital": "public", "patients": 12, "frames_per_patient": 1, "seed": 5}
@@ -180,15 +233,13 @@ def test_coefficients_say_the_same_as_the_whole_update(tmp_path: Path) -> None:
 
 def test_a_public_view_without_a_certificate_is_refused_before_anything_is_charged(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    config = FederationConfig.model_validate(
-        plan(rounds=1, mechanism="feature", public_view={"kind": "blur", "strength": 4.0})
-    )
-    path = prepare_sites(config, folder)["south"]
-    site = yaml.safe_load(path.read_text())
-    site["policy"]["certificate"] = {}
-    path.write_text(yaml.safe_dump(site))
-    summary = simulate(config, folder, report=False)
-    south = next(entry for entry in summary["sites"] if entry["name"] == "south")
+
+    def change(site: dict[str, Any]) -> None:
+        site["policy"]["certificate"] = {}
+
+    config = plan(rounds=1, mechanism="feature", public_view={"kind": "blur", "strength": 4.0})
+    summary, _ = run_with_south(folder, config, change)
+    south = of_site(summary, "south")
     assert (south["epsilon_spent"], south["status"]) == (0.0, "refused")
     assert spent(folder, "south") == 0
 
@@ -229,12 +280,11 @@ def test_a_seeded_run_repeats_itself_and_is_stamped(tmp_path: Path) -> None:
 
 def test_a_sites_journal_keeps_what_the_server_never_hears(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    config = FederationConfig.model_validate(plan(rounds=1))
-    path = prepare_sites(config, folder)["south"]
-    site = yaml.safe_load(path.read_text())
-    site["cohort"]["data"] = {"kind": "lsp", "path": str(tmp_path / "patient-jane-doe"), "split": "private"}
-    path.write_text(yaml.safe_dump(site))
-    summary = simulate(config, folder, report=False)
+
+    def change(site: dict[str, Any]) -> None:
+        site["cohort"]["data"] = {"kind": "lsp", "path": str(tmp_path / "patient-jane-doe"), "split": "private"}
+
+    summary, path = run_with_south(folder, plan(rounds=1), change)
     order = SiteJournal(load_site(path).state / "journal.sqlite").orders()[-1]
     assert order.status == "failed"
     assert "patient-jane-doe" in order.detail
