@@ -47,6 +47,7 @@ class Job:
         on_bad: a frame that cannot be read: stop there, or leave it out of a folder and make it black in a
             video.
         progress: called after each frame.
+        mode: permissions of what is written.
 
     """
 
@@ -58,6 +59,7 @@ class Job:
     force: bool = False
     on_bad: Literal["error", "skip"] = "error"
     progress: Progress | None = None
+    mode: int = 0o644
 
 
 @dataclass(kw_only=True)
@@ -117,7 +119,7 @@ def _picture(job: Job) -> Outcome:
     if job.lossless and suffix not in (".png", ".bmp", ".tif", ".tiff"):
         raise ConfigError(f"{job.destination}: this result must be stored without loss, use .png")
     changed = job.change(read_picture(job.source), job.source.name)
-    files.write_bytes(job.destination, encode_picture(changed, suffix))
+    files.write_bytes(job.destination, encode_picture(changed, suffix), mode=job.mode)
     if job.progress is not None:
         job.progress(1, 1)
     return Outcome(frames=1)
@@ -154,7 +156,7 @@ def _folder(job: Job) -> Outcome:
             content = encode_picture(changed, target.suffix)
             # Noted first: what then lies under the target's name is known to be ours, whenever the power fails.
             manifest.add(name, digest, hashlib.sha256(content).hexdigest())
-            files.write_bytes(target, content)
+            files.write_bytes(target, content, mode=job.mode)
             outcome.frames += 1
         if job.progress is not None:
             job.progress(number, len(sources))
@@ -236,9 +238,8 @@ def _video(job: Job) -> Outcome:
             # Nothing can be anonymised here, and an empty file marks the place of a black frame.
             files.write_bytes(target, b"")
         else:
-            files.write_bytes(
-                target, encode_picture(job.change(_even(frame), f"{job.source.name}#{count - 1}"), ".png")
-            )
+            changed = job.change(_even(frame), f"{job.source.name}#{count - 1}")
+            files.write_bytes(target, encode_picture(changed, ".png"), mode=job.mode)
             outcome.frames += 1
         if job.progress is not None:
             job.progress(count, max(total, count))
@@ -296,6 +297,7 @@ def _assemble(work: Path, count: int, rate: float, job: Job) -> None:
     check.release()
     if written != count:
         raise DataError(f"{job.destination}: only {written} of {count} frames could be written (is the disk full?)")
+    temporary.chmod(job.mode)
     temporary.replace(job.destination)
 
 

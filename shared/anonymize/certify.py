@@ -84,7 +84,7 @@ def measure(config: CertifyConfig, *, work: Path | None = None, say: Say = lambd
     add_view("untouched", _untouched, attacked=False, posed=True)
     add_view(OWN, view, attacked=True, posed=True)
     for other in others:
-        add_view(other.name, other, attacked=config.attacked == "all", posed=config.posed == "all")
+        add_view(other.name, other, attacked=True, posed=True)
     for change in config.compare:
         name = f"{change.kind}({change.amount:g})"
         add_view(name, change.apply, attacked=config.attacks(name), posed=config.poses(name))

@@ -40,8 +40,8 @@ class CertifyConfig(BaseModel):
         view: the view to certify.
         recoverable: weights of that kind to compare with; `None` takes the bundled ones.
         compare: changes without learning in the table.
-        others: more public views in the table, under the names of their weights files.
-        attacked: names of the rows that get trained attackers besides the view and the recoverable frame; `all` for
+        others: more public views in the table, under the names of their weights files, attacked like the first.
+        attacked: names of the rows that get trained attackers besides the views and the recoverable frame; `all` for
             every one.
         train: public people the attackers (and P) learn from.
         test: people everything is measured on; they appear in pictures, so they are public people too.
@@ -50,7 +50,7 @@ class CertifyConfig(BaseModel):
         video: folder of frames in order of their names.
         models: fixed attackers.
         pose: how `pose_kept` is measured; `None` leaves it out.
-        posed: names of the rows that get a P besides the untouched crop and the view; `all` for every one.
+        posed: names of the rows that get a P besides the untouched crop and the views; `all` for every one.
         crop: height and width in pixels, multiples of 64.
         attack_steps: updates of each trained attacker.
         seed: of attackers.

@@ -133,6 +133,7 @@ def recover(
             force=force,
             on_bad=checked_on_bad(on_bad),
             progress=update,
+            mode=0o600,
         )
         outcome = run(job)
     say_outcome(outcome, as_json=as_json, destination=str(destination))

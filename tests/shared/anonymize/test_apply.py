@@ -191,7 +191,7 @@ def test_a_full_disk_leaves_no_half_video(tmp_path, full_disk):
 def test_what_a_crash_left_between_manifest_and_picture_is_done_again(folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
 
-    def crash(*_):
+    def crash(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(apply.files, "write_bytes", crash)
@@ -203,7 +203,8 @@ def test_what_a_crash_left_between_manifest_and_picture_is_done_again(folder, tm
 
 def test_a_video_is_stored_without_loss_and_leaves_no_working_files(video, tmp_path):
     out = tmp_path / "out.mkv"
-    assert run(job(video, out)).frames == 6
+    assert run(job(video, out, mode=0o600)).frames == 6
+    assert out.stat().st_mode & 0o077 == 0
     for i, frame in enumerate(read_video(out)):
         assert (frame == 255 - 40 * i).all()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.avi", "out.mkv"]

@@ -58,6 +58,7 @@ def test_anonymise_and_recover_leave_a_trace(wardpose, photo, locked, recoverabl
     assert said["frames"] == 1
     ada = ("--vault", locked, "--person", "ada", "--passphrase-file", f"ada={tmp_path / 'ada.txt'}")
     wardpose("recover", hidden, back, *ada, "--why", "second opinion", "--json")
+    assert back.stat().st_mode & 0o077 == 0
     error = np.abs(read_picture(back).astype(int) - picture).mean()
     assert error < 6
     exact = tmp_path / "exact.png"
