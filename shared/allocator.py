@@ -14,6 +14,7 @@ import resource
 import sys
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # malloc.h
 _PROBE_BYTES = 64 * 2**20
@@ -73,3 +74,15 @@ def page_faults(work: Callable[[], object]) -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     work()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def peak_resident_mib() -> float:
+    """Most memory that this very program ever held, in MiB.
+
+    Not `ru_maxrss`, which Linux starts at what the parent process held when it forked.
+    """
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) / 1024
+    except (OSError, KeyError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)

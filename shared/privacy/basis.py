@@ -281,28 +281,39 @@ def _gram(rows: Vector) -> Tensor:
 def _streamed_gram(engine: UnitGradients, parameters: Vector, bags: Bags) -> Tensor:
     """Add up the Gram matrix over groups of parameters, keeping m x p_group at a time."""
     gram = torch.zeros(len(bags), len(bags), dtype=torch.float64)
-    for group in _groups(parameters, _GRAM_BYTES / len(bags)):
-        blocks: dict[str, list[Tensor]] = {name: [] for name in group}
-        for gradients in engine.per_unit(parameters, bags, only=group):
-            for name in group:
-                blocks[name].append(gradients[name])
-        for name in group:
-            block = torch.cat(blocks.pop(name)).flatten(1)
-            gram += (block @ block.T).double().cpu()
+    for group in _groups(parameters, int(_GRAM_BYTES / len(bags) / engine.dtype.itemsize)):
+        block = torch.empty(len(bags), sum(piece.size for piece in group), dtype=engine.dtype, device=engine.device)
+        row = 0
+        for gradients in engine.per_unit(parameters, bags, only=tuple(piece.name for piece in group)):
+            parts = [gradients[piece.name].flatten(1)[:, piece.start : piece.start + piece.size] for piece in group]
+            block[row : row + len(parts[0])] = torch.cat(parts, dim=1)
+            row += len(parts[0])
+        gram += (block @ block.T).double().cpu()
     return gram
 
 
-def _groups(parameters: Vector, bytes_per_frame: float) -> list[tuple[str, ...]]:
-    groups: list[list[str]] = [[]]
-    taken = 0.0
+@dataclass(frozen=True)
+class _Piece:
+    """Entries `start` to `start + size` of a flattened parameter."""
+
+    name: str
+    start: int
+    size: int
+
+
+def _groups(parameters: Vector, most: int) -> list[list[_Piece]]:
+    """Cut all parameters into groups of at most `most` entries; a large parameter is cut into pieces."""
+    groups: list[list[_Piece]] = [[]]
+    room = most
     for name, value in parameters.items():
-        size = value.numel() * value.element_size()
-        if groups[-1] and taken + size > bytes_per_frame:
-            groups.append([])
-            taken = 0.0
-        groups[-1].append(name)
-        taken += size
-    return [tuple(group) for group in groups]
+        pieces = [_Piece(name, start, min(most, value.numel() - start)) for start in range(0, value.numel(), most)]
+        for piece in pieces:
+            if groups[-1] and piece.size > room:
+                groups.append([])
+                room = most
+            groups[-1].append(piece)
+            room -= piece.size
+    return groups
 
 
 def _concatenate(first: Bags, second: Bags) -> Bags:

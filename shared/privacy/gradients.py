@@ -180,7 +180,7 @@ class UnitGradients:
             if self._pad:
                 part = part.padded(size)
             result = gradient(moving, part.inputs, part.joints, part.visibility)
-            yield {name: result[name][:count] for name in names}
+            yield {name: result.pop(name)[:count] for name in names}  # not held on to: it is the largest thing here
 
     def summed(self, parameters: Vector, bags: Bags, unit_weights: Tensor | None = None) -> Vector:
         """Gradient of `sum_u unit_weights_u * loss_u` by ordinary back-propagation; zeros for an empty batch.

@@ -135,6 +135,7 @@ class _PrivatePart:
             if residual is not None and basis is not None:
                 missed = map_vector(torch.sub, gradients, basis.decode_units(basis.encode(gradients)))
                 rest = map_vector(torch.add, rest, residual(missed))
+            del gradients  # before the next ones are made
         noised = add_noise(total, query, self._mechanism.noise_multiplier, self._streams.noise)
         if basis is not None:
             self._remember(basis, noised["coefficients"])

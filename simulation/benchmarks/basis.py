@@ -5,7 +5,6 @@ that of a process that holds the model, the public frames' inputs and 16 vectors
 """
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wardpose.shared.allocator import tune_allocator
+from wardpose.shared.allocator import peak_resident_mib, tune_allocator
 from wardpose.shared.privacy.basis import build_basis
 from wardpose.shared.privacy.cohort import load_bags
 from wardpose.shared.privacy.gradients import Bags, UnitGradients, Vector, map_vector
@@ -76,7 +75,7 @@ def _alone(setting: Setting, way: str) -> dict[str, Any]:
         start = time.process_time()
         basis.decode(coefficients[0])
         row["decode_seconds"] = round(time.process_time() - start, 3)
-    row["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    row["peak_mib"] = round(peak_resident_mib())
     return row
 
 

@@ -7,7 +7,6 @@ nothing but that step; every engine differentiates the same number of rows at a 
 
 import json
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wardpose.shared.allocator import tune_allocator
+from wardpose.shared.allocator import peak_resident_mib, tune_allocator
 from wardpose.shared.data.crops import to_tensor
 from wardpose.shared.pose.codec import SimCC
 from wardpose.shared.pose.loss import simcc_loss
@@ -353,7 +352,7 @@ def _alone(setting: Setting, name: str) -> float:
     step()
     if setting.device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_resident_mib()
 
 
 if __name__ == "__main__":
