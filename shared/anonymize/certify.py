@@ -23,8 +23,10 @@ from wardpose.shared.anonymize.trained_attacks import View
 from wardpose.shared.anonymize.weights_file import bundled, read_info
 from wardpose.shared.data.records import Frame
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import sha256_file
 
 BY_KEY = ("right", "wrong", "no")
+_ROWS = {"view", "recoverable", "compare", "others", "attacked", "posed"}
 _OF_A_KEY = ("linkage_rank1", "face_match", "movenet_pck", "psnr", "ssim", "feature_distance")
 
 
@@ -49,7 +51,8 @@ def measure(config: CertifyConfig, *, work: Path | None = None, say: Say = lambd
 
     Args:
         config: what is measured.
-        work: keeps finished rows, and those found there are not measured again. Whoever signs must trust it.
+        work: keeps finished rows, and those found there are not measured again, also when the configuration now asks
+            for other rows beside them. Whoever signs must trust it.
         say: called with each thing that is begun.
 
     Raises:
@@ -63,33 +66,26 @@ def measure(config: CertifyConfig, *, work: Path | None = None, say: Say = lambd
     private_key = sealing.generate()
     hidden = RecoverableMethod(path, sealing.public_of(private_key))
     bench = Bench(config, say)
-    setting = bench.setting() | {"weights": _weights(config, path)}
-    depends_on = {"config": config.model_dump(mode="json"), "setting": setting, "view": view.identity()}
-    finished = FinishedRows(work, depends_on)
+    finished = FinishedRows(work, {"config": config.model_dump(mode="json", exclude=_ROWS), "setting": bench.setting()})
     rows, pictures = [], {}
 
-    def add(name: str, make: Callable[[], tuple[Row, Frame]]) -> None:
+    def add(name: str, key: str, make: Callable[[], tuple[Row, Frame]]) -> None:
         if name in pictures:
             raise ConfigError(f'two rows would be named "{name}"; give their weights files different names')
-        found = finished.get(name)
+        found = finished.get(f"{name} {key}")
         if found is None:
             found = make()
-            finished.put(name, *found)
+            finished.put(f"{name} {key}", *found)
         rows.append(found[0])
         pictures[name] = found[1]
 
-    def add_view(name: str, changed: View, *, attacked: bool, posed: bool) -> None:
-        add(name, lambda: bench.row(name, changed, attacked=attacked, posed=posed))
+    def add_view(name: str, identity: str, changed: View, *, attacked: bool, posed: bool) -> None:
+        key = f"{identity} attacked={attacked} posed={posed}"
+        add(name, key, lambda: bench.row(name, changed, attacked=attacked, posed=posed))
 
-    add_view("untouched", _untouched, attacked=False, posed=True)
-    add_view(OWN, view, attacked=True, posed=True)
-    for other in others:
-        add_view(other.name, other, attacked=True, posed=True)
-    for change in config.compare:
-        name = f"{change.kind}({change.amount:g})"
-        add_view(name, change.apply, attacked=config.attacks(name), posed=config.poses(name))
-    add_view(RECOVERABLE, hidden, attacked=True, posed=config.poses(RECOVERABLE))
-    say("recoverable: keys")
+    add_view("untouched", "", _untouched, attacked=False, posed=True)
+    add_view(OWN, view.identity(), view, attacked=True, posed=True)
+    add_view(RECOVERABLE, sha256_file(path), hidden, attacked=True, posed=config.poses(RECOVERABLE))
     recover = Recoverer(path.read_bytes())
     written = cache(lambda: bench.seen(hidden))
     backs: dict[str, View] = {
@@ -99,7 +95,13 @@ def measure(config: CertifyConfig, *, work: Path | None = None, say: Say = lambd
     }
     for key, back in backs.items():
         name = f"{RECOVERABLE}, {key} key"
-        add(name, partial(_recovered, bench, name, written, back))
+        add(name, sha256_file(path), partial(_recovered, bench, name, written, back))
+    for change in config.compare:
+        name = f"{change.kind}({change.amount:g})"
+        add_view(name, "", change.apply, attacked=config.attacks(name), posed=config.poses(name))
+    for other in others:
+        add_view(other.name, other.identity(), other, attacked=True, posed=True)
+    setting = bench.setting() | {"weights": _weights(config, path)}
     return Table(rows=_finish(rows), pictures=pictures, certificate=_certificate(view, rows, bench, setting))
 
 
@@ -112,7 +114,7 @@ def _recovered(bench: Bench, name: str, written: Callable[[], Seen], back: View)
 
 
 def _finish(rows: list[Row]) -> list[Row]:
-    """Add what compares rows, and put the view under the methods it is compared with."""
+    """Add what compares rows, and put the recoverable frame and the view under what they are compared with."""
     by_name = {row["name"]: row for row in rows}
     raw = by_name["untouched"]["p_pck"]
     for row in rows:
@@ -120,8 +122,8 @@ def _finish(rows: list[Row]) -> list[Row]:
     for key in BY_KEY:
         found = by_name[f"{RECOVERABLE}, {key} key"]
         by_name[RECOVERABLE] |= {f"{measure}_{key}_key": found[measure] for measure in _OF_A_KEY}
-    rows.append(rows.pop(rows.index(by_name[OWN])))
-    return rows
+    last = [row for row in rows if row["name"].startswith(RECOVERABLE)] + [by_name[OWN]]
+    return [row for row in rows if row not in last] + last
 
 
 def _certificate(view: PublicView, rows: list[Row], bench: Bench, setting: dict[str, Any]) -> Certificate:

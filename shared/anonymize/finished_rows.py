@@ -22,7 +22,7 @@ class FinishedRows:
 
         Args:
             folder: made where it is missing.
-            depends_on: JSON of everything that decides the rows.
+            depends_on: JSON of everything that all rows share.
 
         Raises:
             ConfigError: the folder holds rows that depend on something else.
@@ -34,17 +34,17 @@ class FinishedRows:
         stored = folder / "setting.json"
         content = json.loads(json.dumps(depends_on))
         if stored.is_file() and json.loads(stored.read_text()) != content:
-            raise ConfigError(f"{folder}: holds rows of another configuration, other data or other weights")
+            raise ConfigError(f"{folder}: holds rows of another configuration or of other data")
         files.write_json(stored, content)
 
-    def get(self, name: str) -> tuple[dict[str, Any], Frame] | None:
-        """Return a finished row and its picture.
+    def get(self, key: str) -> tuple[dict[str, Any], Frame] | None:
+        """Return a finished row and its picture; `key` names the row and everything that decides it alone.
 
         Raises:
             DataError: it is not readable.
 
         """
-        path = self._path(name)
+        path = self._path(key)
         if path is None or not path.is_file():
             return None
         try:
@@ -53,15 +53,15 @@ class FinishedRows:
             raise DataError(f"{path}: not a finished row; delete it") from error
         return row, read_picture(path.with_suffix(".png"))
 
-    def put(self, name: str, row: dict[str, Any], picture: Frame) -> None:
+    def put(self, key: str, row: dict[str, Any], picture: Frame) -> None:
         """Keep a row; the picture is written first, so a row that is there is whole."""
-        path = self._path(name)
+        path = self._path(key)
         if path is not None:
             content = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1]
             files.write_bytes(path.with_suffix(".png"), bytes(content))
             files.write_json(path, row)
 
-    def _path(self, name: str) -> Path | None:
+    def _path(self, key: str) -> Path | None:
         if self._folder is None:
             return None
-        return self._folder / f"row-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+        return self._folder / f"row-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

@@ -25,7 +25,9 @@ from wardpose.shared.anonymize.desensitise import Desensitise
 from wardpose.shared.anonymize.feed import Batch, Feed, to_frame
 from wardpose.shared.anonymize.networks import PartConfig
 from wardpose.shared.anonymize.objectives import ObjectiveConfig
-from wardpose.shared.anonymize.trainers import Part, PublicViewTrainer, RecoverableTrainer, Trainer
+from wardpose.shared.anonymize.public_view_trainer import PublicViewTrainer
+from wardpose.shared.anonymize.recoverable_trainer import RecoverableTrainer
+from wardpose.shared.anonymize.trainers import Part, Trainer
 from wardpose.shared.anonymize.weights_file import Kind, save_weights
 from wardpose.shared.data.crops import Augmentation
 from wardpose.shared.data.records import Frame

@@ -31,8 +31,11 @@ def config(recoverable_weights, monkeypatch):
     }
 
 
-def test_the_table_has_a_row_a_method_and_says_what_was_not_measured(config):
-    table = certify.measure(CertifyConfig.model_validate(config))
+def test_the_table_has_a_row_a_method_and_says_what_was_not_measured(config, tmp_path):
+    absent = {"reidentification": str(tmp_path / "osnet.onnx")}
+    said = []
+    table = certify.measure(CertifyConfig.model_validate(config | {"models": absent}), say=said.append)
+    assert any("osnet.onnx: no such file" in line for line in said)
     rows = {row["name"]: row for row in table.rows}
     recoveries = ["recoverable, right key", "recoverable, wrong key", "recoverable, no key"]
     assert list(rows) == ["untouched", "mosaic(8)", "recoverable", *recoveries, "public-view"]
@@ -42,6 +45,7 @@ def test_the_table_has_a_row_a_method_and_says_what_was_not_measured(config):
     for key in ("wrong", "no"):
         assert rows["recoverable"][f"psnr_{key}_key"] == rows[f"recoverable, {key} key"]["psnr"] < 15
     assert rows["public-view"]["face_match"] is None  # no model was configured
+    assert rows["public-view"]["linkage_rank1"] is None  # the configured one is absent
     assert rows["public-view"]["identity_rank1"] is not None  # the built-in attacker always runs
     assert rows["mosaic(8)"]["identity_rank1"] is None
     assert set(table.certificate.setting["models"].values()) == {None}
@@ -60,8 +64,13 @@ def test_an_interrupted_measurement_goes_on_and_another_one_is_refused(config, t
     again = []
     table = certify.measure(CertifyConfig.model_validate(config), work=tmp_path / "work", say=again.append)
     assert any(text.startswith("public-view") for text in begun)
-    assert [text for text in again if not text.startswith("recoverable")] == []
+    assert not any(text.startswith(("untouched", "public-view")) for text in again)
     assert len(table.rows) == len(table.pictures) == 7
+    more = config | {"compare": [*config["compare"], {"kind": "blur", "strength": 8}]}
+    begun.clear()
+    table = certify.measure(CertifyConfig.model_validate(more), work=tmp_path / "work", say=begun.append)
+    assert begun == ["blur(8): fixed attackers"]
+    assert table.rows[-1]["name"] == "public-view"
     with pytest.raises(ConfigError, match="another configuration"):
         certify.measure(CertifyConfig.model_validate(config | {"seed": 1}), work=tmp_path / "work")
 

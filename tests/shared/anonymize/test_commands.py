@@ -134,6 +134,56 @@ def test_only_the_boxes_change(wardpose, photo, tmp_path, picture):
     assert (out[55:75, 85:95] != picture[55:75, 85:95]).mean() > 0.5
 
 
+def test_two_persons_recover_and_one_alone_does_not(wardpose, photo, recoverable_weights, tmp_path):
+    folder, hidden, back = tmp_path / "two", tmp_path / "hidden.png", tmp_path / "back.png"
+    (tmp_path / "ada.txt").write_text("correct horse battery")
+    ben = wardpose("vault", "keygen", tmp_path / "ben.key", "--json")["public_key"]
+    ada = ("--person", "ada", "--passphrase-file", f"ada={tmp_path / 'ada.txt'}")
+    wardpose(
+        "vault", "create", folder, *ada, "--person", f"ben={ben}", "--two-persons", "--weights", recoverable_weights
+    )
+    wardpose("anonymize", photo, hidden, "--vault", folder, "--weights", recoverable_weights)
+    with pytest.raises(RecoveryError, match="needs 2 different people"):
+        wardpose("recover", hidden, back, "--vault", folder, *ada, "--why", "alone")
+    assert not back.exists()
+    both = (*ada, "--person", "ben", "--key", f"ben={tmp_path / 'ben.key'}")
+    wardpose("recover", hidden, back, "--vault", folder, *both, "--why", "together")
+    assert back.exists()
+    entries = wardpose("vault", "log", "--vault", folder, "--json")["entries"]
+    assert [(entry["action"], entry["who"]) for entry in entries[1:]] == [
+        ("denied", ["ada"]),
+        ("recover", ["ada", "ben"]),
+    ]
+
+
+def test_training_from_the_command_line_is_interrupted_and_resumed(wardpose, tmp_path, monkeypatch):
+    from wardpose.shared.anonymize import training
+    from wardpose.shared.anonymize.weights_file import read_info
+
+    config, out = tmp_path / "train.yaml", tmp_path / "run"
+    ward = {"kind": "ward", "hospital": "public", "patients": 3, "frames_per_patient": 1, "seed": 5}
+    config.write_text(json.dumps({
+        "kind": "recoverable", "data": [{"source": ward}], "crop": [64, 64], "stages": [{"steps": 3}], "batch_size": 2,
+        "parts": {"encoder": "light", "levels": 4}, "checkpoint_every": 1,
+    }))  # fmt: skip
+    genuine, done = training._checkpoint, []
+
+    def stop(path, trainer, step):
+        genuine(path, trainer, step)
+        done.append(step)
+        if done == [0, 1, 2]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_checkpoint", stop)
+    with pytest.raises(AssertionError, match="--resume goes on"):
+        wardpose("anonymizer", "train", config, "--out", out)
+    said = wardpose("anonymizer", "train", config, "--out", out, "--resume", "--json")
+    assert done == [0, 1, 2, 3]
+    assert said["kind"] == "recoverable"
+    assert said["data"] == read_info(out / "recoverable.safetensors").data
+    assert list(said["data"]) == ["ward/public"]
+
+
 @pytest.mark.parametrize("group", ["vault", "anonymizer"])
 def test_a_key_file_is_made_once(wardpose, tmp_path, group):
     made = wardpose(group, "keygen", tmp_path / "k", "--json")
