@@ -99,6 +99,18 @@ def _number(epsilon: float | None) -> str:
     return "infinite" if epsilon is None else f"{epsilon:.4f}"
 
 
+@app.command("clear-cache")
+def clear_cache(site: SiteFile) -> None:
+    """Delete the crops and features that training keeps of this site's patients. Ledger and journal stay."""
+    from wardpose.shared.config import load_site
+    from wardpose.shared.privacy.cache import cache_bytes, delete_cache
+
+    folder = load_site(site).cache_folder
+    size = cache_bytes(folder)
+    delete_cache(folder)
+    typer.echo(f"{folder}: {size / 1e6:.1f} MB deleted", err=True)
+
+
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="Where site.yaml is written; made when missing.")],

@@ -47,22 +47,24 @@ def train_round(
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise WireError("the weights do not fit the ordered network") from error
-    cache = config.state / "cache"
     cohort = build_cohort(
         data,
         model,
         order.mechanism,
         strategy=order.strategy,
-        cache_folder=cache,
+        cache_folder=config.cache_folder,
         public_view=site.public_view if order.mechanism.uses_public_views else None,
         augmented_views=order.augmented_views,
         augmentation=order.augmentation,
+        multi_owner=config.cohort.multi_owner,
         tiers=patient_tiers(config.cohort),
+        precision=config.cache.precision,
+        limit_bytes=config.cache.limit_bytes,
     )
     public = None
     if order.mechanism.uses_basis and order.mechanism.projection.source == "public":
         known = open_public_data(config.public_data, order.model.skeleton)
-        public = build_public(known, model, strategy=order.strategy, cache_folder=cache)
+        public = build_public(known, model, strategy=order.strategy, cache_folder=config.cache_folder)
     return local_update(
         model,
         cohort,
@@ -74,6 +76,7 @@ def train_round(
         streams=streams,
         declared_units=declared_units(config.cohort),
         micro_batch=order.micro_batch,
+        precision=order.precision,
         public=public,
     )
 

@@ -126,6 +126,7 @@ class Coordinator:
             augmented_views=training.augmented_views,
             augmentation=training.augmentation,
             micro_batch=training.micro_batch,
+            precision=training.precision,
             weights_hash=hash_arrays(weights),
             code_hash=code_hash(),
             public_data=self.uplink.public_data,

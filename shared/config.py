@@ -21,7 +21,7 @@ from wardpose.shared.pose.model import ModelConfig, Strategy
 from wardpose.shared.pose.pretrain import PretrainConfig
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.privacy.mechanisms import Name as MechanismName
-from wardpose.shared.privacy.training import OptimizerConfig
+from wardpose.shared.privacy.training import ForwardPrecision, OptimizerConfig, refuse_uplink
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 Unit = Literal["patient", "frame"]
@@ -130,6 +130,8 @@ class TrainingConfig(Strict):
             alone.
         augmentation: of the augmented views.
         micro_batch: units per vectorised gradient; chosen from free memory when absent.
+        precision: of forward passes at sites that train on CUDA; `bfloat16` is faster there and changes nothing
+            elsewhere. Clip norms, sums and noise keep theirs.
 
     """
 
@@ -139,6 +141,7 @@ class TrainingConfig(Strict):
     augmented_views: int = Field(default=1, ge=1, le=64)
     augmentation: Augmentation = Augmentation()
     micro_batch: int | None = Field(default=None, ge=1)
+    precision: ForwardPrecision = "float32"
 
 
 class AggregationConfig(Strict):
@@ -227,7 +230,8 @@ class FederationConfig(Strict):
             )
         if self.privacy.overlap is not None and self.privacy.overlap > len(names):
             raise ValueError(f"privacy.overlap = {self.privacy.overlap} (allowed: at most the {len(names)} sites)")
-        self.mechanism_value(noise_multiplier=self.privacy.noise_multiplier or 1.0)
+        mechanism = self.mechanism_value(noise_multiplier=self.privacy.noise_multiplier or 1.0)
+        refuse_uplink(mechanism, self.training.optimizer, self.training.precision)
         return self
 
     def mechanism_value(self, *, noise_multiplier: float) -> Mechanism:
@@ -252,6 +256,8 @@ class CohortConfig(Strict):
         data: where its frames are.
         declared_patients: public constant by which noised sums are divided; a round number near the true count, never
             computed from it in secret.
+        multi_owner: what becomes of frames that show several patients: `drop` leaves them out; `one-owner-group` keeps
+            those of at most one group per patient, and protects what they show but not who was filmed together.
         tiers: JSON file, patient id -> consent tier; patients it does not name are of no tier.
         declared_tiers: how many of the declared patients are of each tier, public constants too.
 
@@ -260,6 +266,7 @@ class CohortConfig(Strict):
     name: Name
     data: DataSource
     declared_patients: int = Field(ge=1)
+    multi_owner: Literal["drop", "one-owner-group"] = "drop"
     tiers: Path | None = None
     declared_tiers: dict[Name, Annotated[int, Field(ge=1)]] = {}
 
@@ -316,6 +323,24 @@ class PolicyConfig(Strict):
     certificate: CertificatePolicy | None = CertificatePolicy()
 
 
+class CacheConfig(Strict):
+    """How much of the patients' crops and trunk features is kept on disk, and how finely.
+
+    Attributes:
+        precision: of features; float16 takes half the room and moves them by a relative 5e-4 at most.
+        maximum_gigabytes: most that all entries may take, the oldest go first; what the disk has when absent.
+
+    """
+
+    precision: Literal["float16", "float32"] = "float32"
+    maximum_gigabytes: float | None = Field(default=None, gt=0)
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """The limit in bytes."""
+        return None if self.maximum_gigabytes is None else int(self.maximum_gigabytes * 1e9)
+
+
 class SiteConfig(Strict):
     """site.yaml: one hospital's own file. Relative paths are relative to the file.
 
@@ -325,6 +350,7 @@ class SiteConfig(Strict):
         policy: what is allowed.
         ledger: SQLite file of the privacy ledger; back it up like a medical record.
         state: folder of caches and the local journal.
+        cache: of crops and features, in `state`.
         device: `auto` takes CUDA where there is one.
         public_view: the declared map phi; without one feature-DP is refused.
         public_data: public data for projection bases.
@@ -341,11 +367,17 @@ class SiteConfig(Strict):
     policy: PolicyConfig = PolicyConfig()
     ledger: Path = Path("ledger.sqlite")
     state: Path = Path("state")
+    cache: CacheConfig = CacheConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     public_view: PublicViewConfig | None = None
     public_data: tuple[DataSource, ...] = ()
     answer_seconds: float = Field(default=1.0, ge=0, le=86400)
     simulation_seed: int | None = None
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where crops and features are kept: as confidential as the frames, and deleted with them."""
+        return self.state / "cache"
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -9,12 +9,12 @@ the text of an exception.
 import hashlib
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wardpose.shared.config import describe
 from wardpose.shared.data.crops import Augmentation
@@ -22,7 +22,7 @@ from wardpose.shared.errors import WireError
 from wardpose.shared.pose.model import ModelConfig, Strategy
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.mechanisms import Mechanism
-from wardpose.shared.privacy.training import OptimizerConfig
+from wardpose.shared.privacy.training import ForwardPrecision, OptimizerConfig, refuse_uplink
 
 TRAIN = "train"
 PREFLIGHT = "query.preflight"
@@ -80,6 +80,7 @@ class RoundOrder(_Body):
         augmented_views: pre-rendered augmented views per frame.
         augmentation: of these views.
         micro_batch: units per vectorised gradient; the site chooses when absent.
+        precision: of forward passes where the site trains on CUDA.
         weights_hash: SHA-256 of the weights that come along.
         code_hash: SHA-256 of the server's code.
         public_data: identity of the public data that a coefficient uplink refers to.
@@ -99,9 +100,15 @@ class RoundOrder(_Body):
     augmented_views: int = Field(default=1, ge=1)
     augmentation: Augmentation = Augmentation()
     micro_batch: int | None = None
+    precision: ForwardPrecision = "float32"
     weights_hash: Hash
     code_hash: Hash
     public_data: Hash | None = None
+
+    @model_validator(mode="after")
+    def _can_be_carried_out(self) -> Self:
+        refuse_uplink(self.mechanism, self.optimizer, self.precision)
+        return self
 
     def events(self) -> tuple[Event, ...]:
         """Return what the round costs a site; both ledgers reserve exactly this."""

@@ -20,7 +20,7 @@ stale copy and its graph). Hence `.train()` and `.eval()` change nothing.
 """
 
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import timm
 import torch
@@ -110,6 +110,7 @@ class PoseModel(nn.Module):
                 # Nothing here ever counts batches; without the flag, loading a state would ask for the count again.
                 module.num_batches_tracked = None
                 module.track_running_stats = False
+                module.register_forward_pre_hook(_in_own_precision)
         self.train()
 
     def forward(self, x: Tensor, strategy: Strategy = "full") -> tuple[Tensor, Tensor]:
@@ -222,6 +223,12 @@ def trainable_names(model: PoseModel, strategy: Strategy) -> tuple[str, ...]:
         for name, _ in model.named_parameters()
         if name.startswith(prefixes) or (strategy == "last-stage-norms" and "norm" in name)
     )
+
+
+def _in_own_precision(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Hand a normalisation what its weights are of: autocast lets bfloat16 through, which batched rules do not mix."""
+    weight = cast(Tensor, module.weight)
+    return tuple(value.to(weight.dtype) for value in inputs)
 
 
 _CONVOLUTIONS_WITHOUT_ACTIVATION = ("local_conv.conv", "conv3.conv", "patch_embed.conv2.conv", "head.maps")

@@ -16,6 +16,7 @@ halves of a pair nearly agree.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -96,7 +97,7 @@ class UnitGradients:
         model: the model; its device and dtype are those of the gradients.
         strategy: which parameters train.
         micro_batch: units that are differentiated at a time; chosen from the free memory when absent.
-        autocast: run the forward pass in bfloat16 (CUDA only); gradients and sums stay in the model's dtype.
+        autocast: run forward passes in bfloat16; gradients and sums stay in the model's dtype.
         pad: repeat the last unit until the last micro-batch is full, so that shapes never change; the repeats
             are dropped. Default: on CUDA, where a new shape costs more than the arithmetic of the padding.
 
@@ -128,7 +129,7 @@ class UnitGradients:
         }
         first = next(model.parameters())
         self.device, self.dtype = first.device, first.dtype
-        self._autocast = autocast and self.device.type == "cuda"
+        self._autocast = autocast
         self._pad = self.device.type == "cuda" if pad is None else pad
         self._micro_batch = micro_batch
         self._row_bytes: float | None = None
@@ -204,7 +205,7 @@ class UnitGradients:
         tangents = {name: direction[name].to(value) for name, value in primals.items()}
         size = self.micro_batch(bags) if len(bags) else 1
         parts = []
-        with torch.no_grad(), _forward_mode(self._model):
+        with torch.no_grad(), _plain_attention(self._model):
             for start in range(0, len(bags), size):
                 part = bags.units(start, min(start + size, len(bags)))
 
@@ -262,12 +263,17 @@ class UnitGradients:
             logits_x, logits_y = functional_call(self._model, {**self._frozen, **parameters}, (features, self.strategy))
         return logits_x.to(self.dtype), logits_y.to(self.dtype)
 
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast)
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        if not self._autocast:
+            yield
+            return
+        with torch.autocast(self.device.type, dtype=torch.bfloat16), _plain_attention(self._model):
+            yield
 
 
-class _forward_mode:  # noqa: N801 - a context manager is used like a function
-    """Switch fused attention off while the block runs: it has no forward-mode derivative."""
+class _plain_attention:  # noqa: N801 - a context manager is used like a function
+    """Write attention out while the block runs: fused, it has no forward-mode derivative, and it mixes precisions."""
 
     def __init__(self, model: PoseModel) -> None:
         self._modules = [cast(Any, module) for module in model.modules() if getattr(module, "fused_attn", False)]

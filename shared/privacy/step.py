@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from wardpose.shared.errors import ConfigError
@@ -47,6 +46,9 @@ class StepGradient:
         public: public data of the basis, where the mechanism's basis comes from public data.
         first_step: steps that the run took before this round, the position in a schedule.
 
+    Attributes:
+        coordinates: sum of all steps' gradients in the public frames' coordinates, (m,) float64, if asked for.
+
     Raises:
         ConfigError: the mechanism needs public views, public data or tiers that are not given.
 
@@ -68,113 +70,72 @@ class StepGradient:
             if data.public is None:
                 raise ConfigError(f'mechanism "{mechanism.name}" needs rows of the public view; the cohort has none')
             views = PublicViews(engine, data.public, mechanism.feature.labels)
-        self._private = (
-            _PrivatePart(engine, data, mechanism, streams, declared_units, public, views, first_step)
-            if mechanism.reads_private
-            else None
-        )
+        self._engine = engine
+        self._data = data
+        self._mechanism = mechanism
+        self._streams = streams
+        self._declared = declared_units
+        self._step = first_step
+        self._views = views if mechanism.uses_difference else None
         self._public = PublicPart(engine, data, views, mechanism, streams.public) if views is not None else None
+        self._projection = Projection(engine, mechanism, public, views) if mechanism.uses_basis else None
+        self._chunk = 0
+        self.coordinates: Tensor | None = None
+        if mechanism.reads_private:
+            expected_batch_size(mechanism.at(first_step), declared_units)
 
     def __call__(self, parameters: Vector) -> Vector:
         """Gradient at `parameters`, float64."""
-        parts = [part(parameters) for part in (self._private, self._public) if part is not None]
+        parts = []
+        if self._mechanism.reads_private:
+            parts.append(self._private(parameters, self._mechanism.at(self._step)))
+        if self._public is not None:
+            parts.append(self._public(parameters))
+        self._step += 1
         return parts[0] if len(parts) == 1 else map_vector(torch.add, *parts)
 
     @property
     def projection(self) -> ProjectionReport | None:
         """What became of the basis; `None` before the first step or without one."""
-        return self._private.report if self._private is not None else None
-
-    @property
-    def coordinates(self) -> Tensor | None:
-        """Sum of all steps' gradients in the public frames' coordinates, (m,) float64, if asked for."""
-        return self._private.coordinates if self._private is not None else None
-
-
-class _PrivatePart:
-    def __init__(
-        self,
-        engine: UnitGradients,
-        data: CohortData,
-        mechanism: Mechanism,
-        streams: Streams,
-        declared_units: DeclaredUnits,
-        public: PublicData | None,
-        views: PublicViews | None,
-        first_step: int,
-    ) -> None:
-        self._engine = engine
-        self._data = data
-        self._whole = mechanism
-        self._mechanism = mechanism.at(first_step)
-        self._step = first_step
-        self._streams = streams
-        self._declared = declared_units
-        self._expected = expected_batch_size(self._mechanism, declared_units)
-        self._views = views if mechanism.uses_difference else None
-        self._projection = Projection(engine, mechanism, public, views) if mechanism.uses_basis else None
-        self._chunk = 0
-        self.coordinates: Tensor | None = None
-
-    @property
-    def report(self) -> ProjectionReport | None:
         return self._projection.report if self._projection is not None else None
 
-    def __call__(self, parameters: Vector) -> Vector:
-        self._mechanism = self._whole.at(self._step)
-        self._expected = expected_batch_size(self._mechanism, self._declared)
-        self._step += 1
+    def _private(self, parameters: Vector, mechanism: Mechanism) -> Vector:
+        """Bounded sums over the units that take part in this step, noised, over the expected batch size."""
+        expected = expected_batch_size(mechanism, self._declared)
         basis = self._projection.at(parameters) if self._projection is not None else None
-        query = self._query(parameters, basis)
-        residual = self._residual_query(parameters, basis)
-        ids = self._data.draw_rows(self._sample(), self._streams.sampling)
+        query = _main_query(mechanism, parameters, basis)
+        residual = _residual_query(mechanism, parameters, basis)
         total = query.zero()
         rest = residual.zero() if residual is not None else {}
-        for gradients in self._gradients(parameters, ids):
+        for gradients in self._gradients(parameters, self._sample(mechanism)):
             total = map_vector(torch.add, total, query(gradients))
             if residual is not None and basis is not None:
                 missed = map_vector(torch.sub, gradients, basis.decode_units(basis.encode(gradients)))
                 rest = map_vector(torch.add, rest, residual(missed))
-            del gradients  # before the next ones are made
-        noised = add_noise(total, query, self._mechanism.noise_multiplier, self._streams.noise)
+        noised = add_noise(total, query, mechanism.noise_multiplier, self._streams.noise)
         if basis is not None:
-            self._remember(basis, noised["coefficients"])
-            noised = basis.decode(noised["coefficients"])
-            options = self._mechanism.projection.residual
+            coefficients = noised["coefficients"]
+            if mechanism.sends_coefficients:
+                self._remember(basis.coordinates(coefficients) / expected)
+            noised = basis.decode(coefficients)
+            options = mechanism.projection.residual
             if residual is not None and options is not None:
                 released = add_noise(rest, residual, options.noise_multiplier, self._streams.noise)
                 noised = map_vector(torch.add, noised, released)
-        return map_vector(lambda value: value.double() / self._expected, noised)
+        return map_vector(lambda value: value.double() / expected, noised)
 
-    def _query(self, parameters: Vector, basis: PublicBasis | None) -> Query:
-        mechanism = self._mechanism
-        if basis is None:
-            bound = float("inf") if mechanism.name == "none" else mechanism.max_grad_norm
-            return ClipSum(bound, parameters, mechanism.discrete)
-        return ProjectClipSum(
-            mechanism.max_grad_norm,
-            basis.encode,
-            basis.rank,
-            before=mechanism.projection.clip == "before",
-            discrete=mechanism.discrete,
-        )
-
-    def _residual_query(self, parameters: Vector, basis: PublicBasis | None) -> ClipSum | None:
-        options = self._mechanism.projection.residual
-        if options is None or basis is None:
-            return None
-        return ClipSum(options.max_grad_norm, parameters, self._mechanism.discrete)
-
-    def _sample(self) -> NDArray[np.int64]:
-        """Draw the units that take part, each by its own coin."""
+    def _sample(self, mechanism: Mechanism) -> RowIds:
+        """Draw the units that take part, each by its own coin, and rows of each."""
         units, stream = self._data.units, self._streams.sampling
-        if not self._mechanism.tiers:
-            return np.asarray(poisson_sample(len(units), self._mechanism.sample_rate, stream), np.int64)
-        drawn = []
-        for tier in ("", *sorted(self._mechanism.tiers)):
-            members = units.of_tier(tier)
-            drawn.append(members[poisson_sample(len(members), self._mechanism.rate(tier), stream)])
-        return np.concatenate(drawn).astype(np.int64)
+        if mechanism.tiers:
+            drawn = []
+            for tier in ("", *sorted(mechanism.tiers)):
+                members = units.of_tier(tier)
+                drawn.append(members[poisson_sample(len(members), mechanism.rate(tier), stream)])
+            chosen = np.concatenate(drawn).astype(np.int64)
+        else:
+            chosen = poisson_sample(len(units), mechanism.sample_rate, stream)
+        return self._data.draw_rows(chosen, stream)
 
     def _gradients(self, parameters: Vector, ids: RowIds) -> Iterator[Vector]:
         if len(ids) and not self._chunk:
@@ -186,10 +147,27 @@ class _PrivatePart:
         bags = load_bags(self._engine, self._data.private, ids)
         return bags if self._views is None else join(bags, self._views.bags(ids))
 
-    def _remember(self, basis: PublicBasis, coefficients: Tensor) -> None:
-        if self._mechanism.projection.uplink == "coefficients":
-            step = basis.coordinates(coefficients) / self._expected
-            self.coordinates = step if self.coordinates is None else self.coordinates + step
+    def _remember(self, step: Tensor) -> None:
+        self.coordinates = step if self.coordinates is None else self.coordinates + step
+
+
+def _main_query(mechanism: Mechanism, parameters: Vector, basis: PublicBasis | None) -> Query:
+    if basis is None:
+        bound = float("inf") if mechanism.name == "none" else mechanism.max_grad_norm
+        return ClipSum(bound, parameters, mechanism.discrete)
+    return ProjectClipSum(
+        mechanism.max_grad_norm,
+        basis.encode,
+        basis.rank,
+        before=mechanism.projection.clip == "before",
+        discrete=mechanism.discrete,
+    )
+
+
+def _residual_query(mechanism: Mechanism, parameters: Vector, basis: PublicBasis | None) -> ClipSum | None:
+    """GEP's second query; without a basis nothing is left over that it could ask for."""
+    options = mechanism.projection.residual
+    return None if options is None or basis is None else ClipSum(options.max_grad_norm, parameters, mechanism.discrete)
 
 
 def expected_batch_size(mechanism: Mechanism, declared_units: DeclaredUnits) -> float:

@@ -20,6 +20,7 @@ from wardpose.shared.privacy.step import DeclaredUnits, StepGradient
 
 __all__ = [
     "CohortData",
+    "ForwardPrecision",
     "LocalUpdate",
     "OptimizerConfig",
     "ProjectionReport",
@@ -28,7 +29,11 @@ __all__ = [
     "build_public",
     "decode_update",
     "local_update",
+    "refuse_uplink",
 ]
+
+ForwardPrecision = Literal["float32", "bfloat16"]
+"""Arithmetic of forward passes on CUDA. Elsewhere it is always that of the model: nothing else gains by bfloat16."""
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -102,6 +107,7 @@ def local_update(
     micro_batch: int | None = None,
     public: PublicData | None = None,
     first_step: int = 0,
+    precision: ForwardPrecision = "float32",
     progress: Progress | None = None,
 ) -> LocalUpdate:
     """Train `steps` noised steps from the model's weights; the model itself is not changed.
@@ -119,18 +125,23 @@ def local_update(
         micro_batch: units differentiated at a time; from the free memory when absent.
         public: public data for the basis of `projected` and `feature-projective`.
         first_step: noised steps that the run took before this round, the position in a schedule.
+        precision: of forward passes, on CUDA; without CUDA `bfloat16` changes nothing. Unit gradients, clip norms and
+            sums stay in the model's dtype and noise in float64: what is coarser is the gradient, not its bound.
         progress: called after each step.
 
     Raises:
         ConfigError: the mechanism needs public views, public data, tiers or an optimiser that are not given.
 
     """
-    engine = UnitGradients(model, strategy, micro_batch=micro_batch)
+    try:
+        refuse_uplink(mechanism, optimizer, precision)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    autocast = precision == "bfloat16" and next(model.parameters()).is_cuda
+    engine = UnitGradients(model, strategy, micro_batch=micro_batch, autocast=autocast)
     start = engine.parameters()
     leaves = map_vector(torch.clone, start)
     algorithm = optimizer.build(list(leaves.values()))
-    if mechanism.projection.uplink == "coefficients" and mechanism.uses_basis:
-        _check_linear(optimizer)
     step_gradient = StepGradient(
         engine, data, mechanism, streams=streams, declared_units=declared_units, public=public, first_step=first_step
     )
@@ -181,9 +192,19 @@ def decode_update(
     return map_vector(lambda value: value.float().cpu(), update)
 
 
-def _check_linear(optimizer: OptimizerConfig) -> None:
-    """Refuse optimisers whose update is not a fixed multiple of the gradients' sum."""
+def refuse_uplink(mechanism: Mechanism, optimizer: OptimizerConfig, precision: ForwardPrecision) -> None:
+    """Refuse what coefficients cannot express; part of every order's validation, before anything is charged.
+
+    Raises:
+        ValueError: the update is not a fixed multiple of the gradients' sum, or the basis is not the float32 one that
+            the server decodes with.
+
+    """
+    if not mechanism.sends_coefficients:
+        return
     if optimizer.name != "sgd" or optimizer.momentum or optimizer.weight_decay:
-        raise ConfigError(
+        raise ValueError(
             f'projection.uplink "coefficients" needs optimizer "sgd" without momentum and weight decay, not {optimizer}'
         )
+    if precision != "float32":
+        raise ValueError(f'projection.uplink "coefficients" needs precision "float32", not "{precision}"')

@@ -162,3 +162,16 @@ def test_init_writes_a_site_that_reads_and_never_replaces_one(tmp_path: Path) ->
     again = CliRunner().invoke(app, ["init", str(tmp_path / "new")])
     assert isinstance(again.exception, ConfigError)
     assert load_site(tmp_path / "new" / "site.yaml").site == "st-marys"
+
+
+def test_clearing_the_cache_leaves_ledger_and_journal(tmp_path: Path) -> None:
+    path = write_site(tmp_path)
+    entry = tmp_path / "state" / "cache" / "abc"
+    entry.mkdir(parents=True)
+    (entry / "entry.json").write_text("{}")
+    (tmp_path / "ledger.sqlite").write_bytes(b"")
+    (tmp_path / "state" / "journal.sqlite").write_bytes(b"")
+    assert CliRunner().invoke(app, ["clear-cache", str(path)]).exit_code == 0
+    assert not entry.exists()
+    assert (tmp_path / "ledger.sqlite").exists()
+    assert (tmp_path / "state" / "journal.sqlite").exists()

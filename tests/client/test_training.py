@@ -1,11 +1,20 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from wardpose.client.training import declared_units, patient_tiers, site_seed
-from wardpose.shared.config import CohortConfig
+from wardpose.client import training
+from wardpose.client.site import Site
+from wardpose.client.training import declared_units, patient_tiers, site_seed, train_round
+from wardpose.shared.config import CohortConfig, SiteConfig
+from wardpose.shared.data.source import open_source
 from wardpose.shared.errors import DataError
+from wardpose.shared.pose.model import ModelConfig, build_model
+from wardpose.shared.pose.skeleton import LSP14
+from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.privacy.training import OptimizerConfig
+from wardpose.shared.wire import RoundOrder, hash_arrays
 
 
 def cohort(tmp_path: Path, tiers: object | None = None) -> CohortConfig:
@@ -41,3 +50,38 @@ def test_a_wrong_tier_file_is_named(tmp_path: Path, tiers: object) -> None:
 def test_a_simulated_site_has_another_seed_in_every_round() -> None:
     seeds = {site_seed(seed, site, number) for seed in (1, 2) for site in "ab" for number in (1, 2)}
     assert len(seeds) == 8
+
+
+def test_the_order_says_how_to_train_and_the_site_how_to_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(training, "local_update", lambda model, data, mechanism, **rest: asked.update(rest, data=data))
+    config = SiteConfig.model_validate(
+        {
+            "site": "north",
+            "cohort": cohort(tmp_path).model_dump() | {"multi_owner": "one-owner-group"},
+            "state": tmp_path / "state",
+            "ledger": tmp_path / "ledger.sqlite",
+            "cache": {"precision": "float16", "maximum_gigabytes": 0.1},
+        }
+    )
+    model = ModelConfig(weights="random", input_size=(64, 32))
+    weights = {name: value.numpy() for name, value in build_model(model).state_dict().items()}
+    order = RoundOrder(
+        run="r", federation="f", round=1, model=model, strategy="head", steps=3, optimizer=OptimizerConfig(),
+        mechanism=Mechanism(noise_multiplier=1.0), schedule_step=9, micro_batch=5, precision="bfloat16",
+        weights_hash=hash_arrays(weights), code_hash="0" * 64,
+    )  # fmt: skip
+    train_round(Site(config), open_source(config.cohort.data, skeleton=LSP14), order, weights)
+    assert (asked["strategy"], asked["steps"], asked["first_step"]) == ("head", 3, 9)
+    assert (asked["micro_batch"], asked["precision"], asked["declared_units"]) == (5, "bfloat16", 100)
+    assert asked["streams"].secure
+    assert asked["data"].private.inputs.dtype == "float16"
+    assert len(list(config.cache_folder.iterdir())) == 1
+    too_small = config.model_copy(update={"cache": config.cache.model_copy(update={"maximum_gigabytes": 1e-9})})
+    with pytest.raises(DataError, match="may take"):
+        train_round(Site(too_small), open_source(config.cohort.data, skeleton=LSP14), fresh(order), weights)
+
+
+def fresh(order: RoundOrder) -> RoundOrder:
+    """The same order for features that are not kept yet."""
+    return order.model_copy(update={"augmented_views": 2})
