@@ -92,7 +92,8 @@ def build_cohort(
         cache_folder: the cohort's cache; in memory when absent.
         public_view: the declared phi.
         augmented_views: views per frame, the plain one included.
-        augmentation: of the others; the COCO recipe when absent.
+        augmentation: of the others; the COCO recipe when absent. Where the public views' labels are `pseudo`, no view
+            is cropped to half the body: such a crop is laid around the keypoints, which phi of it would give away.
         multi_owner: what happens to frames that show several patients, as for `UnitIndex`.
         tiers: consent tier by patient id.
         features: keep trunk features where possible, else crops.
@@ -108,6 +109,8 @@ def build_cohort(
         raise ConfigError(f'mechanism "{mechanism.name}" needs a public view and none is declared')
     if augmented_views > 1 and augmentation is None:
         augmentation = Augmentation()
+    if augmentation is not None and mechanism.uses_public_views and mechanism.feature.labels == "pseudo":
+        augmentation = augmentation.model_copy(update={"half_body": 0.0})
     private, public = build_rows(
         dataset,
         model,

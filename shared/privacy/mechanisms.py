@@ -47,7 +47,8 @@ class FeatureOptions(_Options):
         weight: factor of the public gradient. 1 makes the update an unbiased estimate of g(x) wherever
             nothing is clipped.
         labels: labels of the public views. `ground-truth` makes the keypoints public too; `pseudo` predicts
-            them from the public view with the round's first weights, so that keypoints stay private.
+            them from the public view with the round's first weights, so that keypoints stay private. The crop
+            itself is part of the public view: a box that was computed from the keypoints still tells about them.
 
     """
 

@@ -7,6 +7,9 @@ a unit is added or removed and 2C when it is replaced, and it is this number tha
 Numbers that a discrete Gaussian will be added to live on an integer grid of spacing C / 2^20: each unit's
 clipped vector is rounded toward zero, which can only shorten it, and that its integer norm is at most 2^20 is
 checked in integers, so the bound holds without a rounding error. Sums are then exact in int64.
+
+What no query can bound is the last bits of the *other* units' gradients, which matrix products may round another way
+when a micro-batch has one unit more. It is some 1e-7 of a clip norm, and hidden by noise a million times as large.
 """
 
 from collections.abc import Callable
@@ -74,8 +77,16 @@ class ClipSum:
         }
 
     def __call__(self, gradients: Vector) -> Vector:
-        """Sum the clipped gradients, each tensor (u, ...) of `gradients` to (...)."""
-        factors = clip_factors(unit_norms(gradients), self.max_grad_norm, next(iter(gradients.values())).dtype)
+        """Sum the clipped gradients, each tensor (u, ...) of `gradients` to (...).
+
+        Raises:
+            ValueError: the gradients are of half precision, in which sums would not keep to the bound.
+
+        """
+        dtype = next(iter(gradients.values())).dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"gradients are {dtype}; clipped sums need float32 or float64")
+        factors = clip_factors(unit_norms(gradients), self.max_grad_norm, dtype)
         gradients = _without(gradients, factors == 0)
         if self.discrete:
             return _grid_sum(gradients, factors, self.max_grad_norm)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.pose.skeleton import LSP14
 from wardpose.shared.privacy.cache import build_rows, cache_bytes, delete_cache, trunk_hash
 from wardpose.shared.privacy.cohort import build_cohort, build_public
-from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.privacy.mechanisms import FeatureOptions, Mechanism
 from wardpose.shared.privacy.noise import seeded_streams
 from wardpose.shared.privacy.training import OptimizerConfig, local_update
 
@@ -183,6 +184,38 @@ def test_the_cache_does_not_change_an_update(tmp_path: Path, strategy: str, smal
         )  # fmt: skip
     for name, value in updates[0].items():
         torch.testing.assert_close(value, updates[1][name], rtol=1e-4, atol=1e-5)
+
+
+class OtherPoses(Frames):
+    """The same frames and boxes, with other joints."""
+
+    def record(self, index: int) -> PoseRecord:
+        record = super().record(index)
+        return replace(record, joints=record.joints[::-1] * np.float32(0.5))
+
+
+def test_public_views_with_pseudo_labels_do_not_follow_the_keypoints(small_model: ModelFactory) -> None:
+    """A crop to half the body is laid around its joints; its public view would betray where they are."""
+    for labels, same in (("pseudo", True), ("ground-truth", False)):
+        chosen = Mechanism(name="feature", feature=FeatureOptions(labels=labels))
+        shown = [
+            build_cohort(
+                frames, small_model(torch.float32), chosen, strategy="head", public_view=Darken(), augmented_views=3,
+                augmentation=Augmentation(half_body=1.0), features=False,
+            ).public
+            for frames in (Frames(), OtherPoses())
+        ]  # fmt: skip
+        first, second = (rows.inputs for rows in shown if rows is not None)
+        assert np.array_equal(first, second) is same
+        assert not np.array_equal(first[1], first[0])  # views are augmented all the same
+
+
+def test_half_precision_moves_features_by_a_thousandth(tmp_path: Path, small_model: ModelFactory) -> None:
+    model = small_model(torch.float32)
+    whole, half = (build(model, tmp_path, Frames(), precision=kind)[0].inputs for kind in ("float32", "float16"))
+    assert half.nbytes * 2 == whole.nbytes
+    assert np.abs(half - whole).max() < 1e-3 * np.abs(whole).max()
+    assert not np.array_equal(half, whole)
 
 
 def test_every_view_of_a_frame_belongs_to_its_unit(small_model: ModelFactory) -> None:

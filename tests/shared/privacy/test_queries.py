@@ -94,6 +94,12 @@ def test_non_finite_units_contribute_exactly_nothing() -> None:
         assert torch.equal(flatten(query(vectors(hostile))), flatten(query(vectors(rows))))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_clipped_sums_are_not_formed_in_half_precision(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match="float32 or float64"):
+        ClipSum(1.0, like(dtype))(vectors(torch.ones(2, SIZE, dtype=dtype)))
+
+
 def test_float32_norms_do_not_exceed_the_bound_on_large_vectors() -> None:
     generator = torch.Generator().manual_seed(3)
     rows = {"w": torch.randn(4, 400_000, generator=generator) * 3}
