@@ -63,6 +63,7 @@ UNTIERED = "untiered"
 
 _FREE = "public-only"
 _NOT_PRIVATE = "none"
+_Tiers = tuple[tuple[Charge, ...], ...]  # what each tier's units were charged
 _MOST_CHOICES = 200  # of sites that a patient may be at, before a bound replaces the enumeration
 
 
@@ -222,9 +223,9 @@ def calibrate(
         raise ConfigError(f"calibrate: epsilon is {epsilon}; it must be finite and greater than 0")
     if steps == 0 or sample_rate == 0:
         return 0.0
-    before = _worst_charges(spent, delta, accountant, adjacency)
-    already = _epsilon(before, delta, accountant, adjacency)
-    if before is None or already >= epsilon:
+    tiers = _charges_by_tier(spent)
+    already = math.inf if tiers is None else max(_epsilon(tier, delta, accountant, adjacency) for tier in tiers)
+    if tiers is None or already >= epsilon:
         raise BudgetExceeded(f"epsilon {already:.4g} is spent already, of {epsilon:.4g} at delta {delta:g}")
     Event(
         mechanism="plan",
@@ -236,8 +237,11 @@ def calibrate(
     )
 
     def cost(noise_multiplier: float, kind: Noise = noise, coarser: int = 0) -> float:
-        charges = composition.merge(before, [(kind, float(sample_rate), noise_multiplier, steps)])
-        return composition.composed_epsilon(charges, float(delta), accountant, adjacency, coarser)
+        new = [(kind, float(sample_rate), noise_multiplier, steps)]
+        totals = [composition.merge(tier, new) for tier in tiers]
+        return max(
+            composition.composed_epsilon(total, float(delta), accountant, adjacency, coarser) for total in totals
+        )
 
     def excess(logarithm: float, coarser: int) -> float:
         total = cost(math.exp(logarithm), coarser=coarser)
@@ -274,9 +278,10 @@ def federation_epsilon(
     """Epsilon of a patient of the federation who may be known at up to `overlap` sites.
 
     With disjoint patients (`overlap` 1) sites compose in parallel: the maximum over them. Otherwise the
-    patient's sites compose, and which `overlap` of them is not known: the maximum over all choices. Sites
-    that did the same are counted as one kind; should more than 200 different choices remain, the sum of the
-    `overlap` largest Rényi divergences of every order is taken instead, which bounds every choice.
+    patient's sites compose, and which `overlap` of them is not known: the maximum over all choices, and over the
+    consent tiers that the patient may be of at each. Sites that did the same are counted as one kind; should more
+    than 200 different choices remain, the sum of the `overlap` largest Rényi divergences of every order is taken
+    instead, which bounds every choice.
 
     Raises:
         ConfigError: `overlap` is below 1; otherwise as `epsilon`.
@@ -285,10 +290,10 @@ def federation_epsilon(
     _check(delta, accountant, adjacency)
     if overlap < 1:
         raise ConfigError(f"overlap is {overlap}; a patient is at 1 site at least")
-    sites = [_worst_charges(events, delta, accountant, adjacency) for events in per_site_events.values()]
-    if any(charges is None for charges in sites):
+    sites = [_charges_by_tier(events) for events in per_site_events.values()]
+    if any(tiers is None for tiers in sites):
         return math.inf
-    kinds = Counter(charges for charges in sites if charges is not None)
+    kinds = Counter(tiers for tiers in sites if tiers is not None)
     size = min(overlap, len(sites))
     choices = list(itertools.islice(_choices(sorted(kinds.items()), size), _MOST_CHOICES + 1))
     if len(choices) <= _MOST_CHOICES:
@@ -296,19 +301,25 @@ def federation_epsilon(
             (_epsilon(composition.merge(*choice), delta, accountant, adjacency) for choice in choices),
             default=0.0,
         )
-    curves = np.stack([composition.summed_curve(charges, adjacency) for charges in kinds.elements()])
+    curves = np.stack(
+        [
+            np.max([composition.summed_curve(charges, adjacency) for charges in tiers], axis=0)
+            for tiers in kinds.elements()
+        ]
+    )
     return composition.curve_epsilon(np.sort(curves, axis=0)[-size:].sum(axis=0), delta)
 
 
-def _choices(kinds: Sequence[tuple[tuple[Charge, ...], int]], size: int) -> Iterator[tuple[tuple[Charge, ...], ...]]:
-    """Every multiset of `size` sites, of kinds (charges, how many sites are of this kind)."""
+def _choices(kinds: Sequence[tuple[_Tiers, int]], size: int) -> Iterator[tuple[tuple[Charge, ...], ...]]:
+    """Every multiset of `size` sites, of kinds (charges of each tier, how many sites are of this kind)."""
     if size == 0:
         yield ()
     elif kinds:
-        (charges, available), others = kinds[0], kinds[1:]
+        (tiers, available), others = kinds[0], kinds[1:]
         for taken in range(min(available, size), -1, -1):
-            for rest in _choices(others, size - taken):
-                yield (charges,) * taken + rest
+            for own in itertools.combinations_with_replacement(tiers, taken):
+                for rest in _choices(others, size - taken):
+                    yield (*own, *rest)
 
 
 def _charges(events: Iterable[Event]) -> tuple[Charge, ...] | None:
@@ -327,15 +338,17 @@ def _charges(events: Iterable[Event]) -> tuple[Charge, ...] | None:
     return composition.merge(charges)
 
 
-def _worst_charges(
-    events: Sequence[Event], delta: float, accountant: Accountant, adjacency: Adjacency
-) -> tuple[Charge, ...] | None:
-    """Pick the charges of the tier with the largest epsilon."""
-    if not any(event.tier for event in events):
-        return _charges(events)
-    by_tier = epsilon_by_tier(events, delta=delta, accountant=accountant, adjacency=adjacency)
-    worst = max(by_tier, key=lambda tier: by_tier[tier])
-    return _charges(event for event in events if event.tier in ("", worst))
+def _charges_by_tier(events: Sequence[Event]) -> _Tiers | None:
+    """Charges of each tier's units, equal ones once; `None` where one of them has no privacy.
+
+    Which tier costs most may turn when something is composed with it, so none is left out here.
+    """
+    tiers = dict.fromkeys(["", *(event.tier for event in events)])
+    charges = [_charges(event for event in events if event.tier in ("", tier)) for tier in tiers]
+    if any(part is None for part in charges):
+        return None
+    distinct = {part for part in charges if part is not None}
+    return tuple(sorted(distinct - {()} or distinct))  # who was charged nothing is never the worst
 
 
 def _epsilon(charges: tuple[Charge, ...] | None, delta: float, accountant: Accountant, adjacency: Adjacency) -> float:

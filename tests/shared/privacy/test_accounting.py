@@ -181,6 +181,16 @@ def test_calibrate_known_values(target: float, expected: float) -> None:
     assert multiplier == pytest.approx(expected, abs=6e-3)
 
 
+@pytest.mark.parametrize(
+    ("target", "rate", "count", "expected"),
+    # Ten epochs by Poisson sampling, and by a fixed schedule in which everybody takes part ten times.
+    [(0.8, 0.01, 1000, 1.65), (2, 0.0625, 160, 1.83), (8, 0.1, 100, 0.94), (0.8, 1, 10, 14.5), (8, 1, 10, 1.9)],
+)
+def test_what_ten_epochs_need(target: float, rate: float, count: int, expected: float) -> None:
+    multiplier = calibrate(epsilon=target, delta=DELTA, sample_rate=rate, steps=count, digits=3)
+    assert multiplier == pytest.approx(expected, rel=0.01 if expected < 14 else 0.005, abs=0.01)
+
+
 @pytest.mark.parametrize("spent", [(), (steps(0.1, 4, 50),)])
 @pytest.mark.parametrize("noise", ["gaussian", "discrete-gaussian"])
 def test_calibrate_is_the_smallest_that_fits(spent: tuple[Event, ...], noise: str) -> None:
