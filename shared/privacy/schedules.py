@@ -6,6 +6,15 @@ gradients would leak.
 
 **Tiers** (individualised DP, the "Sample" variant; Boenisch et al. 2023, arXiv 2303.17046): patients who consent to
 less are drawn less often, under one noise and one clip norm, so that every tier's own budget ends with the last step.
+
+**Correlated noise** (banded matrix factorisation; Choquette-Choo et al. 2023, arXiv 2306.08153) is not offered. It is
+sound for steps that follow one plan to its end, and here a run may lose a round, try it again, stop, or share its
+cohort with another run after any exchange: (1) a column of the matrix spans b steps, so a round could only be charged
+together with the b - 1 steps after it, whoever orders those; (2) what cancels is earlier noise, which a site would
+have to keep in secret across rounds: a state that is lost, restored from a backup or copied means noise used twice,
+which whoever sees both uses can subtract; (3) amplification needs cyclic Poisson sampling (b fixed groups of patients,
+each seen by every b-th step at b times the rate) in place of the independent coins that tiers, schedules and the audit
+rest on; (4) noise in the coordinates of one basis cannot cancel that in another's.
 """
 
 import math
