@@ -243,6 +243,23 @@ def test_float32_agrees_to_a_ten_thousandth(
         assert relative(results[1], results[0]) < 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.guard
+@pytest.mark.parametrize("size", [(256, 192), (224, 224)])
+def test_whole_frames_equal_a_loop(
+    size: tuple[int, int], small_model: Callable[..., PoseModel], cohort: CohortFactory
+) -> None:
+    """At the sizes that are trained: several attention windows a frame, some of them padded."""
+    model = small_model(torch.float64, size)
+    chosen = mechanism("feature", unit="frame", clip_norm=1e9)
+    data = cohort(chosen, (1, 1), size=size)
+    step = StepGradient(UnitGradients(model, "full"), data, chosen, streams=seeded_streams(5), declared_units=2)
+    private = row_gradients(model, "full", data.private, np.arange(2))
+    shown = row_gradients(model, "full", data.public, np.arange(2))
+    expected = (private - shown).mean(dim=0) + 0.7 * shown.mean(dim=0)
+    assert relative(flatten(step(step._engine.parameters())), expected) < 1e-10
+
+
 @given(
     height=st.sampled_from([32, 64, 96]),
     width=st.sampled_from([32, 64]),

@@ -56,7 +56,8 @@ def test_the_gate_falls_back_to_the_unprojected_mechanism_and_says_so() -> None:
     # What was reserved as discrete noise stays discrete: the sum of the rejected step is one in R^p, on the grid.
     assert asked == {0.0: [("discrete", 3)], 1.0: [("discrete", len(updates[1.0]))]}
     unprojected = make_mechanism("dp-sgd", exact_noise=True)
-    step = make_step(engine, make_cohort(unprojected, engine=engine), unprojected, declared_units=1)
+    streams = Streams(SeededStream(1), SeededStream(3), SeededStream(2))
+    step = make_step(engine, make_cohort(unprojected, engine=engine), unprojected, streams=streams, declared_units=1)
     (query,) = private_sums(step, engine.parameters())
     noise_of_the_round = SeededStream(3).discrete_gaussian(len(updates[1.0]), float(GRID)) * (CLIP / GRID)
     expected = -(query.total + torch.from_numpy(noise_of_the_round))
