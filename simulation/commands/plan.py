@@ -1,8 +1,6 @@
 """`wardpose plan`: what a privacy budget buys, before there is any data."""
 
 import json
-import math
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,154 +11,10 @@ from wardpose.shared.errors import ConfigError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from wardpose.shared.privacy.composition import Adjacency, Noise
-
-POINTS = 8  # of the curve of epsilon over rounds
-GROWTH = (0.5, 1, 2, 4, 8)  # times as many patients
-
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
     app.command("plan")(plan)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """One site's budget and what follows from it.
-
-    Attributes:
-        patients: declared units of the site.
-        epsilon: budget.
-        delta: at which epsilon is stated.
-        rounds: federated rounds.
-        steps_per_round: local steps of each.
-        sample_rate: probability with which a patient takes part in a step.
-        expected_batch: patients expected in a step, rate times patients.
-        adjacency: what the neighbours are.
-        noise: which noise.
-        noise_multiplier: smallest sigma that keeps the budget.
-        noise_per_step: standard deviation of the noise on the mean gradient, as a share of the clip norm.
-
-    """
-
-    patients: int
-    epsilon: float
-    delta: float
-    rounds: int
-    steps_per_round: int
-    sample_rate: float
-    expected_batch: float
-    adjacency: "Adjacency"
-    noise: "Noise"
-    noise_multiplier: float
-    noise_per_step: float
-
-
-def make_plan(
-    *,
-    patients: int,
-    epsilon: float,
-    delta: float,
-    rounds: int,
-    steps_per_round: int,
-    expected_batch: float,
-    adjacency: "Adjacency" = "add-remove",
-    noise: "Noise" = "gaussian",
-    digits: int = 4,
-) -> Plan:
-    """Find the noise that makes `rounds * steps_per_round` steps fit the budget.
-
-    Raises:
-        ConfigError: a value is out of range; the batch is larger than the site.
-
-    """
-    from wardpose.shared.privacy import accounting
-
-    if patients < 1 or not 0 < expected_batch <= patients:
-        raise ConfigError(f"plan: an expected batch of {expected_batch:g} of {patients} patients is not possible")
-    rate = expected_batch / patients
-    sigma = accounting.calibrate(
-        epsilon=epsilon,
-        delta=delta,
-        sample_rate=rate,
-        steps=rounds * steps_per_round,
-        adjacency=adjacency,
-        noise=noise,
-        digits=digits,
-    )
-    return Plan(
-        patients=patients,
-        epsilon=epsilon,
-        delta=delta,
-        rounds=rounds,
-        steps_per_round=steps_per_round,
-        sample_rate=rate,
-        expected_batch=expected_batch,
-        adjacency=adjacency,
-        noise=noise,
-        noise_multiplier=sigma,
-        noise_per_step=sigma / expected_batch,
-    )
-
-
-def epsilon_after(chosen: Plan, rounds: int, *, accountant: str = "pld", adjacency: str | None = None) -> float:
-    """Epsilon of the plan after its first `rounds` rounds."""
-    from wardpose.shared.privacy import accounting
-
-    event = accounting.Event(
-        mechanism="plan",
-        unit="patient",
-        sample_rate=chosen.sample_rate,
-        noise_multiplier=chosen.noise_multiplier,
-        steps=rounds * chosen.steps_per_round,
-        max_grad_norm=1.0,
-        noise=chosen.noise,
-    )
-    return accounting.epsilon(
-        [event],
-        delta=chosen.delta,
-        accountant=accountant,  # type: ignore[arg-type]  # both names are checked by the accountant
-        adjacency=adjacency or chosen.adjacency,  # type: ignore[arg-type]
-    )
-
-
-def report(chosen: Plan) -> dict[str, Any]:
-    """Everything that the command shows, as plain values; see `Plan` for the units."""
-    points = sorted({1 + round(i * (chosen.rounds - 1) / (POINTS - 1)) for i in range(POINTS)})
-    sizes = sorted({max(round(chosen.patients * factor), math.ceil(chosen.expected_batch)) for factor in GROWTH})
-    patients = [_variant(chosen, patients=size) for size in sizes]
-    budgets = [_variant(chosen, epsilon=chosen.epsilon * factor) for factor in (0.25, 0.5, 1, 2, 4)]
-    row = ("noise_multiplier", "noise_per_step")
-    return {
-        **asdict(chosen),
-        "unit": "patient",
-        "steps": chosen.rounds * chosen.steps_per_round,
-        "epsilon_spent": epsilon_after(chosen, chosen.rounds),
-        "epsilon_rdp": epsilon_after(chosen, chosen.rounds, accountant="rdp"),
-        "epsilon_replace_one": epsilon_after(chosen, chosen.rounds, adjacency="replace-one"),
-        "epsilon_by_round": [
-            {"round": n, "pld": epsilon_after(chosen, n), "rdp": epsilon_after(chosen, n, accountant="rdp")}
-            for n in points
-        ],
-        "by_patients": [
-            {"patients": p.patients, "sample_rate": p.sample_rate, **{k: getattr(p, k) for k in row}} for p in patients
-        ],
-        "by_epsilon": [{"epsilon": p.epsilon, **{k: getattr(p, k) for k in row}} for p in budgets],
-    }
-
-
-def _variant(chosen: Plan, *, patients: int | None = None, epsilon: float | None = None) -> Plan:
-    return make_plan(
-        patients=patients or chosen.patients,
-        epsilon=epsilon or chosen.epsilon,
-        delta=chosen.delta,
-        rounds=chosen.rounds,
-        steps_per_round=chosen.steps_per_round,
-        expected_batch=chosen.expected_batch,
-        adjacency=chosen.adjacency,
-        noise=chosen.noise,
-        digits=3,
-    )
 
 
 def draw(values: dict[str, Any], path: Path) -> None:
@@ -227,12 +81,18 @@ def plan(
     rate: Annotated[float | None, typer.Option(help="Sampling rate, instead of --batch.")] = None,
     adjacency: Annotated[str, typer.Option(help="add-remove or replace-one.")] = "add-remove",
     noise: Annotated[str, typer.Option(help="gaussian or discrete-gaussian.")] = "gaussian",
+    tier: Annotated[
+        list[str] | None, typer.Option(help="A consent tier's own budget, NAME=EPSILON: at what rate to draw it.")
+    ] = None,
     png: Annotated[Path | None, typer.Option(help="Also draw a picture.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Plan a site's budget: the noise it needs, how epsilon grows, what more patients would buy. Needs no data."""
     from rich.console import Console
 
+    from wardpose.simulation.experiments.plan import make_plan, report
+
+    tiers = _budgets(tier or [])
     if batch is not None and rate is not None:
         raise ConfigError("plan: --batch and --rate say the same thing; give one of them")
     if noise not in ("gaussian", "discrete-gaussian"):
@@ -249,7 +109,7 @@ def plan(
             adjacency=adjacency,  # type: ignore[arg-type]  # checked by the accountant
             noise=noise,  # type: ignore[arg-type]  # checked above
         )
-        values = report(chosen)
+        values = report(chosen, tiers)
         if png is not None:
             draw(values, png)
     if as_json:
@@ -258,6 +118,19 @@ def plan(
         _show(values)
     if png is not None:
         Console(stderr=True).print(f"picture: {png}")
+
+
+def _budgets(texts: list[str]) -> dict[str, float]:
+    budgets = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            budgets[name] = float(number)
+        except ValueError:
+            budgets[name] = -1.0
+        if not name or not 0 < budgets[name] < float("inf"):
+            raise ConfigError(f"plan: --tier is {text!r}; it must be NAME=EPSILON, epsilon above 0")
+    return budgets
 
 
 def _show(values: dict[str, Any]) -> None:
@@ -278,10 +151,13 @@ def _show(values: dict[str, Any]) -> None:
         ("Epsilon over rounds", values["epsilon_by_round"]),
         ("What more patients buy, with as many in a step", values["by_patients"]),
         ("What a larger budget buys", values["by_epsilon"]),
+        ("Rates at which consent tiers spend their own budgets", values["tiers"]),
     ):
+        if not rows:
+            continue
         table = Table(title=title, title_justify="left")
         for name in rows[0]:
             table.add_column(name.replace("_", " "), justify="right")
         for row in rows:
-            table.add_row(*(f"{value:.4g}" for value in row.values()))
+            table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
         console.print(table)

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy.accounting import Event, epsilon
 from wardpose.simulation.cli import app
-from wardpose.simulation.commands.plan import draw, make_plan
+from wardpose.simulation.commands.plan import draw
+from wardpose.simulation.experiments.plan import make_plan, tier_rows
 
 RUNNER = CliRunner()
 
@@ -75,6 +76,26 @@ def test_a_whole_cohort_in_every_step() -> None:
     assert math.isfinite(chosen.noise_multiplier)
 
 
+def test_each_tier_is_drawn_so_that_its_own_budget_lasts() -> None:
+    chosen = make_plan(patients=200, epsilon=4, delta=1e-5, rounds=4, steps_per_round=5, expected_batch=20)
+    rows = tier_rows(chosen, {"strict": 1.0, "as planned": 4.0})
+    assert [row["tier"] for row in rows] == ["strict", "as planned"]
+    assert rows[1]["sample_rate"] == pytest.approx(chosen.sample_rate, rel=1e-2)
+    for row in rows:
+        event = Event(
+            mechanism="dp-sgd", unit="patient", sample_rate=row["sample_rate"],
+            noise_multiplier=chosen.noise_multiplier, steps=20, max_grad_norm=1,
+        )  # fmt: skip
+        assert 0.98 * row["epsilon"] < epsilon([event], delta=1e-5) <= row["epsilon"]
+
+
+def test_the_table_names_every_tier() -> None:
+    arguments = ["plan", "--patients", "100", "--rounds", "1", "--steps", "1", "--noise", "discrete-gaussian"]
+    outcome = RUNNER.invoke(app, [*arguments, "--tier", "strict=0.5"])
+    assert outcome.exit_code == 0, outcome.output
+    assert "strict" in outcome.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -84,6 +105,8 @@ def test_a_whole_cohort_in_every_step() -> None:
         (["--batch", "9", "--rate", "0.1"], "say the same thing"),
         (["--adjacency", "foo"], "adjacency is 'foo'"),
         (["--noise", "foo"], "noise is 'foo'"),
+        (["--tier", "strict"], "--tier is 'strict'"),
+        (["--tier", "strict=0"], "NAME=EPSILON"),
     ],
 )
 def test_nonsense_is_refused(arguments: list[str], message: str) -> None:
