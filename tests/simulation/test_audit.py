@@ -88,36 +88,73 @@ def test_canaries_are_three_clip_norms_strong_and_nearly_independent() -> None:
     assert bench.efficiency > 0.9
 
 
-def test_intact_dp_sgd_stays_below_its_claim() -> None:
-    result = audited("dp-sgd", 20_000)
-    assert result.epsilon_claimed == pytest.approx(1.527, abs=0.01)
-    assert 0.1 < result.result.epsilon_lower < result.epsilon_claimed  # it sees something, but not too much
-    assert gap(result) == pytest.approx(1, abs=0.2)
+MECHANISMS: tuple[Name, ...] = ("dp-sgd", "projected", "feature", "feature-projective")
 
 
-@pytest.mark.parametrize("rate", [None, 1.0])
-def test_intact_feature_stays_below_its_claim(rate: float | None) -> None:
-    result = audited("feature", 16_000, None, rate)
-    assert not result.violated
-    if rate == 1.0:
-        assert result.result.epsilon_lower > 0.1
-        assert gap(result) == pytest.approx(2, abs=0.5)
+def noise_seen(result: Audit) -> float:
+    """Standard deviation of the scores around what they would be without noise, in deviations of the claimed noise."""
+    signal = 2.0 * result.included - 1 if result.plan.by_replacement else result.included.astype(float)
+    claimed = result.claimed.noise_multiplier / result.efficiency
+    return float((result.scores - signal).std()) / claimed
 
 
-def test_skipped_clip_is_found() -> None:
-    assert audited("dp-sgd", 1600, "skipped-clip").violated
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_scores_carry_the_noise_that_is_claimed_and_half_of_it_shows(name: Name) -> None:
+    """On few canaries, where no bound is strong enough yet: what the bound is made from, in R^p and on the grid."""
+    intact, halved = (audited(name, 480, broken, 1.0) for broken in (None, "halved-noise"))
+    assert noise_seen(intact) == pytest.approx(1, abs=0.15)
+    assert noise_seen(halved) == pytest.approx(0.5, abs=0.1)
+    assert not intact.violated
 
 
-def test_shared_batch_is_found() -> None:
-    result = audited("feature", 16_000, "shared-batch", None)
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_skipped_clip_is_found(name: Name) -> None:
+    result = audited(name, 1600, "skipped-clip", 1.0)
     assert result.violated
-    assert result.epsilon_claimed == pytest.approx(audited("feature", 16_000, None, None).epsilon_claimed)
+    # Canaries are three clip norms strong at least.
+    assert gap(result) > 2.5 * gap(audited(name, 480, None, 1.0)) > 0
 
 
-def test_halved_noise_is_found() -> None:
-    result = audited("dp-sgd", 100_000, "halved-noise")
-    assert result.violated
-    assert result.epsilon_claimed == pytest.approx(audited("dp-sgd", 20_000).epsilon_claimed)
+def test_a_shared_batch_betrays_who_took_part() -> None:
+    """The auditor sees who is in the public batch: with the private batch in its place, that is who took part."""
+    apart, shared = (audited("feature", 1600, broken) for broken in (None, "shared-batch"))
+    assert gap(shared) > 5 * abs(gap(apart))
+
+
+@pytest.mark.slow
+@pytest.mark.guard
+class TestBoundsOfManyCanaries:
+    """What `wardpose audit` shows at its own size."""
+
+    def test_intact_dp_sgd_stays_below_its_claim(self) -> None:
+        result = audited("dp-sgd", 20_000)
+        assert result.epsilon_claimed == pytest.approx(1.527, abs=0.01)
+        assert 0.1 < result.result.epsilon_lower < result.epsilon_claimed  # it sees something, but not too much
+        assert gap(result) == pytest.approx(1, abs=0.2)
+
+    @pytest.mark.parametrize("rate", [None, 1.0])
+    @pytest.mark.parametrize("name", ["feature", "feature-projective"])
+    def test_intact_feature_stays_below_its_claim(self, name: Name, rate: float | None) -> None:
+        result = audited(name, 16_000, None, rate)
+        assert not result.violated
+        if rate == 1.0:
+            assert result.result.epsilon_lower > 0.1
+            assert gap(result) == pytest.approx(2, abs=0.5)
+
+    def test_intact_projected_stays_below_its_claim(self) -> None:
+        result = audited("projected", 16_000)
+        assert 0.1 < result.result.epsilon_lower < result.epsilon_claimed
+
+    @pytest.mark.parametrize("name", ["feature", "feature-projective"])
+    def test_shared_batch_is_found(self, name: Name) -> None:
+        result = audited(name, 16_000, "shared-batch", None)
+        assert result.violated
+        assert result.epsilon_claimed == pytest.approx(audited(name, 16_000, None, None).epsilon_claimed)
+
+    @pytest.mark.parametrize("name", ["dp-sgd", "feature"])
+    def test_halved_noise_is_found(self, name: Name) -> None:
+        result = audited(name, 100_000, "halved-noise")
+        assert result.violated
 
 
 def test_only_feature_mechanisms_have_a_batch_to_share() -> None:
