@@ -1,7 +1,7 @@
 """What is measured, against what, on whom: the configuration of `wardpose anonymizer certify` and `report`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -12,8 +12,8 @@ from wardpose.shared.anonymize.training import PublicSource
 from wardpose.shared.data.source import DataSource, LspSource, WardSource
 from wardpose.shared.pose.model import ModelConfig
 
-RECOVERABLE = "recoverable"
-OWN = "public-view"
+RECOVERABLE: Final = "recoverable"
+OWN: Final = "public-view"
 
 
 class PoseCheck(BaseModel):
