@@ -72,7 +72,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, full_disk):
         limit.__exit__(None, None, None)
     assert not (tmp_path / "run" / "recoverable.safetensors").exists()
     resumed = train(config("recoverable"), tmp_path / "run", resume=True)
-    assert read_info(resumed).sha256 == read_info(whole).sha256
+    first, second = load_file(whole), load_file(resumed)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_training_that_was_stopped_before_its_first_checkpoint_can_be_resumed(tmp_path):
