@@ -215,7 +215,7 @@ def calibrate(
 
     Raises:
         BudgetExceeded: what was spent leaves nothing.
-        ConfigError: a value is out of range, or nothing below a multiplier of 1e6 is enough.
+        ConfigError: a value is out of range, or no multiplier up to 2^19 is enough.
 
     """
     _check(delta, accountant, adjacency)
@@ -247,11 +247,15 @@ def calibrate(
         total = cost(math.exp(logarithm), coarser=coarser)
         return math.log(min(max(total, 1e-9), 1e9) / epsilon)
 
-    high = 2.0**-10  # first a bracket by RDP, which is cheap and lies above every other answer
-    while cost(high, "discrete-gaussian") > epsilon:
-        high *= 2
-        if high > 1e6:
-            raise ConfigError(f"no noise multiplier up to 1e6 keeps {steps} steps at rate {sample_rate} in {epsilon=}")
+    def bracket(kind: Noise, coarser: int = 0) -> float | None:
+        """Power of two that is enough noise."""
+        powers = (2.0**power for power in range(-10, 20))
+        return next((power for power in powers if cost(power, kind, coarser) <= epsilon), None)
+
+    # By RDP first, which is cheap and lies above every other answer; it may leave no room where there is some.
+    high = bracket("discrete-gaussian") or bracket(noise, 3) or bracket(noise)
+    if high is None:
+        raise ConfigError(f"no noise multiplier up to 2^19 keeps {steps} steps at rate {sample_rate} in {epsilon=}")
     for coarser in (3, 0):  # then coarsely; the exact accountant only where that was too pessimistic
         low = high / 2
         while low > 2.0**-10 and cost(low, coarser=coarser) <= epsilon:

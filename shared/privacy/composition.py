@@ -31,6 +31,7 @@ _RELATIONS = {
 _INTEGER_ORDERS = (*range(2, 65), 72, 80, 96, 112, 128, 160, 192, 256, 384, 512, 768, 1024)
 _ALL_ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100) if tenth % 10), *_INTEGER_ORDERS)
 _INTERVAL = 1e-4  # of privacy loss, while epsilon is below 2 and the charges are few
+_NO_PRIVACY = 1e3  # epsilons from here on are RDP's: larger still, and tables of such losses would fill the memory
 _BLOCK = 32  # charges folded between two remembered prefixes
 
 
@@ -60,6 +61,8 @@ def composed_epsilon(
         curve = np.sum([rdp_curve(*charge[1:3], adjacency, orders) * charge[3] for charge in charges], axis=0)
         return float(compute_epsilon(orders, curve, delta)[0])
     scale = curve_epsilon(summed_curve(charges, "add-remove"), delta) / 2
+    if not scale < _NO_PRIVACY / 2:
+        return curve_epsilon(summed_curve(charges, adjacency), delta)
     interval = _INTERVAL * 2.0 ** (_doublings(max(scale, len(charges) / 4)) + coarser)
     return float(_composed_pld(charges, adjacency, interval).get_epsilon_for_delta(delta))
 
