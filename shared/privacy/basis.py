@@ -30,7 +30,7 @@ from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy.gradients import Bags, UnitGradients, Vector, available_bytes, map_vector
 from wardpose.shared.privacy.mechanisms import ProjectionOptions
 
-_GRAM_BYTES = 96e6  # per-sample gradients of one group of parameters while the matrix-free Gram is accumulated
+_GRAM_BYTES = 64e6  # per-sample gradients of one group of parameters while the matrix-free Gram is accumulated
 _SMALLEST_RATIO = 1e-3  # singular values below this share of the largest are dropped: their vectors are rounding errors
 _STORED_SHARE = 0.25  # of the free memory
 
@@ -281,9 +281,10 @@ def _gram(rows: Vector) -> Tensor:
 def _streamed_gram(engine: UnitGradients, parameters: Vector, bags: Bags) -> Tensor:
     """Add up the Gram matrix over groups of parameters, keeping m x p_group at a time."""
     gram = torch.zeros(len(bags), len(bags), dtype=torch.float64)
-    for group in _groups(parameters, int(_GRAM_BYTES / len(bags) / engine.dtype.itemsize)):
-        block = torch.empty(len(bags), sum(piece.size for piece in group), dtype=engine.dtype, device=engine.device)
-        row = 0
+    most = max(1, int(_GRAM_BYTES / len(bags) / engine.dtype.itemsize))
+    buffer = torch.empty(len(bags), most, dtype=engine.dtype, device=engine.device)  # one for all: no fragments
+    for group in _groups(parameters, most):
+        block, row = buffer[:, : sum(piece.size for piece in group)], 0
         for gradients in engine.per_unit(parameters, bags, only=tuple(piece.name for piece in group)):
             parts = [gradients[piece.name].flatten(1)[:, piece.start : piece.start + piece.size] for piece in group]
             block[row : row + len(parts[0])] = torch.cat(parts, dim=1)
