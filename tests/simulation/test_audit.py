@@ -5,18 +5,22 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.errors import ConfigError, WardposeError
+from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.privacy.noise import seeded_streams
 from wardpose.simulation.cli import app
 from wardpose.simulation.experiments.audit import Audit, AuditPlan, Bench, Break, Name, run_audit
 from wardpose.simulation.experiments.canaries import (
     KnownGradients,
+    Table,
     block_means,
     make_table,
     most_independent,
@@ -26,7 +30,23 @@ from wardpose.simulation.experiments.canaries import (
 SEED = 11
 
 
-@lru_cache(maxsize=16)
+@pytest.fixture(scope="module", autouse=True)
+def _one_table_of_a_kind() -> Iterator[None]:
+    """Canaries of one seed are the same whatever is audited: most of a short audit's time is drawing them."""
+    tune_allocator()
+    tables: dict[tuple[object, ...], Table] = {}
+
+    def make(model: PoseModel, *arguments: Any, **options: Any) -> Table:
+        key = (*arguments, *options.items())
+        if key not in tables:
+            tables[key] = make_table(model, *arguments, **options)
+        return tables[key]
+
+    with patch("wardpose.simulation.experiments.audit.make_table", make):
+        yield
+
+
+@lru_cache(maxsize=32)
 def audited(mechanism: Name, canaries: int, broken: Break | None = None, rate: float | None = None) -> Audit:
     return run_audit(
         AuditPlan(mechanism=mechanism, canaries=canaries, broken=broken, sample_rate=rate, seed=SEED),
@@ -118,7 +138,7 @@ def test_skipped_clip_is_found(name: Name) -> None:
 def test_a_shared_batch_betrays_who_took_part() -> None:
     """The auditor sees who is in the public batch: with the private batch in its place, that is who took part."""
     apart, shared = (audited("feature", 1600, broken) for broken in (None, "shared-batch"))
-    assert gap(shared) > 5 * abs(gap(apart))
+    assert gap(shared) > 1.3 > gap(apart)  # 2 where everybody guessed is in, 0.2 at the rate of the private batch
 
 
 @pytest.mark.slow
