@@ -30,6 +30,7 @@ from wardpose.shared.privacy.gradients import UnitGradients
 from wardpose.shared.privacy.mechanisms import FeatureOptions, Mechanism, ProjectionOptions
 from wardpose.shared.privacy.noise import secure_streams
 from wardpose.shared.privacy.step import StepGradient
+from wardpose.shared.privacy.training import ForwardPrecision
 from wardpose.shared.privacy.units import UnitIndex
 from wardpose.simulation.benchmarks.patched import patched
 
@@ -48,6 +49,7 @@ class Setting:
         rank: k of the basis.
         frames: m, public frames of the basis.
         device: where to compute.
+        precision: of everybody's forward passes.
 
     """
 
@@ -58,6 +60,12 @@ class Setting:
     rank: int = 50
     frames: int = 128
     device: str = "cpu"
+    precision: ForwardPrecision = "float32"
+
+    def autocast(self) -> torch.autocast:
+        """Run forward passes in the setting's precision."""
+        coarse = self.precision == "bfloat16"
+        return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=coarse)
 
 
 @dataclass(frozen=True)
@@ -174,7 +182,12 @@ def public_rows(setting: Setting) -> Rows:
 
 def _mechanism(setting: Setting, *, name: str, cached: bool) -> Step:
     views = 2 if name.startswith("feature") else 1
-    engine = UnitGradients(random_model(setting), setting.strategy, micro_batch=max(1, setting.rows // views))
+    engine = UnitGradients(
+        random_model(setting),
+        setting.strategy,
+        micro_batch=max(1, setting.rows // views),
+        autocast=setting.precision == "bfloat16",
+    )
     private, shown = _rows(setting, setting.batch, 0), _rows(setting, setting.batch, 1)
     public = public_rows(setting) if "project" in name else _rows(setting, 1, 2)
     if cached:
@@ -233,10 +246,11 @@ def _plain_step(model: PoseModel, rows: Rows, setting: Setting, optimizer: torch
     optimizer.zero_grad()
     for start in range(0, len(rows), setting.rows):
         inputs, joints, visibility = _tensors(rows, slice(start, start + setting.rows), setting.device)
-        if rows.are_crops:
-            with torch.no_grad():
-                inputs = model.frozen_features(inputs, setting.strategy)
-        logits_x, logits_y = model(inputs, setting.strategy)
+        with setting.autocast():
+            if rows.are_crops:
+                with torch.no_grad():
+                    inputs = model.frozen_features(inputs, setting.strategy)
+            logits_x, logits_y = model(inputs, setting.strategy)
         torch.autograd.backward(simcc_loss(logits_x, logits_y, joints, visibility, codec).sum() / len(rows))
     optimizer.step()
 
@@ -262,9 +276,10 @@ def _opacus(setting: Setting, *, mode: str) -> Step:
         sums = [torch.zeros_like(parameter) for parameter in parameters]
         for start in range(0, len(rows), setting.rows):
             inputs, joints, visibility = _tensors(rows, slice(start, start + setting.rows), setting.device)
-            with torch.no_grad():
-                inputs = model.frozen_features(inputs, setting.strategy)
-            logits_x, logits_y = wrapped(inputs)
+            with setting.autocast():
+                with torch.no_grad():
+                    inputs = model.frozen_features(inputs, setting.strategy)
+                logits_x, logits_y = wrapped(inputs)
             losses = simcc_loss(logits_x, logits_y, joints, visibility, codec)
             clipped = _ghost(wrapped, losses, parameters) if mode == "ghost" else _sampled(losses, parameters)
             sums = [total + part for total, part in zip(sums, clipped, strict=True)]

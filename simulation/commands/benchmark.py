@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -27,6 +27,7 @@ def step(
     micro_batch: Annotated[int, typer.Option(min=1, help="Rows that are differentiated at a time.")] = 8,
     repetitions: Annotated[int, typer.Option(min=1, help="Interleaved rounds; the best one counts.")] = 3,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="Of forward passes: float32 or bfloat16.")] = "float32",
     memory: Annotated[bool, typer.Option(help="Measure each case's memory in a process of its own.")] = True,
     peers: Annotated[bool, typer.Option(help="Measure Opacus too.")] = True,
     save: Save = False,
@@ -35,9 +36,16 @@ def step(
     """Time and memory of one step: plain SGD, Opacus, and ours for all mechanisms."""
     from wardpose.simulation.benchmarks.step import Setting, measure_step
 
-    setting = Setting(strategy=_strategy(strategy), batch=batch, rows=micro_batch, device=device)
+    setting = Setting(
+        strategy=_strategy(strategy),
+        batch=batch,
+        rows=micro_batch,
+        device=device,
+        precision=_precision(precision),
+    )
     result = measure_step(setting, repetitions=repetitions, memory=memory, peers=peers)
-    _show(result, f"step-{strategy}-{device}", save=save, as_json=as_json)
+    coarse = "" if precision == "float32" else f"-{precision}"
+    _show(result, f"step-{strategy}-{device}{coarse}", save=save, as_json=as_json)
 
 
 @app.command()
@@ -86,13 +94,22 @@ def anonymizer(
 
 
 def _strategy(name: str) -> Any:
-    from typing import get_args
-
-    from wardpose.shared.errors import ConfigError
     from wardpose.shared.pose.model import Strategy as Known
 
-    if name not in get_args(Known):
-        raise ConfigError(f'--strategy "{name}" is unknown (allowed: {", ".join(get_args(Known))})')
+    return _among("--strategy", name, get_args(Known))
+
+
+def _precision(name: str) -> Any:
+    from wardpose.shared.privacy.training import ForwardPrecision
+
+    return _among("--precision", name, get_args(ForwardPrecision))
+
+
+def _among(option: str, name: str, known: tuple[str, ...]) -> str:
+    from wardpose.shared.errors import ConfigError
+
+    if name not in known:
+        raise ConfigError(f'{option} "{name}" is unknown (allowed: {", ".join(known)})')
     return name
 
 

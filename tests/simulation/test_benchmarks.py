@@ -1,0 +1,44 @@
+"""The benchmark of a step runs all of its cases, and its peers differentiate the same network."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from wardpose.shared.errors import ConfigError
+from wardpose.simulation.benchmarks.patched import patched
+from wardpose.simulation.benchmarks.step import Setting, measure_step, random_model
+from wardpose.simulation.cli import app
+
+SMALL = Setting(strategy="head", batch=2, rows=2, size=(64, 32), rank=2, frames=8)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_case_is_measured_beside_plain_sgd(precision: str) -> None:
+    result = measure_step(replace(SMALL, precision=precision), repetitions=1, memory=False)
+    rows = {row["name"]: row for row in result["rows"]}
+    mechanisms = ("dp-sgd", "projected", "feature", "feature-projective")
+    assert {"sgd", "sgd, cached", *mechanisms, *(f"{name}, cached" for name in mechanisms)} < set(rows)
+    assert {"opacus hooks", "opacus functorch", "opacus ghost"} < set(rows)
+    assert rows["sgd"]["time_ratio"] == 1
+    assert all(row["seconds"] > 0 and row["time_ratio"] > 0 for row in rows.values())
+    assert rows["feature"]["views"] == 3
+
+
+@pytest.mark.parametrize("strategy", ["last-stage", "full"])
+def test_the_network_that_peers_can_differentiate_is_the_same_function(strategy: str) -> None:
+    model = random_model(SMALL).double()
+    x = torch.randn(2, 3, 64, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = model(x)
+    changed = patched(copy.deepcopy(model), strategy)  # type: ignore[arg-type]
+    for logits, reference in zip(changed(x), expected, strict=True):
+        torch.testing.assert_close(logits, reference, rtol=1e-10, atol=1e-12)
+
+
+def test_unknown_names_are_refused() -> None:
+    for option in ("--strategy", "--precision"):
+        outcome = CliRunner().invoke(app, ["benchmark", "step", option, "half"])
+        assert isinstance(outcome.exception, ConfigError)
+        assert f'{option} "half" is unknown' in str(outcome.exception)
