@@ -35,6 +35,7 @@ def draw(values: dict[str, Any], path: Path) -> None:
     over_rounds.set(title="Epsilon over rounds", xlabel="round", ylabel=f"epsilon at delta {values['delta']:.2g}")
     over_rounds.set_ylim(bottom=0)
     over_rounds.set_xlim(left=0)
+    over_rounds.locator_params(axis="x", integer=True)
     over_rounds.legend()
     _ladder(by_epsilon, values["by_epsilon"], "epsilon", values["epsilon"])
     by_epsilon.set(title="What a larger budget buys", xlabel="epsilon")
