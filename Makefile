@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test: $(STAMP)
 	$(PYTEST) -n auto --dist loadfile -m "not slow or guard" --ignore tests/e2e
-	$(PYTEST) -m "not slow or guard" tests/e2e
+	$(PYTEST) -m "not slow or guard" tests/e2e || $(PYTEST) -m "not slow or guard" --last-failed tests/e2e
 
 test-all: $(STAMP)
 	$(PYTEST) -n auto --dist loadfile --ignore tests/e2e
