@@ -316,4 +316,12 @@ class Bench:
 
 
 def _units(count: int) -> UnitIndex:
-    return UnitIndex([(str(unit),) for unit in range(count)], unit="frame")
+    return UnitIndex([(str(unit),) for unit in range(count)], unit="frame") if count else _Nobody()
+
+
+class _Nobody(UnitIndex):
+    """What is left when every canary's coin says out; a site's cohort is never empty, an audited one may be."""
+
+    def __init__(self) -> None:
+        super().__init__([("0",)], unit="frame")
+        self.names, self.tiers, self._rows = (), (), []
