@@ -40,6 +40,11 @@ def write(tmp_path: Path, content: object) -> Path:
         ({"server": {"minimum_sites": 3}}, r"server\.minimum_sites = 3"),
         ({"model": {"input_size": [100, 96]}}, r"model"),
         ({"data": {"private": {"kind": "csv"}}}, r"data\.private"),
+        ({"training": {"precision": "float16"}}, r"training\.precision = 'float16': input should be 'float32' or"),
+        (
+            {"mechanism": "projected", "privacy": {"options": {"projection": {"uplink": "coefficients"}}}},
+            r'"coefficients" needs optimizer "sgd"',
+        ),
     ],
 )
 def test_a_wrong_federation_is_one_line_naming_file_and_key(

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from wardpose.shared.errors import WireError
 from wardpose.shared.pose.model import ModelConfig
-from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.privacy.mechanisms import Mechanism, ProjectionOptions
 from wardpose.shared.privacy.training import OptimizerConfig
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import Refusal, RoundOrder, SiteRelease, hash_arrays, pack, refusal, unpack
@@ -37,6 +37,16 @@ def test_a_body_and_its_arrays_survive_the_wire() -> None:
     assert body == order()
     assert hash_arrays(received) == hash_arrays(arrays)
     np.testing.assert_array_equal(received["a.weight"], arrays["a.weight"])
+
+
+def test_an_order_that_cannot_be_carried_out_is_no_order() -> None:
+    """Refused when it is read: nothing was charged yet."""
+    uplink = Mechanism(name="projected", noise_multiplier=1.0, projection=ProjectionOptions(uplink="coefficients"))
+    sgd = OptimizerConfig(name="sgd")
+    assert order(mechanism=uplink, optimizer=sgd).precision == "float32"
+    for changes in ({"optimizer": OptimizerConfig()}, {"optimizer": sgd, "precision": "bfloat16"}):
+        with pytest.raises(ValidationError, match='"coefficients" needs'):
+            order(mechanism=uplink, **changes)
 
 
 def test_the_hash_sees_names_shapes_and_values() -> None:

@@ -28,6 +28,7 @@ from wardpose.shared.privacy.step import StepGradient
 from wardpose.shared.privacy.units import poisson_sample
 
 CohortFactory = Callable[..., CohortData]
+SLOW = [pytest.mark.slow, pytest.mark.guard]
 
 
 def record_loss(
@@ -165,10 +166,10 @@ def test_ends_of_the_comparison_equal_a_loop(
         ("head", "feature-projective"),
         ("last-stage", "feature-projective"),
         ("full", "projected"),
-        pytest.param("last-stage", "projected", marks=pytest.mark.slow),
-        pytest.param("last-stage-norms", "projected", marks=pytest.mark.slow),
-        pytest.param("last-stage-norms", "feature-projective", marks=pytest.mark.slow),
-        pytest.param("full", "feature-projective", marks=pytest.mark.slow),
+        pytest.param("last-stage", "projected", marks=SLOW),
+        pytest.param("last-stage-norms", "projected", marks=SLOW),
+        pytest.param("last-stage-norms", "feature-projective", marks=SLOW),
+        pytest.param("full", "feature-projective", marks=SLOW),
     ],
 )
 def test_projection_equals_an_explicit_basis(
