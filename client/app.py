@@ -108,7 +108,10 @@ def _round(site: Site, path: Path, order: RoundOrder, weights: dict[str, Any], n
     except BaseException as error:
         site.journal.finished(number, "failed", detail=f"{type(error).__name__}: {error}")
         raise
-    site.journal.finished(number, "released", bytes_up=size)
+    basis = update.projection
+    if basis is not None and not basis.used:
+        logger.warning("round %d of run %s: %s", order.round, order.run, basis)
+    site.journal.finished(number, "released", detail="" if basis is None else str(basis), bytes_up=size)
     return content
 
 

@@ -206,6 +206,17 @@ def test_every_mechanism_takes_the_same_path(tmp_path: Path, mechanism: str) -> 
         assert (charged > 0) == (mechanism != "public-only")
 
 
+def test_a_basis_that_the_gate_rejects_is_told_to_the_site(tmp_path: Path) -> None:
+    for threshold, said in ((0.0, "projected: "), (1.0, "NOT projected")):
+        folder = tmp_path / str(threshold)
+        options = {"projection": SMALL_BASIS | {"min_captured_energy": threshold}}
+        privacy = plan()["privacy"] | {"options": options}
+        run(folder, mechanism="projected", rounds=1, data={"public": [PUBLIC]}, privacy=privacy)
+        (order,) = SiteJournal(folder / "sites" / "north" / "state" / "journal.sqlite").orders()
+        assert order.status == "released"
+        assert order.detail.startswith(said)
+
+
 def test_coefficients_say_the_same_as_the_whole_update(tmp_path: Path) -> None:
     def final(uplink: str) -> tuple[dict[str, Any], Any]:
         options = {"projection": SMALL_BASIS | {"uplink": uplink}}
