@@ -12,8 +12,12 @@ step for every coin. So thousands of such steps are run and their canaries poole
    Under feature-DP the public gradients are known as well: who is in the public batch is solved for by the same least
    squares, and a canary that does not seem to be in it is not guessed.
 
-The claim is the accountant's for one step. A broken engine (`BREAKS`) is the same code run on other values than those
-that the claim is about; no ledger and no patient's data are anywhere near.
+The claim is the accountant's for one step. How near a bound comes to it depends on how much canaries overlap, and on
+the claim: that of the discrete Gaussian is Rényi accounting's, some 7 % above the truth here. Under
+`feature-projective` both add up, so that half the noise is not quite refuted; a skipped clip is, everywhere.
+
+A broken engine (`BREAKS`) is the same code run on other values than those that the claim is about; no ledger and no
+patient's data are anywhere near.
 """
 
 from dataclasses import dataclass, replace
@@ -47,7 +51,7 @@ BREAKS: dict[Break, str] = {
 
 _OVER = 3.0  # weakest canary's norm over the clip norm
 _LOOSE = 64.0  # a clip norm that clips no canary
-_FULL_BATCH_GAP = 0.35  # canary's gap over the noise: halved noise is then told best from the claim
+_FULL_BATCH_GAP = 0.5  # canary's gap over the noise: halved noise is then told best from the claim
 _SECRET_BATCH = (0.1, 2.0)  # sampling rate and noise multiplier where a revealed batch is told best
 _RANK, _FRAMES = 64, 96
 _SEEN = 0.3  # share of a mean public gradient from which a canary counts as seen in the public batch
