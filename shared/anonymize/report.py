@@ -74,13 +74,21 @@ def results(table: Table, *, command: str) -> dict[str, Any]:
         for row in table.rows
     ]
     setting = table.certificate.setting
+    raw = next(row["p_pck"] for row in rows if row["name"] == "untouched")
+    pose = (
+        "P was not trained"
+        if raw is None
+        else (
+            f"P had {setting['pose_steps']} steps on the same people and reaches {raw:.2f} on untouched crops: one that is "
+            "trained to the end reads more from them and may keep a smaller share of it"
+        )
+    )
     return {
         "about": (
             f"{setting['people']} people whom nobody learned from, {setting['portraits']} portraits, "
             f"{setting['video_frames']} video frames. Each trained attacker had {setting['attack_steps']} steps on "
             f"{setting['train_people']} public people (the built-in identity attacker half as many, on rendered "
-            f"patients), P {setting['pose_steps'] or 'no'} steps on the same people: more steps, more people or larger "
-            "networks may get more."
+            f"patients): more steps, more people or larger networks may get more. {pose}."
         ),
         "command": command,
         "created": table.certificate.created,
