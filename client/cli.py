@@ -21,8 +21,8 @@ def metrics(
 ) -> None:
     """Serve Prometheus metrics from the ledger and the journal of orders until stopped."""
     from wardpose.client.exporter import SiteExporter
-    from wardpose.shared.config import load_site
     from wardpose.shared.exposition import serve
+    from wardpose.shared.site_config import load_site
 
     load_site(site)
     serve(SiteExporter(site).collector(), host=host, port=port)
@@ -102,8 +102,8 @@ def _number(epsilon: float | None) -> str:
 @app.command("clear-cache")
 def clear_cache(site: SiteFile) -> None:
     """Delete the crops and features that training keeps of this site's patients. Ledger and journal stay."""
-    from wardpose.shared.config import load_site
     from wardpose.shared.privacy.cache import cache_bytes, delete_cache
+    from wardpose.shared.site_config import load_site
 
     folder = load_site(site).cache_folder
     size = cache_bytes(folder)

@@ -13,10 +13,10 @@ from pathlib import Path
 from prometheus_client.core import Metric
 
 from wardpose.client.journal import OrderRow, SiteJournal
-from wardpose.shared.config import SiteConfig, load_site
 from wardpose.shared.exposition import FileCollector, Samples, chain_holds, counter, gauge
 from wardpose.shared.privacy.accounting import epsilon_by_tier
 from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.site_config import SiteConfig, load_site
 from wardpose.shared.version import code_hash, version
 
 OUTCOMES = ("released", "refused", "failed")

@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 from typing import Any, get_args
 
-from wardpose.shared.config import load_site
 from wardpose.shared.privacy.accounting import Adjacency
 from wardpose.shared.privacy.chain import Entry
 from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.site_config import load_site
 
 
 def overview(path: Path) -> dict[str, Any]:

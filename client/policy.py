@@ -1,7 +1,7 @@
 """The site decides: every order is held against the site's own policy before any patient's frame is read."""
 
-from wardpose.shared.config import SiteConfig
 from wardpose.shared.errors import PolicyViolation
+from wardpose.shared.site_config import SiteConfig
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import RoundOrder
 

@@ -13,7 +13,6 @@ import torch
 
 from wardpose.client.journal import SiteJournal
 from wardpose.shared.anonymize.public_view import PublicView, open_public_view
-from wardpose.shared.config import SiteConfig, load_site
 from wardpose.shared.data.dataset import concatenate
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.data.source import DataSource, open_source
@@ -21,6 +20,7 @@ from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import ModelConfig, PoseModel, build_model
 from wardpose.shared.pose.skeleton import get_skeleton
 from wardpose.shared.privacy.ledger import Budget, Ledger
+from wardpose.shared.site_config import SiteConfig, load_site
 
 
 def locate_site(node_config: Mapping[str, object], run_config: Mapping[str, object], run_id: int) -> Path:

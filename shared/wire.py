@@ -16,13 +16,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wardpose.shared.config import describe
 from wardpose.shared.data.crops import Augmentation
 from wardpose.shared.errors import WireError
 from wardpose.shared.pose.model import ModelConfig, Strategy
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.privacy.training import ForwardPrecision, OptimizerConfig, refuse_uplink
+from wardpose.shared.yaml_config import describe
 
 TRAIN = "train"
 PREFLIGHT = "query.preflight"

@@ -82,7 +82,7 @@ class Deployment:
             ProcessError: a process ended, or was not ready in time.
 
         """
-        from wardpose.shared.config import to_yaml  # torch comes with it, which status and down do without
+        from wardpose.shared.yaml_config import to_yaml  # torch comes with it, which status and down do without
         from wardpose.simulation.layout import prepare_sites
 
         if self.processes.alive():

@@ -7,10 +7,7 @@ from pathlib import Path
 import yaml
 
 from wardpose.shared.config import (
-    CohortConfig,
     FederationConfig,
-    PolicyConfig,
-    SiteConfig,
     SiteEntry,
     find_federation,
     load_federation,
@@ -20,6 +17,7 @@ from wardpose.shared.data.source import DataSource, WardSource, open_source
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_json, write_text
 from wardpose.shared.pose.skeleton import Skeleton, get_skeleton
+from wardpose.shared.site_config import CohortConfig, PolicyConfig, SiteConfig
 from wardpose.simulation.partition import partition
 
 

@@ -12,13 +12,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from wardpose.server.scoring import open_all
-from wardpose.shared.config import FederationConfig, to_yaml
+from wardpose.shared.config import FederationConfig
 from wardpose.shared.data.dataset import listed
 from wardpose.shared.data.records import Frame, PoseDataset
 from wardpose.shared.files import write_text
 from wardpose.shared.pose.draw import draw_skeleton
 from wardpose.shared.pose.evaluation import predict
 from wardpose.shared.pose.model import PoseModel
+from wardpose.shared.yaml_config import to_yaml
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -17,10 +17,11 @@ from wardpose.server.initial import INITIAL
 from wardpose.server.journal import RoundRow, SiteRow
 from wardpose.server.scoring import check_public_data
 from wardpose.server.summary import summarise
-from wardpose.shared.config import FederationConfig, load_federation, to_yaml
+from wardpose.shared.config import FederationConfig, load_federation
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_json, write_text
 from wardpose.shared.pose.weights import load_model
+from wardpose.shared.yaml_config import to_yaml
 from wardpose.simulation.grid import Fault, InProcessGrid
 from wardpose.simulation.layout import prepare_sites
 from wardpose.simulation.report import write_report

@@ -38,8 +38,9 @@ def train(
     from wardpose.shared.anonymize.training import TrainingConfig
     from wardpose.shared.anonymize.training import train as run_training
     from wardpose.shared.anonymize.weights_file import read_info
-    from wardpose.shared.config import find_federation, load_yaml
+    from wardpose.shared.config import find_federation
     from wardpose.shared.errors import ConfigError
+    from wardpose.shared.yaml_config import load_yaml
 
     if device not in ("cpu", "cuda"):
         raise ConfigError(f'--device "{device}" is not allowed (cpu, cuda)')
@@ -74,7 +75,8 @@ def certify(
     from wardpose.shared.anonymize import certificate, report
     from wardpose.shared.anonymize.certify import measure
     from wardpose.shared.anonymize.certify_config import CertifyConfig
-    from wardpose.shared.config import find_federation, load_yaml
+    from wardpose.shared.config import find_federation
+    from wardpose.shared.yaml_config import load_yaml
 
     settings = load_yaml(find_federation(config), CertifyConfig)
     key = certificate.read_signing_key(signing_key)
@@ -120,7 +122,8 @@ def report(
     else:
         from wardpose.shared.anonymize.certify import measure
         from wardpose.shared.anonymize.certify_config import CertifyConfig
-        from wardpose.shared.config import find_federation, load_yaml
+        from wardpose.shared.config import find_federation
+        from wardpose.shared.yaml_config import load_yaml
 
         table = measure(load_yaml(find_federation(config), CertifyConfig), work=work, say=say_step)
         found = pages.results(table, command=f"wardpose anonymizer report --measure {config}")

@@ -35,10 +35,10 @@ def pretrain(
         TimeRemainingColumn,
     )
 
-    from wardpose.shared.config import load_yaml, to_yaml
     from wardpose.shared.pose.model import build_model
     from wardpose.shared.pose.skeleton import get_skeleton
     from wardpose.shared.pose.weights import save_model, state_hash
+    from wardpose.shared.yaml_config import load_yaml, to_yaml
     from wardpose.simulation.pretraining import BUNDLED_CONFIG, PretrainFile, metadata, open_named, score_all, train
 
     console = Console(stderr=True)

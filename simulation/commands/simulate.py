@@ -43,7 +43,8 @@ def simulate(
 
     from wardpose.server.journal import RoundRow, SiteRow
     from wardpose.server.summary import finite
-    from wardpose.shared.config import changed, find_federation, load_federation, to_yaml
+    from wardpose.shared.config import changed, find_federation, load_federation
+    from wardpose.shared.yaml_config import to_yaml
     from wardpose.simulation.run import simulate as run_simulation
 
     logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower counts replies on its own; the round line does too

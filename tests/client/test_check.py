@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from wardpose.client.check import check_site
 from wardpose.client.cli import app
-from wardpose.shared.config import load_site
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.ledger import Budget, Ledger
+from wardpose.shared.site_config import load_site
 
 EVENT = Event(mechanism="dp-sgd", unit="patient", sample_rate=0.1, noise_multiplier=0.5, steps=50, max_grad_norm=1.0)
 

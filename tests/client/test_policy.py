@@ -2,11 +2,11 @@ import pytest
 
 from wardpose.client.policy import check_order
 from wardpose.shared.anonymize.public_view import PublicViewConfig
-from wardpose.shared.config import SiteConfig
 from wardpose.shared.errors import PolicyViolation
 from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.privacy.training import OptimizerConfig
+from wardpose.shared.site_config import SiteConfig
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import RoundOrder
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from wardpose.client.release import build_release, build_status
-from wardpose.shared.config import SiteConfig
 from wardpose.shared.errors import LedgerError, WireError
 from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.ledger import Budget, Ledger, Reservation
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.privacy.training import LocalUpdate, OptimizerConfig
+from wardpose.shared.site_config import SiteConfig
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import RoundOrder, SiteRelease, SiteStatus, unpack
 

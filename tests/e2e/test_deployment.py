@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from wardpose.server.journal import RunJournal
-from wardpose.shared.config import FederationConfig, load_site
+from wardpose.shared.config import FederationConfig
 from wardpose.shared.privacy.accounting import epsilon, federation_epsilon
 from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.site_config import load_site
 from wardpose.simulation.dev import Deployment
 
 SITES = ("north", "south")

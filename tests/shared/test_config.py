@@ -3,8 +3,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from wardpose.shared.config import find_federation, load_federation, load_site, to_yaml
+from wardpose.shared.config import find_federation, load_federation
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.site_config import load_site
+from wardpose.shared.yaml_config import to_yaml
 
 FEDERATION = {"name": "f", "sites": ["a", "b"], "rounds": 2}
 SITE = {

@@ -18,11 +18,12 @@ import yaml
 from wardpose.client.journal import SiteJournal
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.scoring import arrays_of
-from wardpose.shared.config import FederationConfig, load_site
+from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.weights import load_model
 from wardpose.shared.privacy.accounting import epsilon
 from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.site_config import load_site
 from wardpose.simulation.grid import Fault
 from wardpose.simulation.layout import prepare_sites
 from wardpose.simulation.run import simulate
