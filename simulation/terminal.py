@@ -35,10 +35,13 @@ def say_outcome(outcome: "Outcome", *, as_json: bool, **more: str) -> None:
 
 def say_table(lines: list[list[str]]) -> None:
     """Print a table; the first line is its headings."""
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*lines[0])
+    table = Table(lines[0][0], box=SIMPLE)
+    for heading in lines[0][1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
     for line in lines[1:]:
         table.add_row(*line)
     Console().print(table)

@@ -102,7 +102,9 @@ def measure(config: CertifyConfig, *, work: Path | None = None, say: Say = lambd
     for other in others:
         add_view(other.name, other.identity(), other, attacked=True, posed=True)
     setting = bench.setting() | {"weights": _weights(config, path)}
-    return Table(rows=_finish(rows), pictures=pictures, certificate=_certificate(view, rows, bench, setting))
+    rows = _finish(rows)
+    pictures = {row["name"]: pictures[row["name"]] for row in rows}
+    return Table(rows=rows, pictures=pictures, certificate=_certificate(view, rows, bench, setting))
 
 
 def _untouched(frame: Frame) -> Frame:

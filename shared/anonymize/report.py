@@ -12,13 +12,24 @@ import numpy as np
 
 from wardpose.shared.anonymize.certificate import Certificate, Thresholds
 from wardpose.shared.anonymize.certify import Table
+from wardpose.shared.anonymize.certify_config import OWN
 from wardpose.shared.anonymize.measuring import COLUMNS, Row
 from wardpose.shared.data.records import Frame
 
-_BRIEF = (
-    "linkage_rank1", "linkage_rank1_after_attack", "linkage_rank1_trained", "face_match", "video_faces_exposed",
-    "pose_kept", "movenet_pck", "psnr", "ssim",
-)  # fmt: skip
+_BRIEF = {
+    "linkage_rank1": "linkage",
+    "linkage_rank1_after_attack": "rebuilt",
+    "linkage_rank1_trained": "trained",
+    "face_match": "faces",
+    "video_faces_exposed": "video",
+    "pose_kept": "P keeps",
+    "psnr": "PSNR",
+}
+_ATTACKS = [key for key in COLUMNS if "linkage" in key or "identity" in key or "face" in key]
+_GROUPS = (
+    ("What an attacker gets", _ATTACKS),
+    ("What a pose model reads, and how like the original it looks", [key for key in COLUMNS if key not in _ATTACKS]),
+)
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -75,14 +86,12 @@ def results(table: Table, *, command: str) -> dict[str, Any]:
     ]
     setting = table.certificate.setting
     raw = next(row["p_pck"] for row in rows if row["name"] == "untouched")
-    pose = (
-        "P was not trained"
-        if raw is None
-        else (
-            f"P had {setting['pose_steps']} steps on the same people and reaches {raw:.2f} on untouched crops: one that is "
-            "trained to the end reads more from them and may keep a smaller share of it"
+    pose = "P was not trained"
+    if raw is not None:
+        pose = (
+            f"P had {setting['pose_steps']} steps on the same people and reaches {raw:.2f} on untouched crops: one "
+            "that is trained to the end reads more from them and may keep a smaller share of it"
         )
-    )
     return {
         "about": (
             f"{setting['people']} people whom nobody learned from, {setting['portraits']} portraits, "
@@ -102,7 +111,7 @@ def brief(rows: list[Row]) -> list[list[str]]:
     """Return headings and lines of the measures that matter most, for a terminal."""
     shown = [key for key in _BRIEF if any(row.get(key) is not None for row in rows)]
     lines = [[row["name"], *("-" if row.get(key) is None else _shown(row[key]) for key in shown)] for row in rows]
-    return [["method", *(COLUMNS[key] for key in shown)], *lines]
+    return [["method", *(_BRIEF[key] for key in shown)], *lines]
 
 
 def certificate_html(certificate: Certificate, pictures: dict[str, Frame], thresholds: Thresholds) -> str:
@@ -140,18 +149,32 @@ def page(
         lead=lead,
         verdict_title=verdict_title,
         verdicts=verdicts,
-        headings=[COLUMNS[key] for key in used],
-        rows=[
-            {
-                "name": row["name"],
-                "own": row["name"] == "public-view",
-                "cells": [_shown(row.get(key)) for key in used],
-            }
+        tables=[_table(title, [key for key in keys if key in used], rows) for title, keys in _GROUPS],
+        pictures=[{"name": name, "data": _jpeg(picture)} for name, picture in pictures.items()],
+        setting=_lines(setting),
+    )
+
+
+def _table(title: str, keys: list[str], rows: list[Row]) -> dict[str, Any]:
+    return {
+        "title": title,
+        "headings": [COLUMNS[key] for key in keys],
+        "rows": [
+            {"name": row["name"], "own": row["name"] == OWN, "cells": [_shown(row.get(key)) for key in keys]}
             for row in rows
         ],
-        pictures=[{"name": name, "data": _jpeg(picture)} for name, picture in pictures.items()],
-        setting=[(key, value if isinstance(value, str) else json.dumps(value)) for key, value in setting.items()],
-    )
+    }
+
+
+def _lines(setting: dict[str, Any]) -> list[tuple[str, str]]:
+    """Take nested settings apart: a line a value."""
+    lines: list[tuple[str, str]] = []
+    for key, value in setting.items():
+        if isinstance(value, dict):
+            lines += [(f"{key}: {name}", text) for name, text in _lines(value)]
+        else:
+            lines.append((key, value if isinstance(value, str) else json.dumps(value)))
+    return lines
 
 
 def _at_most(name: str, value: float | None, most: float) -> Verdict:
@@ -173,6 +196,8 @@ def _rounded(value: Any) -> Any:
 def _shown(value: float | None) -> str:
     if value is None:
         return "not measured"
+    if isinstance(value, int):
+        return str(value)
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
