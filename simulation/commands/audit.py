@@ -41,6 +41,7 @@ def audit(
 
     Needs no data and touches no ledger. A bound below the claim is no proof; a bound above it is a violation.
     """
+    import torch
     from rich.console import Console
 
     from wardpose.simulation.experiments.audit import BREAKS, AuditPlan, Break, Name, run_audit
@@ -69,6 +70,7 @@ def audit(
             f"[bold white on red] BROKEN ENGINE [/] [bold red]{plan.broken}: {BREAKS[plan.broken]}. "
             "This is a test of the audit, not of the engine.[/]"
         )
+    torch.set_num_threads(1)  # thousands of small steps: on a busy machine a second thread is mostly waited for
     with errors.status(f"auditing: {plan.runs} steps with {plan.per_run} canaries each"):
         result = run_audit(plan)
     values = report(result)
