@@ -1,8 +1,8 @@
 """The Flower ClientApp of a hospital: one order in, one accounted release out, or a refusal.
 
-Order of things in a round: read the order, hold it against the policy, bind the cohort's name to its data set, reserve
-the cost in the ledger (durably), only then open patients' frames, train, commit, and build the release. Whatever dies
-after the reservation, the cost stays.
+Order of things in a round: read the order, hold it against the policy, reserve the cost in the ledger (durably), only
+then open patients' records and frames, bind the cohort's name to its data set, train, commit, and build the release.
+Whatever dies after the reservation, the cost stays: even a refusal may tell that a patient's file could not be read.
 """
 
 import logging
@@ -18,6 +18,7 @@ from wardpose.client.release import at_declared_times, build_release, build_stat
 from wardpose.client.site import Site, locate_site, open_cohort_data, open_public_data, open_site
 from wardpose.client.training import train_round
 from wardpose.shared.allocator import tune_allocator
+from wardpose.shared.data.source import check_paths
 from wardpose.shared.errors import (
     BudgetExceeded,
     ConfigError,
@@ -87,9 +88,8 @@ def _round(site: Site, path: Path, order: RoundOrder, weights: dict[str, Any], n
     """Charge, train and build what leaves; the journal's entry `number` says how it ended."""
     try:
         _check(site, order)
+        check_paths(site.config.cohort.data)
         ledger = site.ledger()
-        data = open_cohort_data(path, order.model.skeleton)
-        ledger.declare(site.config.cohort.name, identity=data.identity(), units=site.config.cohort.declared_patients)
         reservation = ledger.reserve(
             site.config.cohort.name,
             order.events(),
@@ -97,6 +97,8 @@ def _round(site: Site, path: Path, order: RoundOrder, weights: dict[str, Any], n
             round=order.round,
             budget=site.budget(private=order.mechanism.name != "none"),
         )
+        data = open_cohort_data(path, order.model.skeleton)  # from here on every answer may tell about patients' files
+        ledger.declare(site.config.cohort.name, identity=data.identity(), units=site.config.cohort.declared_patients)
         update = train_round(site, data, order, weights)
         ledger.commit(reservation)
         content, size = build_release(

@@ -97,7 +97,7 @@ def train_and_score(
         logits_x, logits_y = model.from_features(features[rows].float(), _STRATEGY)
         loss = simcc_loss(logits_x, logits_y, joints[rows], visibility[rows], codec).mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()

@@ -173,7 +173,7 @@ def _fit(
         rows = torch.randperm(count, generator=generator)[:batch_size]
         mirrored = bool(torch.rand((), generator=generator) < 0.5)
         optimizer.zero_grad(set_to_none=True)
-        loss(rows, mirrored).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss(rows, mirrored))
         optimizer.step()
         schedule.step()
     for network in networks:

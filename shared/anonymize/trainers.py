@@ -4,6 +4,7 @@ A trainer owns the networks of its kind, their optimisers, and says which of the
 `objectives`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -24,7 +25,7 @@ Part = Literal["generator", "pose", "adversaries"]
 """What a stage may train: G_X (and G_Y), P, and the discriminators or attackers."""
 
 
-class Trainer:
+class Trainer(ABC):
     """What both kinds share: P at half the crop's size, optimisers, mixed precision.
 
     Attributes:
@@ -54,17 +55,17 @@ class Trainer:
             ]
             self.optimizers[part] = torch.optim.AdamW(groups, weight_decay=1e-4, betas=(0.9, 0.99))
 
+    @abstractmethod
     def step(self, batch: Batch, parts: Iterable[Part]) -> dict[str, float]:
         """Update the named parts on one batch; returns the terms' values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pictures(self, batch: Batch) -> list[Tensor]:
         """Columns of the picture grid, each (B, 3, H, W) in 0..1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def released(self) -> tuple[dict[str, nn.Module], dict[str, object]]:
         """Networks that go into the weights file, and their configuration."""
-        raise NotImplementedError
 
     def pose(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """P's logits for images (B, 3, H, W)."""
@@ -95,7 +96,7 @@ class Trainer:
         """One optimiser step, gradients clipped to norm 1."""
         optimizer = self.optimizers[part]
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
         optimizer.step()
 
@@ -105,5 +106,6 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             yield
 
+    @abstractmethod
     def _groups(self, part: Part) -> list[tuple[Iterable[nn.Parameter], float]]:
-        raise NotImplementedError
+        """Parameters that a part trains, each group with its factor of the learning rate."""

@@ -206,9 +206,9 @@ def _points(rectangle: Any) -> list[Any]:
 
 
 def _number(struct: Any, name: str) -> float:
-    value = getattr(struct, name, None)
+    value: Any = getattr(struct, name, None)
     try:
-        number = float(value)  # type: ignore[arg-type]  # whatever the file holds; the except says what is allowed
+        number = float(value)
     except (TypeError, ValueError) as error:
         raise DataError(f"{name} is {value!r} (allowed: a number)") from error
     if not np.isfinite(number):

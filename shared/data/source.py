@@ -150,6 +150,20 @@ def open_source(source: DataSource, *, skeleton: Skeleton) -> PoseDataset:
     return listed(dataset).only_records(records, listed_in=source.records)
 
 
+def check_paths(source: BaseModel) -> None:
+    """See that every file and folder a source names is there; none is opened, so nothing is learned about patients.
+
+    Raises:
+        DataError: names the first path that is missing, and its key.
+
+    """
+    for key, value in source:
+        if isinstance(value, BaseModel):
+            check_paths(value)
+        elif isinstance(value, Path) and not value.exists():
+            raise DataError(f"{value}: does not exist (allowed for {key}: an existing file or folder)")
+
+
 def find_data_root() -> Path:
     """Folder of the real data: `$WARDPOSE_DATA`, or else `../shared/data` beside the repository.
 

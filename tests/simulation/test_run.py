@@ -172,12 +172,13 @@ def test_a_round_answers_when_the_site_declared_it_would(tmp_path: Path) -> None
     assert took["north"][1] < 4.0
 
 
-def test_a_refusal_after_patients_were_read_keeps_the_declared_time_too(tmp_path: Path) -> None:
+def test_a_refusal_after_patients_were_read_is_paid_for_and_keeps_the_declared_time_too(tmp_path: Path) -> None:
     times: list[float] = []
+    (tmp_path / "torn.json").write_text("{")
 
     def change(site: dict[str, Any]) -> None:
         site["answer_seconds"] = 3.0
-        site["cohort"]["data"] = {"kind": "lsp", "path": str(tmp_path / "nowhere"), "split": "private"}
+        site["cohort"]["data"] = {"kind": "coco", "annotations": str(tmp_path / "torn.json"), "images": str(tmp_path)}
 
     def observe(site: str, event: str) -> None:
         if site == "south":
@@ -186,6 +187,7 @@ def test_a_refusal_after_patients_were_read_keeps_the_declared_time_too(tmp_path
     summary, _ = run_with_south(tmp_path / "run", plan(rounds=1), change, observe_site=observe)
     assert of_site(summary, "south")["status"] == "failed"
     assert times[-1] - times[-2] >= 3.0
+    assert spent(tmp_path / "run", "south") == spent(tmp_path / "run", "north") > 0
 
 
 PUBLIC = {"kind": "ward", "hospital": "public", "patients": 12, "frames_per_patient": 1, "seed": 5}
