@@ -88,7 +88,7 @@ def _round(site: Site, path: Path, order: RoundOrder, weights: dict[str, Any], n
     """Charge, train and build what leaves; the journal's entry `number` says how it ended."""
     try:
         _check(site, order)
-        check_paths(site.config.cohort.data)
+        check_paths(site.config.cohort.data, "cohort.data")
         ledger = site.ledger()
         reservation = ledger.reserve(
             site.config.cohort.name,

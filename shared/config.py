@@ -270,9 +270,7 @@ def find_federation(name: str) -> Path:
     candidate = bundled / f"{name}.yaml"
     if not candidate.is_file():
         known = ", ".join(sorted(file.stem for file in bundled.glob("*.yaml"))) or "none"
-        raise ConfigError(
-            f'federation "{name}": no such file, and no bundled configuration of that name (bundled: {known})'
-        )
+        raise ConfigError(f'"{name}": no such file, and no bundled configuration of that name (bundled: {known})')
     return candidate
 
 

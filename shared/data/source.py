@@ -150,18 +150,25 @@ def open_source(source: DataSource, *, skeleton: Skeleton) -> PoseDataset:
     return listed(dataset).only_records(records, listed_in=source.records)
 
 
-def check_paths(source: BaseModel) -> None:
-    """See that every file and folder a source names is there; none is opened, so nothing is learned about patients.
+def check_paths(config: BaseModel, key: str = "") -> None:
+    """See that every file and folder a configuration names is there; none is opened, so no patient is looked at.
+
+    Args:
+        config: a data source, or what holds some.
+        key: of `config` in its file.
 
     Raises:
-        DataError: names the first path that is missing, and its key.
+        DataError: names the first key and path that is missing.
 
     """
-    for key, value in source:
-        if isinstance(value, BaseModel):
-            check_paths(value)
-        elif isinstance(value, Path) and not value.exists():
-            raise DataError(f"{value}: does not exist (allowed for {key}: an existing file or folder)")
+    for name, value in config:
+        at = f"{key}.{name}" if key else name
+        for number, item in enumerate(value if isinstance(value, tuple) else (value,)):
+            here = f"{at}.{number}" if isinstance(value, tuple) else at
+            if isinstance(item, BaseModel):
+                check_paths(item, here)
+            elif isinstance(item, Path) and not item.exists():
+                raise DataError(f"{here} = {item}: does not exist (allowed: an existing file or folder)")
 
 
 def find_data_root() -> Path:

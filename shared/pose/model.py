@@ -40,6 +40,10 @@ BUNDLED_WEIGHTS = Path(__file__).parent / "pretrained" / "ward_tinyvit5m.safeten
 """Public weights that come with the package; `wardpose pretrain` makes them."""
 
 
+NAMED_WEIGHTS = ("bundled", "random", "timm")
+"""What `weights` may be besides the path of a file."""
+
+
 class ModelConfig(BaseModel):
     """What decides the network's shape and its first weights.
 

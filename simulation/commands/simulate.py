@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from wardpose.shared.errors import ConfigError, DataError
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
@@ -44,17 +46,27 @@ def simulate(
     from wardpose.server.journal import RoundRow, SiteRow
     from wardpose.server.summary import finite
     from wardpose.shared.config import changed, find_federation, load_federation
+    from wardpose.shared.data.source import check_paths
+    from wardpose.shared.pose.model import NAMED_WEIGHTS
+    from wardpose.shared.pose.weights import read_metadata
     from wardpose.shared.yaml_config import to_yaml
     from wardpose.simulation.run import simulate as run_simulation
 
     logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower counts replies on its own; the round line does too
     console = Console(stderr=True)
-    config = load_federation(find_federation(federation))
+    path = find_federation(federation)
+    config = load_federation(path)
     changes = {"rounds": rounds, "mechanism": mechanism}
     config = changed(config, {key: value for key, value in changes.items() if value is not None})
     if show_config:
         typer.echo(to_yaml(config), nl=False)
         return
+    try:
+        check_paths(config)
+        if config.model.weights not in NAMED_WEIGHTS:
+            read_metadata(Path(config.model.weights))
+    except DataError as error:
+        raise ConfigError(f"{path}: {error}") from error
     cores = os.cpu_count() or 1
     workers = min(workers or cores, len(config.sites))
     torch.set_num_threads(max(1, cores // workers))
@@ -112,8 +124,6 @@ def simulate(
 
 
 def _folder(name: str, out: Path | None, *, resume: bool) -> Path:
-    from wardpose.shared.errors import ConfigError
-
     if out is not None:
         return out.resolve()
     if resume:

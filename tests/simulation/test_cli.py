@@ -41,9 +41,9 @@ def test_a_wrong_plan_is_one_line_exit_code_2_and_nothing_created(
 ) -> None:
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(GOOD | change))
     result = wardpose("simulate", "plan.yaml", folder=tmp_path)
-    lines = [line for line in result.stderr.splitlines() if "Error" in line]
+    lines = result.stderr.splitlines()
     assert result.returncode == 2, result.stderr
-    assert len(lines) == 1
+    assert len(lines) == 1, result.stderr
     assert message in lines[0]
     assert "Traceback" not in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.yaml"]
