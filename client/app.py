@@ -45,19 +45,29 @@ _CODES = {
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Answer a `RoundOrder` by a `SiteRelease` or a `Refusal`."""
-    return _answer(message, context, _train)
+    return answer_order(message, lambda: locate_site(context.node_config))
 
 
 @app.query("preflight")
 def preflight(message: Message, context: Context) -> Message:
     """Answer a `RoundOrder` without weights by a `SiteStatus` or the `Refusal` it would meet, at no cost."""
-    return _answer(message, context, _preflight)
+    return answer_preflight(message, lambda: locate_site(context.node_config))
 
 
-def _answer(message: Message, context: Context, handle: Callable[[Message, Path], Message]) -> Message:
+def answer_order(message: Message, locate: Callable[[], Path]) -> Message:
+    """Answer a `RoundOrder` for the site whose site.yaml `locate` finds."""
+    return _answer(message, locate, _train)
+
+
+def answer_preflight(message: Message, locate: Callable[[], Path]) -> Message:
+    """Answer a preflight for the site whose site.yaml `locate` finds."""
+    return _answer(message, locate, _preflight)
+
+
+def _answer(message: Message, locate: Callable[[], Path], handle: Callable[[Message, Path], Message]) -> Message:
     tune_allocator()
     try:
-        return handle(message, locate_site(context.node_config, context.run_config, context.run_id))
+        return handle(message, locate())
     except WardposeError as error:
         logger.warning("%s: %s", type(error).__name__, error)
         return refusal(

@@ -23,9 +23,9 @@ from wardpose.shared.anonymize.public_view import open_public_view
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.data.source import open_source
 from wardpose.shared.errors import WardposeError
-from wardpose.shared.pose.skeleton import get_skeleton
 from wardpose.shared.privacy.noise import secure_streams, self_test
 from wardpose.shared.site_config import SiteConfig
+from wardpose.shared.skeleton import get_skeleton
 from wardpose.shared.version import code_hash, version
 
 Status = Literal["ok", "warning", "failure"]

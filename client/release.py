@@ -24,8 +24,8 @@ from torch import Tensor
 
 from wardpose.shared.errors import LedgerError, WireError
 from wardpose.shared.privacy.ledger import Ledger, Reservation
-from wardpose.shared.privacy.training import LocalUpdate
 from wardpose.shared.site_config import SiteConfig
+from wardpose.shared.training.local import LocalUpdate
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import COEFFICIENTS, RoundOrder, SiteRelease, SiteStatus, pack
 

@@ -18,30 +18,25 @@ from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.data.source import DataSource, open_source
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import ModelConfig, PoseModel, build_model
-from wardpose.shared.pose.skeleton import get_skeleton
 from wardpose.shared.privacy.ledger import Budget, Ledger
 from wardpose.shared.site_config import SiteConfig, load_site
+from wardpose.shared.skeleton import get_skeleton
 
 
-def locate_site(node_config: Mapping[str, object], run_config: Mapping[str, object], run_id: int) -> Path:
+def locate_site(node_config: Mapping[str, object]) -> Path:
     """Find the site.yaml that this node runs under: the node's own setting, which no message can change.
 
-    Nodes that Flower simulates have a partition number instead; their hospital is laid out by the simulator.
-
     Raises:
-        ConfigError: the node has neither.
+        ConfigError: the node has none.
 
     """
     path = node_config.get("site-config")
-    if path is not None:
-        return Path(str(path))
-    if "partition-id" in node_config:
-        from wardpose.simulation.layout import site_of_partition  # simulated nodes only
-
-        return site_of_partition(int(str(node_config["partition-id"])), run_config, run_id)
-    raise ConfigError(
-        'node config has no "site-config" (start the SuperNode with --node-config \'site-config="/path/site.yaml"\')'
-    )
+    if path is None:
+        raise ConfigError(
+            'node config has no "site-config" '
+            "(start the SuperNode with --node-config 'site-config=\"/path/site.yaml\"')"
+        )
+    return Path(str(path))
 
 
 class Site:

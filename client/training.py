@@ -11,8 +11,8 @@ from wardpose.client.site import Site, network, open_public_data
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.errors import DataError, WireError
 from wardpose.shared.privacy.noise import secure_streams, seeded_streams, self_test
-from wardpose.shared.privacy.training import LocalUpdate, build_cohort, build_public, local_update
 from wardpose.shared.site_config import CohortConfig
+from wardpose.shared.training.local import LocalUpdate, build_cohort, build_public, local_update
 from wardpose.shared.wire import RoundOrder
 
 

@@ -15,7 +15,7 @@ from wardpose.shared.data.source import DataSource, open_source
 from wardpose.shared.errors import DataError
 from wardpose.shared.pose.evaluation import Scores, evaluate
 from wardpose.shared.pose.model import PoseModel
-from wardpose.shared.pose.skeleton import get_skeleton
+from wardpose.shared.skeleton import get_skeleton
 
 Arrays = dict[str, NDArray[np.float32]]
 

@@ -11,7 +11,7 @@ from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import ConfigError, WireError
 from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.privacy.mechanisms import Mechanism
-from wardpose.shared.privacy.training import build_public, decode_update
+from wardpose.shared.training.local import build_public, decode_update
 from wardpose.shared.wire import COEFFICIENTS
 
 Arrays = dict[str, NDArray[np.float32]]

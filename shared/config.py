@@ -15,8 +15,8 @@ from wardpose.shared.pose.model import ModelConfig, Strategy
 from wardpose.shared.pose.pretrain import PretrainConfig
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.privacy.mechanisms import Name as MechanismName
-from wardpose.shared.privacy.training import ForwardPrecision, OptimizerConfig, refuse_uplink
 from wardpose.shared.privacy.units import UnitKind
+from wardpose.shared.training.local import ForwardPrecision, OptimizerConfig, refuse_uplink
 from wardpose.shared.yaml_config import Name, Strict, describe, load_yaml
 
 

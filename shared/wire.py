@@ -21,7 +21,7 @@ from wardpose.shared.errors import WireError
 from wardpose.shared.pose.model import ModelConfig, Strategy
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.mechanisms import Mechanism
-from wardpose.shared.privacy.training import ForwardPrecision, OptimizerConfig, refuse_uplink
+from wardpose.shared.training.local import ForwardPrecision, OptimizerConfig, refuse_uplink
 from wardpose.shared.yaml_config import describe
 
 TRAIN = "train"

@@ -1,28 +1,25 @@
-"""The console script `wardpose`: every command of server, site and simulator under one root."""
+"""The console script `wardpose`: the commands of hospitals, coordinators and researchers under one root."""
 
-import importlib
-import pkgutil
 import sys
 
 import typer
 
-import wardpose.simulation.commands
-from wardpose.client.cli import app as site_app
-from wardpose.server.cli import app as server_app
+from wardpose.client.commands import anonymize, site, vault
+from wardpose.server.commands import server
 from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.errors import WardposeError
+from wardpose.simulation.commands import anonymizer, audit, benchmark, dev, plan, pretrain, simulate
 
 app = typer.Typer(
     name="wardpose",
     help="Federated, differentially private human-pose learning across hospital sites.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(site_app, name="site", help="What a hospital engineer does.")
-app.add_typer(server_app, name="server", help="What a coordinator does.")
-for _module in pkgutil.iter_modules(wardpose.simulation.commands.__path__):
-    importlib.import_module(f"wardpose.simulation.commands.{_module.name}").register(app)
+app.add_typer(site.app, name="site", help="What a hospital engineer does.")
+app.add_typer(server.app, name="server", help="What a coordinator does.")
+for _group in (anonymize, vault, anonymizer, audit, benchmark, dev, plan, pretrain, simulate):
+    _group.register(app)
 
 
 def main() -> None:

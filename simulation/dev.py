@@ -16,7 +16,6 @@ from wardpose.server.journal import RoundRow, RunJournal
 from wardpose.server.superlink import registered_nodes, run_ended
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_text
-from wardpose.shared.keys import create_authority, create_node_key, create_secret, create_server_certificate
 from wardpose.simulation.flower import (
     LOOPBACK,
     ask,
@@ -27,6 +26,7 @@ from wardpose.simulation.flower import (
     write_bundle,
     write_connection,
 )
+from wardpose.simulation.keys import create_authority, create_node_key, create_secret, create_server_certificate
 from wardpose.simulation.processes import ProcessError, Processes
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from wardpose.shared.config import (
 from wardpose.shared.data.source import DataSource, WardSource, open_source
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_json, write_text
-from wardpose.shared.pose.skeleton import Skeleton, get_skeleton
 from wardpose.shared.site_config import CohortConfig, PolicyConfig, SiteConfig
+from wardpose.shared.skeleton import Skeleton, get_skeleton
 from wardpose.simulation.partition import partition
 
 

@@ -12,7 +12,7 @@ from wardpose.shared.pose.evaluation import evaluate
 from wardpose.shared.pose.model import ModelConfig, PoseModel
 from wardpose.shared.pose.pretrain import PretrainConfig, PretrainReport, Progress
 from wardpose.shared.pose.pretrain import pretrain as pretrain_model
-from wardpose.shared.pose.skeleton import Skeleton
+from wardpose.shared.skeleton import Skeleton
 
 BUNDLED_CONFIG = Path(__file__).parent / "configs" / "pretrain_ward.yaml"
 

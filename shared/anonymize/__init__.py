@@ -1,1 +1,1 @@
-"""Anonymisation at the site: desensitise, G_X and G_Y, public views, recovery under lock."""
+"""What both sides need of the anonymiser: desensitise, generators, weights, public views, certificates."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from wardpose.shared.data.records import Frame
-from wardpose.shared.pose.skeleton import LSP14, Skeleton
+from wardpose.shared.skeleton import LSP14, Skeleton
 
 Kind = Literal["blur", "mosaic", "noise", "edges"]
 Mask = NDArray[np.float32]

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from numpy.typing import NDArray
 
-from wardpose.shared.anonymize import sealing
-from wardpose.shared.anonymize.networks import BITS
+from wardpose.shared.anonymize import key_exchange
+from wardpose.shared.anonymize.generators import BITS
 from wardpose.shared.data.records import Frame
 from wardpose.shared.errors import DataError, RecoveryError
 
@@ -42,9 +42,9 @@ def conceal(cover: Frame, symbols: Symbols, public_key: bytes) -> Frame:
     """
     count = _fitting(cover.shape[0], cover.shape[1])
     cover = cover & np.uint8(0xFC)
-    sent, key, nonce = sealing.encapsulate(public_key, _PURPOSE)
+    sent, key, nonce = key_exchange.encapsulate(public_key, _PURPOSE)
     sealed = AESGCM(key).encrypt(nonce, _pack(symbols[:count]), _digest(cover))
-    payload = _MAGIC + sealing.fingerprint(public_key) + sent + sealed[-16:] + sealed[:-16]
+    payload = _MAGIC + key_exchange.fingerprint(public_key) + sent + sealed[-16:] + sealed[:-16]
     payload += os.urandom(cover.size // 4 - len(payload))
     low = np.zeros(cover.size, np.uint8)
     low[: len(payload) * 4] = _to_pairs(payload)
@@ -72,10 +72,10 @@ def reveal(frame: Frame, private_key: bytes) -> Symbols:
     length = _packed_bytes(frame.shape[0], frame.shape[1], count)
     raw = _low_bytes(frame, _HEADER_BYTES + length)
     written_for, sent, tag, sealed = raw[4:12], raw[12:44], raw[44:60], raw[60:]
-    own = sealing.fingerprint(sealing.public_of(private_key))
+    own = key_exchange.fingerprint(key_exchange.public_of(private_key))
     if written_for != own:
         raise RecoveryError(f"wrong key: the frame is for key {written_for.hex()}, this is {own.hex()}")
-    key, nonce = sealing.decapsulate(private_key, sent, _PURPOSE)
+    key, nonce = key_exchange.decapsulate(private_key, sent, _PURPOSE)
     try:
         packed = AESGCM(key).decrypt(nonce, sealed + tag, _digest(frame & np.uint8(0xFC)))
     except InvalidTag as error:
@@ -90,7 +90,7 @@ def reveal_unverified(frame: Frame, private_key: bytes | None) -> Symbols:
     raw = _low_bytes(frame, _HEADER_BYTES + length)
     if private_key is None:
         return _unpack(raw[60:], frame.shape[0], frame.shape[1], count)
-    key, nonce = sealing.decapsulate(private_key, raw[12:44], _PURPOSE)
+    key, nonce = key_exchange.decapsulate(private_key, raw[12:44], _PURPOSE)
     # GCM encrypts with AES-CTR from counter 2 on.
     stream = Cipher(algorithms.AES(key), modes.CTR(nonce + (2).to_bytes(4, "big"))).decryptor()
     return _unpack(stream.update(raw[60:]), frame.shape[0], frame.shape[1], count)

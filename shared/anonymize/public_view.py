@@ -103,7 +103,7 @@ def open_public_view(config: PublicViewConfig, policy: CertificatePolicy | None 
     view: PublicView
     if config.kind == "generator":
         # Imported here: blur and edges need no network library.
-        from wardpose.shared.anonymize.generator import GeneratorView
+        from wardpose.shared.anonymize.frame_methods import GeneratorView
         from wardpose.shared.anonymize.weights_file import bundled
 
         view = GeneratorView(bundled("public-view") if config.weights is None else config.weights)

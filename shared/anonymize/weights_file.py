@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from wardpose.shared import files
-from wardpose.shared.anonymize.networks import CodeDecoder, PartConfig, PartGenerator, RecoverableGenerator
+from wardpose.shared.anonymize.generators import CodeDecoder, PartConfig, PartGenerator, RecoverableGenerator
 from wardpose.shared.errors import ConfigError, DataError
 
 Kind = Literal["public-view", "recoverable"]

@@ -14,7 +14,7 @@ from wardpose.shared.data.dataset import ImageFile, ListDataset
 from wardpose.shared.data.patients import PatientRule
 from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading, field, numbers, read_json, short
 from wardpose.shared.errors import DataError
-from wardpose.shared.pose.skeleton import COCO17, Skeleton
+from wardpose.shared.skeleton import COCO17, Skeleton
 
 
 def read_coco(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardpose.shared.data.records import Frame, PoseDataset
-from wardpose.shared.pose.skeleton import Skeleton
+from wardpose.shared.skeleton import Skeleton
 
 Size = tuple[int, int]
 """(height, width) in pixels."""

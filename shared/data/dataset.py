@@ -12,7 +12,7 @@ from PIL import Image
 
 from wardpose.shared.data.records import Frame, PoseDataset, PoseRecord
 from wardpose.shared.errors import DataError
-from wardpose.shared.pose.skeleton import Skeleton, convert
+from wardpose.shared.skeleton import Skeleton, convert
 
 
 class FrameSource(Protocol):

@@ -23,7 +23,7 @@ from wardpose.shared.data.dataset import ImageFile, ListDataset
 from wardpose.shared.data.patients import PatientRule
 from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading, field, numbers, read_json
 from wardpose.shared.errors import DataError
-from wardpose.shared.pose.skeleton import LSP14, Skeleton
+from wardpose.shared.skeleton import LSP14, Skeleton
 
 LspSplit = Literal["public", "private", "val", "test"]
 

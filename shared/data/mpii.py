@@ -15,7 +15,7 @@ from wardpose.shared.data.dataset import ImageFile, ListDataset
 from wardpose.shared.data.patients import PatientRule
 from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading, field, numbers, read_json
 from wardpose.shared.errors import DataError
-from wardpose.shared.pose.skeleton import MPII16, Skeleton
+from wardpose.shared.skeleton import MPII16, Skeleton
 
 HEAD_OF_BOX = 0.6
 """Head size in parts of the head box's diagonal (the benchmark's own rule)."""

@@ -13,7 +13,7 @@ from wardpose.shared.data.dataset import FrameSource, ListDataset, Skipped
 from wardpose.shared.data.patients import Owners, PatientLookup, PatientRule
 from wardpose.shared.data.records import PoseRecord
 from wardpose.shared.errors import DataError
-from wardpose.shared.pose.skeleton import Skeleton, convert
+from wardpose.shared.skeleton import Skeleton, convert
 
 OnBadRecord = Literal["error", "skip"]
 """What to do with a record that cannot be used: stop with a `DataError`, or leave it out, count and list it."""

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from wardpose.shared.pose.skeleton import Skeleton
+from wardpose.shared.skeleton import Skeleton
 
 Frame = NDArray[np.uint8]
 """An RGB image, (height, width, 3)."""

@@ -18,7 +18,7 @@ from wardpose.shared.data.patients import PatientRule
 from wardpose.shared.data.reading import CheckImages, OnBadRecord, read_json
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.errors import ConfigError, DataError
-from wardpose.shared.pose.skeleton import Skeleton
+from wardpose.shared.skeleton import Skeleton
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 

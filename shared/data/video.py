@@ -24,7 +24,7 @@ from wardpose.shared.data.patients import Owners, PatientRule
 from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading, field, numbers, read_json, short
 from wardpose.shared.data.records import Frame
 from wardpose.shared.errors import ConfigError, DataError
-from wardpose.shared.pose.skeleton import SKELETONS, Skeleton, get_skeleton
+from wardpose.shared.skeleton import SKELETONS, Skeleton, get_skeleton
 
 _BOX_COLUMNS = ("box_x", "box_y", "box_width", "box_height")
 _OPTIONAL_COLUMNS = ("person", "patient", "also", "head_size", "group", *_BOX_COLUMNS)

@@ -14,7 +14,7 @@ from wardpose.shared.data.ward_domain import Domain, Patient, sample_patient
 from wardpose.shared.data.ward_render import render
 from wardpose.shared.data.ward_scene import Scene, annotate, build_scene
 from wardpose.shared.errors import DataError
-from wardpose.shared.pose.skeleton import LSP14, Skeleton
+from wardpose.shared.skeleton import LSP14, Skeleton
 
 VERSION = 1
 """Changes whenever the same arguments would draw other frames; part of every data set's identity."""

@@ -11,7 +11,7 @@ from wardpose.shared.data.ward_domain import Domain, Patient
 from wardpose.shared.data.ward_furniture import bed, blanket, chair, drip, sampled_clutter
 from wardpose.shared.data.ward_looks import Colour, dress, sample_identity, sample_outfit
 from wardpose.shared.data.ward_surfaces import FAR, Camera, Projected
-from wardpose.shared.pose.skeleton import LSP14
+from wardpose.shared.skeleton import LSP14
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from wardpose.shared.pose.skeleton import Skeleton
+from wardpose.shared.skeleton import Skeleton
 
 AUC_THRESHOLDS = np.linspace(0.0, 0.5, 51)
 """Thresholds of the PCKh curve that the area is taken under."""

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wardpose.shared.pose import weights as weight_files
-from wardpose.shared.pose.skeleton import Skeleton, get_skeleton
+from wardpose.shared.skeleton import Skeleton, get_skeleton
 
 Backbone = Literal["tiny_vit_5m_224", "tiny_vit_11m_224", "tiny_vit_21m_224"]
 

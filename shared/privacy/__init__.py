@@ -1,1 +1,1 @@
-"""The privacy engine: units, per-unit gradients, mechanisms, noise, accounting, ledger and audits."""
+"""The claim: what a patient is, how sums are bounded, sampled and noised, what that costs, and the record of it."""

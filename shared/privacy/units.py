@@ -1,4 +1,4 @@
-"""Privacy units: whose presence is protected, which records are theirs, and how units and their frames are drawn.
+"""Privacy units: whose presence is protected, and which records are theirs.
 
 **Patient units and frames that show several patients.** A patient's bag is the set of records that are
 theirs, and a unit's clipped contribution has norm at most C whatever the bag holds. The accounting is right
@@ -27,15 +27,12 @@ With `frame` units a frame is the unit and whom it shows does not matter.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.errors import ConfigError, DataError
-from wardpose.shared.privacy.noise import RandomStream
 
 UnitKind = Literal["patient", "frame"]
 MultiOwner = Literal["drop", "one-owner-group"]
@@ -96,20 +93,6 @@ class UnitIndex:
         self.dropped = len(owners) - sum(len(bag) for bag in bags.values())
         self._rows = [np.array(bags[name], np.int64) for name in self.names]
 
-    @classmethod
-    def from_dataset(
-        cls,
-        dataset: PoseDataset,
-        *,
-        unit: UnitKind = "patient",
-        multi_owner: MultiOwner = "drop",
-        tiers: Mapping[str, str] | None = None,
-    ) -> "UnitIndex":
-        """Index a data set's records by `patient_id` and `also_patients`; arguments and errors as for the class."""
-        records = (dataset.record(index) for index in range(len(dataset)))
-        owners = [(record.patient_id, *record.also_patients) for record in records]
-        return cls(owners, unit=unit, multi_owner=multi_owner, tiers=tiers)
-
     def __len__(self) -> int:
         """Count the units. Private: what is used and shown is the *declared* number."""
         return len(self.names)
@@ -121,69 +104,6 @@ class UnitIndex:
     def of_tier(self, tier: str) -> NDArray[np.int64]:
         """Numbers of the units of a consent tier, ascending."""
         return np.flatnonzero([name == tier for name in self.tiers]).astype(np.int64)
-
-
-def poisson_sample(n_units: int, rate: float, stream: RandomStream) -> NDArray[np.int64]:
-    """Let each unit take part with probability `rate`, independently; one 64-bit word a unit is always drawn.
-
-    A word takes part when it lies below floor(rate * 2^64), an integer computed exactly: the probability is
-    the rate itself wherever rate * 2^64 is whole (every float64 of at least 2^-11), and less than 2^-64
-    below it otherwise.
-
-    Returns:
-        Numbers of the units drawn, ascending; possibly none.
-
-    Raises:
-        ValueError: the rate is not in [0, 1].
-
-    """
-    if not 0 <= rate <= 1:
-        raise ValueError(f"sampling rate is {rate}; it must be between 0 and 1")
-    words = stream.uint64(n_units)
-    threshold = int(Fraction(rate) * 2**64)
-    if threshold == 2**64:
-        return np.arange(n_units, dtype=np.int64)
-    return np.flatnonzero(words < np.uint64(threshold)).astype(np.int64)
-
-
-def draw_bag(rows: NDArray[np.int64], frames: int, stream: RandomStream) -> NDArray[np.int64]:
-    """Draw the `frames` records with which a unit takes part in one step.
-
-    A random subset without repetition (every subset equally likely) where the unit has that many, otherwise
-    independent draws with replacement. It gives variance, not amplification, and costs nothing: the bag's
-    size is fixed.
-
-    Args:
-        rows: (n,) record numbers of the unit, n at least 1.
-        frames: F.
-        stream: the site's sampling stream.
-
-    Returns:
-        (F,) record numbers.
-
-    Raises:
-        ValueError: the unit has no records.
-
-    """
-    if len(rows) == 0:
-        raise ValueError("a unit without records cannot be drawn")
-    if len(rows) < frames:
-        return rows[_below(np.full(frames, len(rows)), stream)]
-    order = np.array(rows)  # the first F places of a Fisher-Yates shuffle
-    for place, jump in enumerate(_below(len(rows) - np.arange(frames), stream)):
-        order[[place, place + jump]] = order[[place + jump, place]]
-    return order[:frames]
-
-
-def _below(bounds: NDArray[np.int64], stream: RandomStream) -> NDArray[np.int64]:
-    """Draw uniform integers, each below its bound (all at least 1), by rejection: exact."""
-    wide = bounds.astype(np.uint64)
-    # 2^64 mod bound, by wrap-around: words at or above 2^64 minus it belong to an incomplete run.
-    incomplete = (np.uint64(0) - wide) % wide
-    words = stream.uint64(len(bounds)).copy()
-    while (rejected := words < incomplete).any():
-        words[rejected] = stream.uint64(int(rejected.sum()))
-    return (words % wide).astype(np.int64)
 
 
 def _groups(owners: Sequence[Sequence[str]]) -> dict[frozenset[str], list[int]]:

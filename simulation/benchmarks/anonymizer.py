@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from wardpose.shared.anonymize.networks import CodeDecoder, PartConfig, PartGenerator, RecoverableGenerator
+from wardpose.shared.anonymize.generators import CodeDecoder, PartConfig, PartGenerator, RecoverableGenerator
 from wardpose.shared.pose.model import ModelConfig, build_model
 
 BUDGET = 0.5

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from wardpose.shared.allocator import peak_resident_mib, tune_allocator
-from wardpose.shared.privacy.basis import build_basis
-from wardpose.shared.privacy.cohort import load_bags
-from wardpose.shared.privacy.gradients import Bags, UnitGradients, Vector, map_vector
 from wardpose.shared.privacy.mechanisms import ProjectionOptions
+from wardpose.shared.training.basis import build_basis
+from wardpose.shared.training.cohort import load_bags
+from wardpose.shared.training.gradients import Bags, UnitGradients
+from wardpose.shared.vectors import Vector, map_vector
 from wardpose.simulation.benchmarks.step import Setting, hardware, public_rows, random_model
 
 WAYS = ("stored", "matrix-free", "explicit")

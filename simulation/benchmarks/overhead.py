@@ -17,9 +17,9 @@ from wardpose.shared.config import FederationConfig, changed
 from wardpose.shared.data.source import open_source
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import build_model
-from wardpose.shared.pose.skeleton import get_skeleton
 from wardpose.shared.privacy.noise import secure_streams
-from wardpose.shared.privacy.training import build_cohort, local_update
+from wardpose.shared.skeleton import get_skeleton
+from wardpose.shared.training.local import build_cohort, local_update
 from wardpose.simulation.benchmarks.step import hardware
 from wardpose.simulation.run import simulate
 

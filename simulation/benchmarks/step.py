@@ -24,14 +24,14 @@ from wardpose.shared.data.crops import to_tensor
 from wardpose.shared.pose.codec import SimCC
 from wardpose.shared.pose.loss import simcc_loss
 from wardpose.shared.pose.model import ModelConfig, PoseModel, Strategy, build_model, trainable_names
-from wardpose.shared.privacy.cache import Rows
-from wardpose.shared.privacy.cohort import CohortData, PublicData, load_bags
-from wardpose.shared.privacy.gradients import UnitGradients
 from wardpose.shared.privacy.mechanisms import FeatureOptions, Mechanism, ProjectionOptions
 from wardpose.shared.privacy.noise import secure_streams
-from wardpose.shared.privacy.step import StepGradient
-from wardpose.shared.privacy.training import ForwardPrecision
 from wardpose.shared.privacy.units import UnitIndex
+from wardpose.shared.training.cache import Rows
+from wardpose.shared.training.cohort import CohortData, PublicData, load_bags
+from wardpose.shared.training.gradients import UnitGradients
+from wardpose.shared.training.local import ForwardPrecision
+from wardpose.shared.training.step import StepGradient
 from wardpose.simulation.benchmarks.patched import patched
 
 Step = Callable[[], object]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from wardpose.simulation.terminal import Json, say, say_step, say_table, training_progress
+from wardpose.shared.terminal import Json, say, say_step, say_table, training_progress
 
 _RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "anonymizer.json"
 
@@ -35,12 +35,12 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train G_X (and G_Y) on public data."""
-    from wardpose.shared.anonymize.training import TrainingConfig
-    from wardpose.shared.anonymize.training import train as run_training
     from wardpose.shared.anonymize.weights_file import read_info
     from wardpose.shared.config import find_federation
     from wardpose.shared.errors import ConfigError
     from wardpose.shared.yaml_config import load_yaml
+    from wardpose.simulation.anonymizer.training import TrainingConfig
+    from wardpose.simulation.anonymizer.training import train as run_training
 
     if device not in ("cpu", "cuda"):
         raise ConfigError(f'--device "{device}" is not allowed (cpu, cuda)')
@@ -72,11 +72,12 @@ def certify(
 ) -> None:
     """Attack a public view and sign what was found."""
     from wardpose.shared import files
-    from wardpose.shared.anonymize import certificate, report
-    from wardpose.shared.anonymize.certify import measure
-    from wardpose.shared.anonymize.certify_config import CertifyConfig
+    from wardpose.shared.anonymize import certificate
     from wardpose.shared.config import find_federation
     from wardpose.shared.yaml_config import load_yaml
+    from wardpose.simulation.anonymizer import report
+    from wardpose.simulation.anonymizer.certify import measure
+    from wardpose.simulation.anonymizer.certify_config import CertifyConfig
 
     settings = load_yaml(find_federation(config), CertifyConfig)
     key = certificate.read_signing_key(signing_key)
@@ -109,8 +110,8 @@ def report(
 ) -> None:
     """Show one table over all methods: the measured results that come with the project, or new ones."""
     from wardpose.shared import files
-    from wardpose.shared.anonymize import report as pages
     from wardpose.shared.errors import ConfigError, DataError
+    from wardpose.simulation.anonymizer import report as pages
 
     pictures: dict[str, Any] = {}
     if config is None:
@@ -120,10 +121,10 @@ def report(
             raise DataError(f"{_RESULTS}: no measured results; measure some with --measure CONFIG")
         found = json.loads(_RESULTS.read_text())
     else:
-        from wardpose.shared.anonymize.certify import measure
-        from wardpose.shared.anonymize.certify_config import CertifyConfig
         from wardpose.shared.config import find_federation
         from wardpose.shared.yaml_config import load_yaml
+        from wardpose.simulation.anonymizer.certify import measure
+        from wardpose.simulation.anonymizer.certify_config import CertifyConfig
 
         table = measure(load_yaml(find_federation(config), CertifyConfig), work=work, say=say_step)
         found = pages.results(table, command=f"wardpose anonymizer report --measure {config}")

@@ -10,7 +10,7 @@ import typer
 from wardpose.shared.errors import ConfigError
 
 if TYPE_CHECKING:
-    from wardpose.simulation.experiments.audit import Audit
+    from wardpose.simulation.auditing.audit import Audit
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +44,7 @@ def audit(
     import torch
     from rich.console import Console
 
-    from wardpose.simulation.experiments.audit import BREAKS, AuditPlan, Break, Name, run_audit
+    from wardpose.simulation.auditing.audit import BREAKS, AuditPlan, Break, Name, run_audit
 
     _among("--mechanism", mechanism, get_args(Name))
     _among("--break", broken, get_args(Break))

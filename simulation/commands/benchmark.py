@@ -100,7 +100,7 @@ def _strategy(name: str) -> Any:
 
 
 def _precision(name: str) -> Any:
-    from wardpose.shared.privacy.training import ForwardPrecision
+    from wardpose.shared.training.local import ForwardPrecision
 
     return _among("--precision", name, get_args(ForwardPrecision))
 

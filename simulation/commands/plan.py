@@ -91,7 +91,7 @@ def plan(
     """Plan a site's budget: the noise it needs, how epsilon grows, what more patients would buy. Needs no data."""
     from rich.console import Console
 
-    from wardpose.simulation.experiments.plan import make_plan, report
+    from wardpose.simulation.planning import make_plan, report
 
     tiers = _budgets(tier or [])
     if batch is not None and rate is not None:

@@ -36,8 +36,8 @@ def pretrain(
     )
 
     from wardpose.shared.pose.model import build_model
-    from wardpose.shared.pose.skeleton import get_skeleton
     from wardpose.shared.pose.weights import save_model, state_hash
+    from wardpose.shared.skeleton import get_skeleton
     from wardpose.shared.yaml_config import load_yaml, to_yaml
     from wardpose.simulation.pretraining import BUNDLED_CONFIG, PretrainFile, metadata, open_named, score_all, train
 

@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from wardpose.client.check import check_site
-from wardpose.client.cli import app
+from wardpose.client.commands.site import app
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.ledger import Budget, Ledger

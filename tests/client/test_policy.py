@@ -5,8 +5,8 @@ from wardpose.shared.anonymize.public_view import PublicViewConfig
 from wardpose.shared.errors import PolicyViolation
 from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.mechanisms import Mechanism
-from wardpose.shared.privacy.training import OptimizerConfig
 from wardpose.shared.site_config import SiteConfig
+from wardpose.shared.training.local import OptimizerConfig
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import RoundOrder
 

@@ -10,8 +10,8 @@ from wardpose.shared.errors import LedgerError, WireError
 from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.ledger import Budget, Ledger, Reservation
 from wardpose.shared.privacy.mechanisms import Mechanism
-from wardpose.shared.privacy.training import LocalUpdate, OptimizerConfig
 from wardpose.shared.site_config import SiteConfig
+from wardpose.shared.training.local import LocalUpdate, OptimizerConfig
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import RoundOrder, SiteRelease, SiteStatus, unpack
 

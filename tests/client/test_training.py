@@ -10,10 +10,10 @@ from wardpose.client.training import declared_units, patient_tiers, site_seed, t
 from wardpose.shared.data.source import open_source
 from wardpose.shared.errors import DataError
 from wardpose.shared.pose.model import ModelConfig, build_model
-from wardpose.shared.pose.skeleton import LSP14
 from wardpose.shared.privacy.mechanisms import Mechanism
-from wardpose.shared.privacy.training import OptimizerConfig
 from wardpose.shared.site_config import CohortConfig, SiteConfig
+from wardpose.shared.skeleton import LSP14
+from wardpose.shared.training.local import OptimizerConfig
 from wardpose.shared.wire import RoundOrder, hash_arrays
 
 

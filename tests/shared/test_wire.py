@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from wardpose.shared.errors import WireError
 from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.mechanisms import Mechanism, ProjectionOptions
-from wardpose.shared.privacy.training import OptimizerConfig
+from wardpose.shared.training.local import OptimizerConfig
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import Refusal, RoundOrder, SiteRelease, hash_arrays, pack, refusal, unpack
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from wardpose.shared.config import PartitionConfig
 from wardpose.shared.data.records import Frame, PoseRecord
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.pose.skeleton import LSP14
+from wardpose.shared.skeleton import LSP14
 from wardpose.simulation.partition import partition
 
 

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from wardpose.shared.pose.model import ModelConfig, PoseModel, build_model
-from wardpose.shared.privacy.cache import Rows
-from wardpose.shared.privacy.cohort import CohortData, PublicData, load_bags
-from wardpose.shared.privacy.gradients import UnitGradients, Vector, flatten, map_vector
+from wardpose.shared.privacy.clipping import GRID, Query
 from wardpose.shared.privacy.mechanisms import Mechanism, ProjectionOptions
 from wardpose.shared.privacy.noise import RandomStream, SeededStream, Streams, seeded_streams
-from wardpose.shared.privacy.queries import GRID, Query
-from wardpose.shared.privacy.step import StepGradient
 from wardpose.shared.privacy.units import UnitIndex
+from wardpose.shared.training.cache import Rows
+from wardpose.shared.training.cohort import CohortData, PublicData, load_bags
+from wardpose.shared.training.gradients import UnitGradients
+from wardpose.shared.training.step import StepGradient
+from wardpose.shared.vectors import Vector, flatten, map_vector
 
 SIZE = (64, 32)
 JOINTS = 14
@@ -153,7 +154,7 @@ def without_noise() -> Iterator[list[Noised]]:
         seen.append(Noised(flatten(total).double() * scale, query.max_grad_norm, noise_multiplier))
         return map_vector(lambda value: torch.zeros(value.shape, dtype=torch.float64), total)
 
-    with patch("wardpose.shared.privacy.step.add_noise", keep):
+    with patch("wardpose.shared.training.step.add_noise", keep):
         yield seen
 
 

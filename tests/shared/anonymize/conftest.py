@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from wardpose.shared.anonymize import sealing
-from wardpose.shared.anonymize.networks import CodeDecoder, PartConfig, PartGenerator, RecoverableGenerator
+from wardpose.shared.anonymize import key_exchange
+from wardpose.shared.anonymize.generators import CodeDecoder, PartConfig, PartGenerator, RecoverableGenerator
 from wardpose.shared.anonymize.weights_file import save_weights
 
 PASSPHRASES = {"ada": "correct horse battery", "ben": "staple of the morning", "eve": "nothing to see here"}
@@ -44,7 +44,7 @@ def view_weights(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def key():
-    return sealing.generate()
+    return key_exchange.generate()
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from wardpose.shared.anonymize import keyed_code, sealing
-from wardpose.shared.anonymize.networks import BITS
+from wardpose.shared.anonymize import key_exchange, keyed_code
+from wardpose.shared.anonymize.generators import BITS
 from wardpose.shared.errors import DataError, RecoveryError
 
 SECRET = bytes(range(32))
-PUBLIC = sealing.public_of(SECRET)
+PUBLIC = key_exchange.public_of(SECRET)
 OTHER = bytes(range(1, 33))
 
 

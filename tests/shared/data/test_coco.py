@@ -10,7 +10,7 @@ from PIL import Image
 
 from wardpose.shared.data.coco import read_coco, segmentation_mask
 from wardpose.shared.errors import DataError
-from wardpose.shared.pose.skeleton import COCO17, LSP14
+from wardpose.shared.skeleton import COCO17, LSP14
 
 Content = dict[str, Any]
 

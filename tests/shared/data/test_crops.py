@@ -4,7 +4,7 @@ import torch
 
 from wardpose.shared.data import crops
 from wardpose.shared.data.records import Frame, PoseRecord
-from wardpose.shared.pose.skeleton import LSP14, Skeleton
+from wardpose.shared.skeleton import LSP14, Skeleton
 
 SIZE = (256, 192)
 BOX = np.array([40.0, 30.0, 60.0, 110.0], np.float32)

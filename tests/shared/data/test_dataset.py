@@ -9,7 +9,7 @@ from PIL import Image
 from wardpose.shared.data.dataset import ImageFile, ListDataset, concatenate
 from wardpose.shared.data.records import Frame, PoseDataset, PoseRecord
 from wardpose.shared.errors import DataError
-from wardpose.shared.pose.skeleton import COCO17, LSP14, Skeleton
+from wardpose.shared.skeleton import COCO17, LSP14, Skeleton
 
 
 def record(name: str, patient: str = "p", x: float = 5.0) -> PoseRecord:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from wardpose.shared.data.mpii import read_mpii
 from wardpose.shared.errors import DataError
-from wardpose.shared.pose.skeleton import LSP14, MPII16
+from wardpose.shared.skeleton import LSP14, MPII16
 
 
 def person(**changes: Any) -> dict[str, Any]:

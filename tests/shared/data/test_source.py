@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from wardpose.shared.data.records import PoseRecord
 from wardpose.shared.data.source import DataSource, find_data_root, open_source
 from wardpose.shared.errors import ConfigError, DataError
-from wardpose.shared.pose.skeleton import COCO17, LSP14
+from wardpose.shared.skeleton import COCO17, LSP14
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(DataSource)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from wardpose.shared.data.patients import PatientRule
 from wardpose.shared.data.video import Video, read_video
 from wardpose.shared.errors import DataError
-from wardpose.shared.pose.skeleton import LSP14
+from wardpose.shared.skeleton import LSP14
 
 COUNT = 9
 

@@ -11,7 +11,7 @@ from wardpose.shared.data.ward_render import person_mask, rasterise
 from wardpose.shared.data.ward_scene import annotate
 from wardpose.shared.data.ward_surfaces import Camera, Cloth, box, capsule, ellipsoid
 from wardpose.shared.errors import DataError
-from wardpose.shared.pose.skeleton import LSP14
+from wardpose.shared.skeleton import LSP14
 
 PLAIN = Cloth(colour=(200.0, 10.0, 10.0))
 CAMERA = Camera(

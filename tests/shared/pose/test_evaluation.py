@@ -10,7 +10,7 @@ from wardpose.shared.errors import DataError
 from wardpose.shared.pose.codec import SimCC
 from wardpose.shared.pose.evaluation import evaluate, predict, score
 from wardpose.shared.pose.model import ModelConfig, build_model
-from wardpose.shared.pose.skeleton import LSP14, MPII16, Skeleton
+from wardpose.shared.skeleton import LSP14, MPII16, Skeleton
 
 CONFIG = ModelConfig(weights="random", input_size=(128, 96))
 

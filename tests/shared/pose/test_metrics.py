@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wardpose.shared.pose import metrics
-from wardpose.shared.pose.skeleton import COCO17, LSP14, MPII16
+from wardpose.shared.skeleton import COCO17, LSP14, MPII16
 
 
 def _random(n: int = 40, joints: int = 16) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from support.engine import make_cohort, make_model, make_public
 
 from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.pose.model import PoseModel, Strategy
-from wardpose.shared.privacy.cohort import CohortData, PublicData
+from wardpose.shared.training.cohort import CohortData, PublicData
 
 
 @pytest.fixture(scope="session", autouse=True)

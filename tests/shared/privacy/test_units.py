@@ -9,7 +9,8 @@ from scipy import stats
 
 from wardpose.shared.errors import ConfigError, DataError
 from wardpose.shared.privacy.noise import SeededStream
-from wardpose.shared.privacy.units import UnitIndex, draw_bag, poisson_sample
+from wardpose.shared.privacy.sampling import draw_bag, poisson_sample
+from wardpose.shared.privacy.units import UnitIndex
 
 ALPHA = 1e-3
 

@@ -1,0 +1,1 @@
+"""Frames, folders and videos in, anonymised ones out."""

@@ -1,0 +1,206 @@
+"""Bounded sums over units, and the noise that makes one releasable.
+
+A query maps unit gradients to a sum to which every unit contributes a vector of norm at most C, whatever its
+frames hold: a unit whose gradient is not finite contributes exactly 0. Its `sensitivity` is therefore C when
+a unit is added or removed and 2C when it is replaced, and it is this number that noise is scaled by.
+
+Numbers that a discrete Gaussian will be added to live on an integer grid of spacing C / 2^20: each unit's
+clipped vector is rounded toward zero, which can only shorten it, and that its integer norm is at most 2^20 is
+checked in integers, so the bound holds without a rounding error. Sums are then exact in int64.
+
+What no query can bound is the last bits of the *other* units' gradients, which matrix products may round another way
+when a micro-batch has one unit more. It is some 1e-7 of a clip norm, and hidden by noise a million times as large.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wardpose.shared.privacy.accounting import Adjacency
+from wardpose.shared.privacy.noise import RandomStream, quantise_to_grid
+from wardpose.shared.vectors import Vector, flatten, map_vector, unflatten
+
+GRID = 2**20
+"""Grid steps to one clip norm."""
+
+
+class Query(Protocol):
+    """A sum over units of bounded sensitivity."""
+
+    @property
+    def max_grad_norm(self) -> float:
+        """C: the most that one unit contributes."""
+        ...
+
+    @property
+    def discrete(self) -> bool:
+        """Whether sums are int64 multiples of C / `GRID`."""
+        ...
+
+    def zero(self) -> Vector:
+        """Return the sum over no units."""
+        ...
+
+    def __call__(self, gradients: Vector) -> Vector:
+        """Sum the bounded contributions of u units; every tensor of `gradients` is (u, ...)."""
+        ...
+
+    def sensitivity(self, adjacency: Adjacency) -> float:
+        """L2 sensitivity of the sum."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ClipSum:
+    """Sum of `g_u min(1, C / |g_u|)` over units, the norm being that of the whole vector.
+
+    Attributes:
+        max_grad_norm: C; infinite for no clipping at all (mechanism `none`).
+        like: a vector of the shapes, dtype and device of the sum.
+        discrete: return int64 multiples of C / `GRID`.
+
+    """
+
+    max_grad_norm: float
+    like: Vector
+    discrete: bool = False
+
+    def zero(self) -> Vector:
+        """Return the sum over no units."""
+        return {
+            name: torch.zeros_like(value, dtype=torch.int64 if self.discrete else value.dtype)
+            for name, value in self.like.items()
+        }
+
+    def __call__(self, gradients: Vector) -> Vector:
+        """Sum the clipped gradients, each tensor (u, ...) of `gradients` to (...).
+
+        Raises:
+            ValueError: the gradients are of half precision, in which sums would not keep to the bound.
+
+        """
+        dtype = next(iter(gradients.values())).dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"gradients are {dtype}; clipped sums need float32 or float64")
+        factors = clip_factors(unit_norms(gradients), self.max_grad_norm, dtype)
+        gradients = _without(gradients, factors == 0)
+        if self.discrete:
+            return _grid_sum(gradients, factors, self.max_grad_norm)
+        return map_vector(lambda value: torch.tensordot(factors.to(value), value, dims=1), gradients)
+
+    def sensitivity(self, adjacency: Adjacency) -> float:
+        """C under add-remove, 2C under replace-one."""
+        return self.max_grad_norm * (2.0 if adjacency == "replace-one" else 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectClipSum:
+    """The same in the k coordinates of a public basis.
+
+    `after`: `c_u = V' g_u`, clipped in R^k. `before`: g_u is clipped in R^p first, as in the paper; noise
+    N(0, s^2 I_p) projected on V is N(0, s^2 I_k), so the noise is drawn in R^k in either order. The
+    coefficients are clipped in both cases: the bound never rests on V being orthonormal.
+
+    Attributes:
+        max_grad_norm: C.
+        encode: V', from a vector of (u, ...) tensors to coefficients (u, k), float64.
+        rank: k.
+        before: clip in R^p first.
+        discrete: return int64 multiples of C / `GRID`.
+
+    """
+
+    max_grad_norm: float
+    encode: Callable[[Vector], Tensor]
+    rank: int
+    before: bool = False
+    discrete: bool = True
+
+    def zero(self) -> Vector:
+        """Return the sum over no units: {"coefficients": (k,)}."""
+        return {"coefficients": torch.zeros(self.rank, dtype=torch.int64 if self.discrete else torch.float64)}
+
+    def __call__(self, gradients: Vector) -> Vector:
+        """Sum the clipped coefficients of the units."""
+        if self.before:
+            norms = unit_norms(gradients)
+            factors = clip_factors(norms, self.max_grad_norm, next(iter(gradients.values())).dtype)
+            gradients = scale_units(_without(gradients, factors == 0), factors)
+        else:
+            gradients = _without(gradients, ~torch.isfinite(unit_norms(gradients)))
+        coefficients = {"coefficients": self.encode(gradients).double().cpu()}
+        return ClipSum(self.max_grad_norm, {"coefficients": torch.zeros(self.rank).double()}, self.discrete)(
+            coefficients
+        )
+
+    def sensitivity(self, adjacency: Adjacency) -> float:
+        """C under add-remove, 2C under replace-one."""
+        return self.max_grad_norm * (2.0 if adjacency == "replace-one" else 1.0)
+
+
+def add_noise(total: Vector, query: Query, noise_multiplier: float, stream: RandomStream) -> Vector:
+    """Release a query's sum: add noise of standard deviation `noise_multiplier * C`, return float64 tensors.
+
+    Under replace-one adjacency the noise is the same: the accountant charges the doubled sensitivity.
+
+    Args:
+        total: the query's sum, of integers when the query is discrete.
+        query: whose clip norm scales the noise.
+        noise_multiplier: sigma; 0 adds nothing.
+        stream: the site's noise stream.
+
+    """
+    size = sum(value.numel() for value in total.values())
+    like = map_vector(lambda value: torch.empty(value.shape, dtype=torch.float64, device=value.device), total)
+    scale = query.max_grad_norm / GRID if query.discrete else 1.0
+    if noise_multiplier == 0:
+        return map_vector(lambda value: value.double() * scale, total)
+    if query.discrete:
+        integers = torch.from_numpy(stream.discrete_gaussian(size, noise_multiplier * GRID))
+        noised = torch.cat([value.reshape(-1).cpu() for value in total.values()]) + integers
+        return unflatten(noised.double() * scale, like)
+    noise = torch.from_numpy(np.asarray(stream.gaussian(size, noise_multiplier * query.max_grad_norm)))
+    return map_vector(lambda value, drawn: value.double() + drawn, total, unflatten(noise, like))
+
+
+def unit_norms(gradients: Vector) -> Tensor:
+    """L2 norm over the whole vector of each unit, (u,) float64; the tensors of `gradients` are (u, ...)."""
+    squares = [value.flatten(1).square().sum(dim=1).double() for value in gradients.values()]
+    return torch.stack(squares).sum(dim=0).sqrt()
+
+
+def clip_factors(norms: Tensor, max_grad_norm: float, dtype: torch.dtype) -> Tensor:
+    """`min(1, C / norm)` (u,) float64, and 0 for units that are not finite.
+
+    Factors below 1 are lowered by the rounding error that a norm taken in `dtype` may carry, so that no unit
+    exceeds C by it.
+    """
+    margin = 1.0 - 16 * torch.finfo(dtype).eps
+    factors = torch.where(norms > max_grad_norm * margin, max_grad_norm * margin / norms, 1.0)
+    return torch.where(torch.isfinite(norms), factors, 0.0)
+
+
+def scale_units(gradients: Vector, factors: Tensor) -> Vector:
+    """Multiply unit u of every tensor (u, ...) by `factors[u]`."""
+    return map_vector(lambda value: value * factors.to(value).reshape(-1, *[1] * (value.dim() - 1)), gradients)
+
+
+def _without(gradients: Vector, dropped: Tensor) -> Vector:
+    """Set units to zero; a product would turn their infinities into NaN."""
+    if not bool(dropped.any()):
+        return gradients
+    return map_vector(lambda value: value.masked_fill(dropped.reshape(-1, *[1] * (value.dim() - 1)), 0.0), gradients)
+
+
+def _grid_sum(gradients: Vector, factors: Tensor, max_grad_norm: float) -> Vector:
+    """Sum of the clipped units in whole grid steps, int64."""
+    like = {name: value.new_empty(value.shape[1:], dtype=torch.int64) for name, value in gradients.items()}
+    total = np.zeros(sum(value.numel() for value in like.values()), np.int64)
+    for unit, factor in enumerate(factors.tolist()):
+        vector = flatten({name: value[unit] for name, value in gradients.items()}).double().cpu().numpy()
+        total += quantise_to_grid(vector * factor, max_grad_norm, max_grad_norm / GRID)
+    return unflatten(torch.from_numpy(total), like)

@@ -1,0 +1,189 @@
+"""One noised gradient: the private part of a step, and the public part beside it.
+
+One step at weights w, with q the sampling rate, N the *declared* number of units and C the clip norm:
+
+1. B: every unit takes part with probability q, by coins of the secret sampling stream; F frames of each.
+2. s = sum over B of clip_C(unit gradient) + N(0, (sigma C)^2), noise also when B is empty.
+3. u = mean gradient over a public batch that comes from another stream (feature mechanisms only).
+4. the gradient is weight * u + s / (q N).
+
+Neither |B| nor the realised number of units appears in it. Given w, u is independent of B and of the noise,
+so a step is a Poisson-subsampled Gaussian query of sensitivity C and everything else is post-processing. Were
+u the mean over B itself, everybody who knows phi(D) could solve for B, and nothing would be left of the
+amplification by subsampling.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wardpose.shared.errors import ConfigError
+from wardpose.shared.privacy.clipping import ClipSum, ProjectClipSum, Query, add_noise
+from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.privacy.noise import Streams
+from wardpose.shared.privacy.sampling import poisson_sample
+from wardpose.shared.training.basis import PublicBasis
+from wardpose.shared.training.cohort import CohortData, PublicData, RowIds, load_bags
+from wardpose.shared.training.gradients import Bags, UnitGradients, join
+from wardpose.shared.training.projection import Projection, ProjectionReport
+from wardpose.shared.training.public_part import PublicPart, PublicViews
+from wardpose.shared.vectors import Vector, map_vector
+
+DeclaredUnits = int | Mapping[str, int]
+"""N; by consent tier (the plain tier is "") where a mechanism has tiers."""
+
+
+class StepGradient:
+    """The noised gradients of one round; every call is one step.
+
+    Args:
+        engine: the gradients' engine, at the round's first weights.
+        data: the cohort.
+        mechanism: what a step does.
+        streams: sampling, noise and public draws, all independent.
+        declared_units: N.
+        public: public data of the basis, where the mechanism's basis comes from public data.
+        first_step: steps that the run took before this round, the position in a schedule.
+
+    Attributes:
+        coordinates: sum of all steps' gradients in the public frames' coordinates, (m,) float64, if asked for.
+
+    Raises:
+        ConfigError: the mechanism needs public views, public data or tiers that are not given.
+
+    """
+
+    def __init__(
+        self,
+        engine: UnitGradients,
+        data: CohortData,
+        mechanism: Mechanism,
+        *,
+        streams: Streams,
+        declared_units: DeclaredUnits,
+        public: PublicData | None = None,
+        first_step: int = 0,
+    ) -> None:
+        views = None
+        if mechanism.uses_public_views:
+            if data.public is None:
+                raise ConfigError(f'mechanism "{mechanism.name}" needs rows of the public view; the cohort has none')
+            views = PublicViews(engine, data.public, mechanism.feature.labels)
+        self._engine = engine
+        self._data = data
+        self._mechanism = mechanism
+        self._streams = streams
+        self._declared = declared_units
+        self._step = first_step
+        self._views = views if mechanism.uses_difference else None
+        self._public = PublicPart(engine, data, views, mechanism, streams.public) if views is not None else None
+        self._projection = Projection(engine, mechanism, public, views) if mechanism.uses_basis else None
+        self._chunk = 0
+        self.coordinates: Tensor | None = None
+        if mechanism.reads_private:
+            expected_batch_size(mechanism.at(first_step), declared_units)
+
+    def __call__(self, parameters: Vector) -> Vector:
+        """Gradient at `parameters`, float64."""
+        parts = []
+        if self._mechanism.reads_private:
+            parts.append(self._private(parameters, self._mechanism.at(self._step)))
+        if self._public is not None:
+            parts.append(self._public(parameters))
+        self._step += 1
+        return parts[0] if len(parts) == 1 else map_vector(torch.add, *parts)
+
+    @property
+    def projection(self) -> ProjectionReport | None:
+        """What became of the basis; `None` before the first step or without one."""
+        return self._projection.report if self._projection is not None else None
+
+    def _private(self, parameters: Vector, mechanism: Mechanism) -> Vector:
+        """Bounded sums over the units that take part in this step, noised, over the expected batch size."""
+        expected = expected_batch_size(mechanism, self._declared)
+        basis = self._projection.at(parameters) if self._projection is not None else None
+        query = _main_query(mechanism, parameters, basis)
+        residual = _residual_query(mechanism, parameters, basis)
+        total = query.zero()
+        rest = residual.zero() if residual is not None else {}
+        for gradients in self._gradients(parameters, self._sample(mechanism)):
+            total = map_vector(torch.add, total, query(gradients))
+            if residual is not None and basis is not None:
+                missed = map_vector(torch.sub, gradients, basis.decode_units(basis.encode(gradients)))
+                rest = map_vector(torch.add, rest, residual(missed))
+        noised = add_noise(total, query, mechanism.noise_multiplier, self._streams.noise)
+        if basis is not None:
+            coefficients = noised["coefficients"]
+            if mechanism.sends_coefficients:
+                self._remember(basis.coordinates(coefficients) / expected)
+            noised = basis.decode(coefficients)
+            options = mechanism.projection.residual
+            if residual is not None and options is not None:
+                released = add_noise(rest, residual, options.noise_multiplier, self._streams.noise)
+                noised = map_vector(torch.add, noised, released)
+        return map_vector(lambda value: value.double() / expected, noised)
+
+    def _sample(self, mechanism: Mechanism) -> RowIds:
+        """Draw the units that take part, each by its own coin, and rows of each."""
+        units, stream = self._data.units, self._streams.sampling
+        if mechanism.tiers:
+            drawn = []
+            for tier in ("", *sorted(mechanism.tiers)):
+                members = units.of_tier(tier)
+                drawn.append(members[poisson_sample(len(members), mechanism.rate(tier), stream)])
+            chosen = np.concatenate(drawn).astype(np.int64)
+        else:
+            chosen = poisson_sample(len(units), mechanism.sample_rate, stream)
+        return self._data.draw_rows(chosen, stream)
+
+    def _gradients(self, parameters: Vector, ids: RowIds) -> Iterator[Vector]:
+        if len(ids) and not self._chunk:
+            self._chunk = self._engine.micro_batch(self._bags(ids[:1]))
+        for start in range(0, len(ids), max(1, self._chunk)):
+            yield from self._engine.per_unit(parameters, self._bags(ids[start : start + self._chunk]))
+
+    def _bags(self, ids: RowIds) -> Bags:
+        bags = load_bags(self._engine, self._data.private, ids)
+        return bags if self._views is None else join(bags, self._views.bags(ids))
+
+    def _remember(self, step: Tensor) -> None:
+        self.coordinates = step if self.coordinates is None else self.coordinates + step
+
+
+def _main_query(mechanism: Mechanism, parameters: Vector, basis: PublicBasis | None) -> Query:
+    if basis is None:
+        bound = float("inf") if mechanism.name == "none" else mechanism.max_grad_norm
+        return ClipSum(bound, parameters, mechanism.discrete)
+    return ProjectClipSum(
+        mechanism.max_grad_norm,
+        basis.encode,
+        basis.rank,
+        before=mechanism.projection.clip == "before",
+        discrete=mechanism.discrete,
+    )
+
+
+def _residual_query(mechanism: Mechanism, parameters: Vector, basis: PublicBasis | None) -> ClipSum | None:
+    """GEP's second query; without a basis nothing is left over that it could ask for."""
+    options = mechanism.projection.residual
+    return None if options is None or basis is None else ClipSum(options.max_grad_norm, parameters, mechanism.discrete)
+
+
+def expected_batch_size(mechanism: Mechanism, declared_units: DeclaredUnits) -> float:
+    """Return the expected units of a step by the declared numbers, the fixed denominator q N.
+
+    Raises:
+        ConfigError: not positive, or the numbers are not by tier although the mechanism has tiers (or the
+            other way round).
+
+    """
+    tiers = {"", *mechanism.tiers}
+    declared = {"": declared_units} if isinstance(declared_units, int) else dict(declared_units)
+    if set(declared) - tiers or (mechanism.tiers and isinstance(declared_units, int)):
+        raise ConfigError(f"declared units {declared_units!r} do not fit the mechanism's tiers {sorted(tiers)}")
+    expected = sum(mechanism.rate(tier) * count for tier, count in declared.items())
+    if expected <= 0:
+        raise ConfigError(f"declared units {declared_units!r}: allowed: 1 or more")
+    return expected

@@ -1,0 +1,1 @@
+"""Training, attacking, certifying and reporting of the anonymiser, on public data."""

@@ -1,0 +1,1 @@
+"""Audits by planted canaries: lower bounds of epsilon beside the claim."""

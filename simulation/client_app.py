@@ -1,0 +1,27 @@
+"""The ClientApp of nodes that Flower's own engine (Ray) simulates: the hospital's, its site found by a number."""
+
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from wardpose.client.app import answer_order, answer_preflight
+from wardpose.simulation.layout import site_of_partition
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer a `RoundOrder` as a hospital does."""
+    return answer_order(message, lambda: _site(context))
+
+
+@app.query("preflight")
+def preflight(message: Message, context: Context) -> Message:
+    """Answer a preflight as a hospital does."""
+    return answer_preflight(message, lambda: _site(context))
+
+
+def _site(context: Context) -> Path:
+    return site_of_partition(int(str(context.node_config["partition-id"])), context.run_config, context.run_id)

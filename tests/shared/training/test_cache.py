@@ -1,0 +1,233 @@
+"""Cached rows are those computed on the spot, keyed by what decides them, whole or absent, within their limit."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wardpose.shared.data.crops import Augmentation, crop_record
+from wardpose.shared.data.records import Frame, PoseRecord
+from wardpose.shared.errors import ConfigError, DataError
+from wardpose.shared.pose.model import PoseModel
+from wardpose.shared.privacy.mechanisms import FeatureOptions, Mechanism
+from wardpose.shared.privacy.noise import seeded_streams
+from wardpose.shared.skeleton import LSP14
+from wardpose.shared.training.cache import build_rows, cache_bytes, delete_cache, trunk_hash
+from wardpose.shared.training.cohort import build_cohort, build_public
+from wardpose.shared.training.local import OptimizerConfig, local_update
+
+ModelFactory = Callable[..., PoseModel]
+
+
+class Frames:
+    """Three patients' random frames; counts how often one is read."""
+
+    name = "frames"
+    skeleton = LSP14
+
+    def __init__(self, seed: int = 0, broken: int | None = None) -> None:
+        self.seed, self.broken, self.reads = seed, broken, 0
+        self.notes: list[str] = []
+        generator = np.random.default_rng(seed)
+        self._frames = generator.integers(0, 256, (6, 90, 70, 3), dtype=np.uint8)
+        self._joints = generator.uniform(5, 65, (6, 14, 2)).astype(np.float32)
+
+    def __len__(self) -> int:
+        return 6
+
+    def record(self, index: int) -> PoseRecord:
+        return PoseRecord(
+            record_id=str(index),
+            patient_id=f"p{index // 2}",
+            joints=self._joints[index],
+            visibility=np.full(14, 2, np.uint8),
+            box=np.array([5, 5, 60, 80], np.float32),
+            scale=80.0,
+            head_size=None,
+            area=2000.0,
+        )
+
+    def frame(self, index: int) -> Frame:
+        self.reads += 1
+        if index == self.broken:
+            raise DataError("frame 3 is broken")
+        return self._frames[index]
+
+    def identity(self) -> str:
+        return f"frames-{self.seed}"
+
+
+class Darken:
+    name = "darken"
+
+    def __call__(self, crop: Frame) -> Frame:
+        return crop // 2
+
+    def identity(self) -> str:
+        return "darken"
+
+
+def build(model: PoseModel, folder: Path | None, frames: Frames, **options: object):  # type: ignore[no-untyped-def]
+    return build_rows(frames, model, options.pop("strategy", "last-stage"), folder=folder, **options)
+
+
+def test_features_equal_those_computed_now(tmp_path: Path, small_model: ModelFactory) -> None:
+    model, frames = small_model(torch.float32), Frames()
+    for strategy in ("head", "last-stage"):
+        options = {"views": 3, "augmentation": Augmentation(), "public_view": Darken(), "strategy": strategy}
+        stored = build(model, tmp_path, frames, **options)
+        fresh = build(model, None, frames, **options)
+        crops = build(model, None, frames, features=False, **options)
+        for rows, expected, pixels in zip(stored, fresh, crops, strict=True):
+            assert isinstance(rows.inputs, np.memmap)
+            np.testing.assert_array_equal(rows.inputs, expected.inputs)
+            np.testing.assert_array_equal(rows.joints, expected.joints)
+            assert (rows.are_crops, pixels.are_crops, len(rows)) == (False, True, 18)
+        np.testing.assert_array_equal(crops[1].inputs, crops[0].inputs // 2)
+        plain = crop_record(frames, 4, (64, 32))
+        np.testing.assert_array_equal(crops[0].inputs[12], plain.image)
+        np.testing.assert_array_equal(crops[0].joints[12], plain.joints)
+        assert not np.array_equal(crops[0].inputs[13], plain.image)
+
+
+def test_the_second_time_no_frame_is_read(tmp_path: Path, small_model: ModelFactory) -> None:
+    model, frames = small_model(torch.float32), Frames()
+    build(model, tmp_path, frames)
+    reads = frames.reads
+    build(model, tmp_path, frames)
+    assert (frames.reads, reads) == (reads, 6)
+
+
+def test_the_key_holds_everything_that_decides_the_content(tmp_path: Path, small_model: ModelFactory) -> None:
+    model = small_model(torch.float32)
+    variants: list[tuple[Frames, dict[str, object]]] = [
+        (Frames(), {}),
+        (Frames(1), {}),
+        (Frames(), {"strategy": "head"}),
+        (Frames(), {"public_view": Darken()}),
+        (Frames(), {"views": 2, "augmentation": Augmentation()}),
+        (Frames(), {"views": 2, "augmentation": Augmentation(rotation=10.0)}),
+        (Frames(), {"precision": "float16"}),
+        (Frames(), {"strategy": "full"}),
+    ]
+    for frames, options in variants:
+        build(model, tmp_path, frames, **options)
+        assert frames.reads > 0
+    assert len(list(tmp_path.iterdir())) == len(variants)
+    # The head trains, the trunk does not: another head is the same entry, another trunk is not.
+    before = trunk_hash(model, "last-stage")
+    with torch.no_grad():
+        model.head.x.bias.add_(1.0)
+        assert trunk_hash(model, "last-stage") == before
+        model.backbone.stages[0].blocks[0].conv1.conv.weight.add_(1e-3)
+        assert trunk_hash(model, "last-stage") != before
+        model.backbone.stages[0].blocks[0].conv1.conv.weight.sub_(1e-3)
+        model.head.x.bias.sub_(1.0)
+
+
+def test_an_entry_is_whole_or_absent(tmp_path: Path, small_model: ModelFactory) -> None:
+    model = small_model(torch.float32)
+    with pytest.raises(DataError, match="frame 3 is broken"):
+        build(model, tmp_path, Frames(broken=3))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / f".building-{2**22 + 1}-rest").mkdir()  # left by a process that was killed
+    build(model, tmp_path, Frames())
+    (entry,) = tmp_path.iterdir()
+    with (entry / "inputs.npy").open("r+b") as file:  # a torn write
+        file.truncate(1000)
+    frames = Frames()
+    build(model, tmp_path, frames)
+    assert frames.reads == 6
+
+
+def test_the_limit_holds_and_old_entries_go_first(tmp_path: Path, small_model: ModelFactory) -> None:
+    model = small_model(torch.float32)
+    build(model, tmp_path, Frames(0))
+    one = cache_bytes(tmp_path)
+    (first,) = tmp_path.iterdir()
+    os.utime(first, (1, 1))
+    build(model, tmp_path, Frames(1), limit_bytes=int(2.5 * one))
+    build(model, tmp_path, Frames(2), limit_bytes=int(2.5 * one))
+    assert not first.exists()
+    assert cache_bytes(tmp_path) <= 2.5 * one
+    with pytest.raises(DataError, match="may take"):
+        build(model, tmp_path, Frames(3), limit_bytes=one // 2)
+
+
+def test_deleting_leaves_nothing_of_the_patients_and_all_else(tmp_path: Path, small_model: ModelFactory) -> None:
+    build(small_model(torch.float32), tmp_path, Frames())
+    (tmp_path / ".building-1-x").mkdir()
+    (tmp_path / "ledger.sqlite").write_text("keep")
+    delete_cache(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.sqlite"]
+
+
+@pytest.mark.parametrize("strategy", ["head", "last-stage"])
+def test_the_cache_does_not_change_an_update(tmp_path: Path, strategy: str, small_model: ModelFactory) -> None:
+    model, frames = small_model(torch.float32), Frames()
+    chosen = Mechanism(name="feature", frames_per_unit=2, sample_rate=0.7, noise_multiplier=0.5)
+    updates = []
+    for folder, features in ((tmp_path, True), (None, False)):
+        cohort = build_cohort(
+            frames, model, chosen, strategy=strategy, cache_folder=folder, public_view=Darken(),
+            augmented_views=2, features=features,
+        )  # fmt: skip
+        updates.append(
+            local_update(
+                model, cohort, chosen, strategy=strategy, steps=2,
+                optimizer=OptimizerConfig(name="sgd", learning_rate=0.1), streams=seeded_streams(3), declared_units=3,
+            ).update
+        )  # fmt: skip
+    for name, value in updates[0].items():
+        torch.testing.assert_close(value, updates[1][name], rtol=1e-4, atol=1e-5)
+
+
+class OtherPoses(Frames):
+    """The same frames and boxes, with other joints."""
+
+    def record(self, index: int) -> PoseRecord:
+        record = super().record(index)
+        return replace(record, joints=record.joints[::-1] * np.float32(0.5))
+
+
+def test_public_views_with_pseudo_labels_do_not_follow_the_keypoints(small_model: ModelFactory) -> None:
+    """A crop to half the body is laid around its joints; its public view would betray where they are."""
+    for labels, same in (("pseudo", True), ("ground-truth", False)):
+        chosen = Mechanism(name="feature", feature=FeatureOptions(labels=labels))
+        shown = [
+            build_cohort(
+                frames, small_model(torch.float32), chosen, strategy="head", public_view=Darken(), augmented_views=3,
+                augmentation=Augmentation(half_body=1.0), features=False,
+            ).public
+            for frames in (Frames(), OtherPoses())
+        ]  # fmt: skip
+        first, second = (rows.inputs for rows in shown if rows is not None)
+        assert np.array_equal(first, second) is same
+        assert not np.array_equal(first[1], first[0])  # views are augmented all the same
+
+
+def test_half_precision_moves_features_by_a_thousandth(tmp_path: Path, small_model: ModelFactory) -> None:
+    model = small_model(torch.float32)
+    whole, half = (build(model, tmp_path, Frames(), precision=kind)[0].inputs for kind in ("float32", "float16"))
+    assert half.nbytes * 2 == whole.nbytes
+    assert np.abs(half - whole).max() < 1e-3 * np.abs(whole).max()
+    assert not np.array_equal(half, whole)
+
+
+def test_every_view_of_a_frame_belongs_to_its_unit(small_model: ModelFactory) -> None:
+    chosen = Mechanism(frames_per_unit=6)
+    cohort = build_cohort(Frames(), small_model(torch.float32), chosen, strategy="head", augmented_views=3)
+    for unit in range(3):
+        rows = cohort.draw_rows(np.array([unit]), seeded_streams(0).sampling)
+        assert sorted(rows[0].tolist()) == list(range(6 * unit, 6 * unit + 6))
+
+
+def test_a_public_view_is_asked_for(small_model: ModelFactory) -> None:
+    with pytest.raises(ConfigError, match="needs a public view"):
+        build_cohort(Frames(), small_model(torch.float32), Mechanism(name="feature"), strategy="head")
+    public = build_public(Frames(), small_model(torch.float32), strategy="head")
+    assert (len(public.rows), public.identity) == (6, "frames-0")

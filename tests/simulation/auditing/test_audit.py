@@ -1,0 +1,220 @@
+"""The audit: real steps, known canaries, and whether it tells a broken engine from an intact one."""
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from wardpose.shared.allocator import tune_allocator
+from wardpose.shared.errors import ConfigError, WardposeError
+from wardpose.shared.pose.model import PoseModel
+from wardpose.shared.privacy.noise import seeded_streams
+from wardpose.simulation.auditing.audit import Audit, AuditPlan, Bench, Break, Name, run_audit
+from wardpose.simulation.auditing.canaries import (
+    KnownGradients,
+    Table,
+    block_means,
+    make_table,
+    most_independent,
+    small_model,
+)
+from wardpose.simulation.cli import app
+
+SEED = 11
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_table_of_a_kind() -> Iterator[None]:
+    """Canaries of one seed are the same whatever is audited: most of a short audit's time is drawing them."""
+    tune_allocator()
+    tables: dict[tuple[object, ...], Table] = {}
+
+    def make(model: PoseModel, *arguments: Any, **options: Any) -> Table:
+        key = (*arguments, *options.items())
+        if key not in tables:
+            tables[key] = make_table(model, *arguments, **options)
+        return tables[key]
+
+    with patch("wardpose.simulation.auditing.audit.make_table", make):
+        yield
+
+
+@lru_cache(maxsize=32)
+def audited(mechanism: Name, canaries: int, broken: Break | None = None, rate: float | None = None) -> Audit:
+    return run_audit(
+        AuditPlan(mechanism=mechanism, canaries=canaries, broken=broken, sample_rate=rate, seed=SEED),
+    )
+
+
+def gap(result: Audit) -> float:
+    guessed = result.scores != 0
+    first, second = (result.scores[guessed & chosen].mean() for chosen in (result.included, ~result.included))
+    return float(first - second)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [("dp-sgd", 1.0), ("dp-sgd", 0.5), ("feature", 0.5), ("projected", 1.0), ("feature-projective", 0.5)],
+)
+def test_steps_with_looked_up_gradients_are_steps_with_differentiated_ones(name: Name, rate: float) -> None:
+    bench = Bench(AuditPlan(mechanism=name, canaries=8, per_run=8, sample_rate=rate, seed=SEED))
+    bits = np.array([True, False, True, True, False, False, True, False])
+    known, computed = (bench.release(bits, bench.claimed, seeded_streams(5), known=known) for known in (True, False))
+    # Coins and noise are the same, so the difference is rounding, far below one canary's share C.
+    assert float((known - computed).norm()) < 1e-2 * bench.claimed.max_grad_norm
+    other = bench.release(bits, bench.claimed, seeded_streams(6))
+    assert float((known - other).norm()) > bench.claimed.max_grad_norm
+
+
+@pytest.mark.parametrize("name", ["dp-sgd", "projected"])
+def test_a_step_in_which_every_canary_is_out_is_noise(name: Name) -> None:
+    bench = Bench(AuditPlan(mechanism=name, canaries=8, per_run=8, sample_rate=1.0, seed=SEED))
+    nobody = np.zeros(8, bool)
+    assert float(bench.release(nobody, bench.claimed, seeded_streams(1)).norm()) > 0
+    quiet = bench.claimed.model_copy(update={"noise_multiplier": 0.0})
+    assert float(bench.release(nobody, quiet, seeded_streams(1)).norm()) == 0
+
+
+def test_variants_of_a_canary_have_one_public_view_and_labels() -> None:
+    table = make_table(small_model(1), 4, 1, pairs=True)
+    first, second = np.arange(4), np.arange(4, 8)
+    np.testing.assert_array_equal(table.public_views(first), table.public_views(second))
+    np.testing.assert_array_equal(table.rows.joints[first], table.rows.joints[second])
+    assert not np.array_equal(table.rows.inputs[first], table.rows.inputs[second])
+    crops = np.arange(2 * 16 * 8 * 3).reshape(2, 16, 8, 3)
+    np.testing.assert_allclose(block_means(crops)[1, 0, 0], crops[1, :8].mean(axis=(0, 1)))
+
+
+def test_independent_vectors_are_chosen() -> None:
+    vectors = torch.tensor([[1.0, 0, 0], [5, 0.1, 0], [0, 1, 0], [0, 1, 0.1], [0, 0, 0.2]])
+    chosen = vectors[torch.from_numpy(most_independent(vectors, 3))]
+    assert float(torch.linalg.det(torch.nn.functional.normalize(chosen, dim=1)).abs()) > 0.98
+
+
+def test_a_table_that_disagrees_with_the_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = KnownGradients.per_unit
+
+    def wrong(self: KnownGradients, *arguments: Any, **options: Any) -> Iterator[dict[str, torch.Tensor]]:
+        for gradients in honest(self, *arguments, **options):
+            yield {name: 1.5 * value if "bias" in name else value for name, value in gradients.items()}
+
+    monkeypatch.setattr(KnownGradients, "per_unit", wrong)
+    with pytest.raises(WardposeError, match="differ"):
+        Bench(AuditPlan(canaries=8, per_run=8, seed=SEED))
+
+
+def test_canaries_are_three_clip_norms_strong_and_nearly_independent() -> None:
+    bench = Bench(AuditPlan(canaries=16, seed=SEED))
+    norms = torch.stack([value[:16].flatten(1).square().sum(1) for value in bench.table.gradients.values()])
+    assert float(norms.sum(0).sqrt().min()) == pytest.approx(3 * bench.claimed.max_grad_norm, rel=1e-4)
+    assert bench.efficiency > 0.9
+
+
+MECHANISMS: tuple[Name, ...] = ("dp-sgd", "projected", "feature", "feature-projective")
+
+
+def noise_seen(result: Audit) -> float:
+    """Standard deviation of the scores around what they would be without noise, in deviations of the claimed noise."""
+    signal = 2.0 * result.included - 1 if result.plan.by_replacement else result.included.astype(float)
+    claimed = result.claimed.noise_multiplier / result.efficiency
+    return float((result.scores - signal).std()) / claimed
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_scores_carry_the_noise_that_is_claimed_and_half_of_it_shows(name: Name) -> None:
+    """On few canaries, where no bound is strong enough yet: what the bound is made from, in R^p and on the grid."""
+    intact, halved = (audited(name, 480, broken, 1.0) for broken in (None, "halved-noise"))
+    assert noise_seen(intact) == pytest.approx(1, abs=0.15)
+    assert noise_seen(halved) == pytest.approx(0.5, abs=0.1)
+    assert not intact.violated
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_skipped_clip_is_found(name: Name) -> None:
+    result = audited(name, 1600, "skipped-clip", 1.0)
+    assert result.violated
+    # Canaries are three clip norms strong at least.
+    assert gap(result) > 2.5 * gap(audited(name, 480, None, 1.0)) > 0
+
+
+def test_a_shared_batch_betrays_who_took_part() -> None:
+    """The auditor sees who is in the public batch: with the private batch in its place, that is who took part."""
+    apart, shared = (audited("feature", 1600, broken) for broken in (None, "shared-batch"))
+    assert gap(shared) > 1.3 > gap(apart)  # 2 where everybody guessed is in, 0.2 at the rate of the private batch
+
+
+def test_intact_dp_sgd_stays_below_its_claim() -> None:
+    result = audited("dp-sgd", 20_000)
+    assert result.epsilon_claimed == pytest.approx(2.254, abs=0.01)
+    assert 0.1 < result.result.epsilon_lower < result.epsilon_claimed  # it sees something, but not too much
+    assert gap(result) == pytest.approx(1, abs=0.2)
+
+
+def test_halved_noise_is_found() -> None:
+    assert audited("dp-sgd", 50_000, "halved-noise").violated
+
+
+SLOW = [pytest.mark.slow, pytest.mark.guard]
+
+
+@pytest.mark.parametrize("rate", [None, 1.0])
+@pytest.mark.parametrize("name", ["feature", pytest.param("feature-projective", marks=SLOW)])
+def test_intact_feature_stays_below_its_claim(name: Name, rate: float | None) -> None:
+    result = audited(name, 16_000, None, rate)
+    assert not result.violated
+    if rate == 1.0:
+        assert result.result.epsilon_lower > 0.1
+        assert gap(result) == pytest.approx(2, abs=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.guard
+def test_intact_projected_stays_below_its_claim() -> None:
+    result = audited("projected", 16_000)
+    assert 0.1 < result.result.epsilon_lower < result.epsilon_claimed
+
+
+def test_shared_batch_is_found() -> None:
+    result = audited("feature", 16_000, "shared-batch", None)
+    assert result.violated
+    assert result.epsilon_claimed == pytest.approx(audited("feature", 16_000, None, None).epsilon_claimed)
+
+
+def test_only_feature_mechanisms_have_a_batch_to_share() -> None:
+    with pytest.raises(ConfigError, match="shared-batch"):
+        AuditPlan(mechanism="dp-sgd", broken="shared-batch")
+
+
+def test_command_says_what_is_broken_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, home = tmp_path / "work", tmp_path / "home"
+    work.mkdir()
+    home.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("HOME", str(home))
+    opened: list[str] = []
+    monkeypatch.setattr("sqlite3.connect", lambda path, *_, **__: opened.append(str(path)))
+    arguments = ["audit", "--break", "skipped-clip", "--canaries", "1600", "--seed", str(SEED), "--json"]
+    outcome = CliRunner().invoke(app, [*arguments, "--png", str(tmp_path / "audit.png")])
+    assert outcome.exit_code == 0, outcome.output
+    values = json.loads(outcome.stdout)
+    assert values["broken"] == "skipped-clip"
+    assert values["epsilon_lower"] > values["epsilon_claimed"]
+    assert {"canaries", "mechanism", "delta", "confidence"} <= set(values)
+    assert "BROKEN ENGINE" in outcome.stderr
+    assert (tmp_path / "audit.png").read_bytes().startswith(b"\x89PNG")
+    assert not opened
+    assert not list(work.iterdir())
+    assert not list(home.rglob("*.sqlite*"))
+
+
+def test_command_refuses_unknown_names() -> None:
+    outcome = CliRunner().invoke(app, ["audit", "--break", "everything"])
+    assert isinstance(outcome.exception, ConfigError)
+    assert "shared-batch" in str(outcome.exception)
