@@ -39,8 +39,8 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
             "policy.own_public_basis",
             policy.own_public_basis,
         )
-    if order.steps > policy.maximum_steps_per_round:
-        _refuse("steps", order.steps, "policy.maximum_steps_per_round", policy.maximum_steps_per_round)
+    if order.training.steps > policy.maximum_steps_per_round:
+        _refuse("steps", order.training.steps, "policy.maximum_steps_per_round", policy.maximum_steps_per_round)
     if site.cohort.declared_patients < policy.minimum_declared_patients:
         _refuse(
             "cohort",

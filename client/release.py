@@ -77,7 +77,7 @@ def build_release(
     asked = (order.run, order.round, site.cohort.name, tuple(order.events()))
     if paid != asked or not ledger.is_committed(reservation):
         raise LedgerError(f"{ledger.path}: round {order.round} of run {order.run} is not committed; nothing may leave")
-    if update.mechanism != order.mechanism or update.steps != order.steps:
+    if update.mechanism != order.mechanism or update.steps != order.training.steps:
         raise WireError("the update was made by another mechanism or number of steps than ordered")
     arrays = {}
     for name, tensor in _payload(update).items():
@@ -91,7 +91,7 @@ def build_release(
         run=order.run,
         round=order.round,
         mechanism=order.mechanism,
-        steps=order.steps,
+        steps=order.training.steps,
         weights_hash=order.weights_hash,
         code_hash=code_hash(),
         secure=update.secure,

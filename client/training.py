@@ -12,7 +12,8 @@ from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.errors import DataError, WireError
 from wardpose.shared.privacy.noise import secure_streams, seeded_streams, self_test
 from wardpose.shared.site_config import CohortConfig
-from wardpose.shared.training.local import LocalUpdate, build_cohort, build_public, local_update
+from wardpose.shared.training.cohort import build_cohort, build_public
+from wardpose.shared.training.local import LocalUpdate, local_update
 from wardpose.shared.wire import RoundOrder
 
 
@@ -51,11 +52,9 @@ def train_round(
         data,
         model,
         order.mechanism,
-        strategy=order.strategy,
+        order.training,
         cache_folder=config.cache_folder,
         public_view=site.public_view if order.mechanism.uses_public_views else None,
-        augmented_views=order.augmented_views,
-        augmentation=order.augmentation,
         multi_owner=config.cohort.multi_owner,
         tiers=patient_tiers(config.cohort),
         precision=config.cache.precision,
@@ -64,19 +63,15 @@ def train_round(
     public = None
     if order.mechanism.uses_basis and order.mechanism.projection.source == "public":
         known = open_public_data(config.public_data, order.model.skeleton)
-        public = build_public(known, model, strategy=order.strategy, cache_folder=config.cache_folder)
+        public = build_public(known, model, strategy=order.training.strategy, cache_folder=config.cache_folder)
     return local_update(
         model,
         cohort,
         order.mechanism,
-        strategy=order.strategy,
-        steps=order.steps,
-        first_step=order.schedule_step,
-        optimizer=order.optimizer,
+        order.training,
+        first_step=order.first_step,
         streams=streams,
         declared_units=declared_units(config.cohort),
-        micro_batch=order.micro_batch,
-        precision=order.precision,
         public=public,
     )
 

@@ -31,7 +31,7 @@ from wardpose.shared.files import write_text
 from wardpose.shared.pose.weights import save_model
 from wardpose.shared.privacy.accounting import Event, calibrate, epsilon
 from wardpose.shared.privacy.ledger import Ledger
-from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.privacy.mechanisms import Mechanism, with_values
 
 logger = logging.getLogger("wardpose.server")
 app = ServerApp()
@@ -105,13 +105,13 @@ def run_federation(grid: Grid, config: FederationConfig, folder: Path, *, resume
     mechanism = (
         calibrated(config, rounds_done=done, spent=_most_spent(folder, config))
         if done < config.rounds
-        else config.mechanism_value(noise_multiplier=config.privacy.noise_multiplier or 1.0)
+        else config.mechanism
     )
     journal.start(
         run=state.run,
         federation=config.name,
-        mechanism=config.mechanism,
-        unit=config.privacy.unit,
+        mechanism=mechanism.name,
+        unit=mechanism.unit,
         delta=config.privacy.delta,
         overlap=config.privacy.overlap or len(config.sites),
         rounds=config.rounds,
@@ -131,7 +131,7 @@ def run_federation(grid: Grid, config: FederationConfig, folder: Path, *, resume
         save_model(
             model,
             folder / "model.safetensors",
-            {"run": state.run, "round": str(state.round), "mechanism": config.mechanism},
+            {"run": state.run, "round": str(state.round), "mechanism": mechanism.name},
         )
     except KeyboardInterrupt:
         status = "interrupted"
@@ -155,33 +155,28 @@ def calibrated(config: FederationConfig, *, rounds_done: int = 0, spent: Sequenc
         ConfigError: no noise is enough.
 
     """
-    privacy = config.privacy
-    probe = config.mechanism_value(noise_multiplier=1.0)
-    if not probe.is_private:
-        return config.mechanism_value(noise_multiplier=0.0)
-    if probe.schedule is not None:
-        return probe
-    if privacy.noise_multiplier is not None:
-        return config.mechanism_value(noise_multiplier=privacy.noise_multiplier)
+    privacy, mechanism = config.privacy, config.mechanism
+    if not mechanism.is_private or mechanism.schedule is not None or mechanism.noise_multiplier:
+        return mechanism
     sigma = calibrate(
         epsilon=privacy.epsilon,
         delta=privacy.delta,
-        sample_rate=max([probe.sample_rate, *probe.tiers.values()]),
-        steps=(config.rounds - rounds_done) * config.training.steps_per_round,
+        sample_rate=mechanism.largest_sample_rate,
+        steps=(config.rounds - rounds_done) * config.training.steps,
         spent=spent,
-        noise=probe.events(1)[0].noise,
-        adjacency=probe.adjacency,
+        noise=mechanism.events(1)[0].noise,
+        adjacency=mechanism.adjacency,
     )
-    residual = probe.projection.residual if probe.uses_basis else None
+    residual = mechanism.projection.residual if mechanism.uses_basis else None
     if residual is not None:
         rest = sigma**-2 - residual.noise_multiplier**-2  # both queries together must amount to sigma
         if rest <= 0:
             raise ConfigError(
-                f"privacy.options.projection.residual.noise_multiplier = {residual.noise_multiplier}: "
+                f"mechanism.projection.residual.noise_multiplier = {residual.noise_multiplier}: "
                 f"spends the budget alone (allowed: above {sigma:g})"
             )
         sigma = rest**-0.5
-    return config.mechanism_value(noise_multiplier=sigma)
+    return with_values(mechanism, noise_multiplier=sigma)
 
 
 def _most_spent(folder: Path, config: FederationConfig) -> Sequence[Event]:

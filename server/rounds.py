@@ -118,15 +118,9 @@ class Coordinator:
             federation=self.config.name,
             round=round_number,
             model=self.config.model.model_copy(update={"weights": "random"}),
-            strategy=training.strategy,
-            steps=training.steps_per_round,
-            optimizer=training.optimizer,
+            training=training,
             mechanism=self.mechanism,
-            schedule_step=(round_number - 1) * training.steps_per_round,
-            augmented_views=training.augmented_views,
-            augmentation=training.augmentation,
-            micro_batch=training.micro_batch,
-            precision=training.precision,
+            first_step=(round_number - 1) * training.steps,
             weights_hash=hash_arrays(weights),
             code_hash=code_hash(),
             public_data=self.uplink.public_data,
@@ -245,14 +239,14 @@ class Coordinator:
         member.epsilon_spent = max(member.epsilon_spent, self.budget.epsilon(member.name))
         if reply is None:
             self._failed(member, "it missed the deadline")
-            return self._site_row(number, member, "late", steps=order.steps), None
+            return self._site_row(number, member, "late", steps=order.training.steps), None
         if reply.has_error():
             code = reply.error.code
             if code in set(_LEAVES):
                 self._drop(member.name, Refusal(code).sentence)
-                return self._site_row(number, member, "refused", code=code, steps=order.steps), None
+                return self._site_row(number, member, "refused", code=code, steps=order.training.steps), None
             self._failed(member, f"error {code}")
-            return self._site_row(number, member, "failed", code=code, steps=order.steps), None
+            return self._site_row(number, member, "failed", code=code, steps=order.training.steps), None
         try:
             release, update = unpack(reply.content, SiteRelease)
             expected = (
@@ -260,7 +254,7 @@ class Coordinator:
                 order.run,
                 order.round,
                 order.mechanism,
-                order.steps,
+                order.training.steps,
                 order.weights_hash,
                 order.code_hash,
             )
@@ -280,10 +274,10 @@ class Coordinator:
             update = self.uplink(self.state.weights, update)
         except WireError as error:
             self._drop(member.name, str(error))
-            return self._site_row(number, member, "failed", steps=order.steps), None
+            return self._site_row(number, member, "failed", steps=order.training.steps), None
         member.failures, member.secure = 0, release.secure
         member.epsilon_spent = max(member.epsilon_spent, release.epsilon_spent)
-        return self._site_row(number, member, "released", steps=order.steps, bytes_up=size), update
+        return self._site_row(number, member, "released", steps=order.training.steps, bytes_up=size), update
 
     def _status(self, reply: Message | None, registered: str) -> SiteStatus:
         if reply is None:

@@ -11,7 +11,8 @@ from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import ConfigError, WireError
 from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.privacy.mechanisms import Mechanism
-from wardpose.shared.training.local import build_public, decode_update
+from wardpose.shared.training.cohort import build_public
+from wardpose.shared.training.local import decode_update
 from wardpose.shared.wire import COEFFICIENTS
 
 Arrays = dict[str, NDArray[np.float32]]

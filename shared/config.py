@@ -8,15 +8,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from wardpose.shared.anonymize.public_view import PublicViewConfig
-from wardpose.shared.data.crops import Augmentation
 from wardpose.shared.data.source import DataSource
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.pose.model import ModelConfig, Strategy
+from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.pose.pretrain import PretrainConfig
 from wardpose.shared.privacy.mechanisms import Mechanism
-from wardpose.shared.privacy.mechanisms import Name as MechanismName
-from wardpose.shared.privacy.units import UnitKind
-from wardpose.shared.training.local import ForwardPrecision, OptimizerConfig, refuse_uplink
+from wardpose.shared.training.settings import LocalTraining, refuse_uplink
 from wardpose.shared.yaml_config import Name, Strict, describe, load_yaml
 
 
@@ -35,6 +32,10 @@ class SiteEntry(Strict):
     data: DataSource | None = None
     epsilon: float | None = Field(default=None, gt=0)
     weight: float = Field(default=1.0, gt=0)
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
 
 
 def _site_entry(value: Any) -> Any:
@@ -76,57 +77,20 @@ class DataConfig(Strict):
 
 
 class PrivacyConfig(Strict):
-    """What one run costs.
+    """What one run may cost.
 
     Attributes:
-        unit: what the guarantee protects.
-        epsilon: budget of each site at `delta`; sigma is calibrated to spend it over all rounds unless
-            `noise_multiplier` is given.
+        epsilon: budget of each site at `delta`; sigma is calibrated to spend it over all rounds unless the mechanism
+            states its own.
         delta: probability of failure of the guarantee; below 1 / patients.
-        noise_multiplier: sigma, in units of `max_grad_norm`.
-        sample_rate: q, probability that a unit takes part in a step.
-        max_grad_norm: C, L2 clip norm of a unit's gradient.
-        frames_per_unit: F, frames drawn from a patient in a step.
         overlap: at how many sites one patient may appear; at all of them when absent. The figure for disjoint patients
             is always shown beside it.
-        options: further fields of the mechanism (feature-DP's label policy, the projection's basis ...).
 
     """
 
-    unit: UnitKind = "patient"
-    epsilon: float = Field(default=8.0, gt=0)
+    epsilon: float = Field(default=8.0, gt=0, allow_inf_nan=False)
     delta: float = Field(default=1e-5, gt=0, lt=1)
-    noise_multiplier: float | None = Field(default=None, ge=0)
-    sample_rate: float = Field(default=0.1, gt=0, le=1)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    frames_per_unit: int = Field(default=1, ge=1)
     overlap: int | None = Field(default=None, ge=1)
-    options: dict[str, Any] = Field(default={})
-
-
-class TrainingConfig(Strict):
-    """Local training of one round.
-
-    Attributes:
-        strategy: which parameters train.
-        steps_per_round: noised gradients a site takes in a round.
-        optimizer: of the site's steps.
-        augmented_views: pre-rendered augmented views per frame; they belong to the same unit. 1 means the plain crop
-            alone.
-        augmentation: of the augmented views.
-        micro_batch: units per vectorised gradient; chosen from free memory when absent.
-        precision: of forward passes at sites that train on CUDA; `bfloat16` is faster there and changes nothing
-            elsewhere. Clip norms, sums and noise keep theirs.
-
-    """
-
-    strategy: Strategy = "head"
-    steps_per_round: int = Field(default=10, ge=1)
-    optimizer: OptimizerConfig = OptimizerConfig()
-    augmented_views: int = Field(default=1, ge=1, le=64)
-    augmentation: Augmentation = Augmentation()
-    micro_batch: int | None = Field(default=None, ge=1)
-    precision: ForwardPrecision = "float32"
 
 
 class AggregationConfig(Strict):
@@ -177,13 +141,13 @@ class FederationConfig(Strict):
     Attributes:
         name: of the federation; ledgers and metrics carry it.
         rounds: exchanges.
-        mechanism: how sites train.
+        mechanism: how each gradient is made private; its name alone stands for the defaults.
         sites: who takes part.
         data: data sets.
         model: the pose network and where it starts from.
         pretrain: public phase before the first round; none when absent.
         privacy: what it may cost.
-        training: local training.
+        training: local training of one round, as every order carries it.
         server: the round loop.
         public_view: what simulated sites declare as phi; a real site declares its own.
         seed: makes a simulation repeatable; the run is then stamped "not private". Real sites refuse seeds.
@@ -192,13 +156,13 @@ class FederationConfig(Strict):
 
     name: Name = "federation"
     rounds: int = Field(default=3, ge=1)
-    mechanism: MechanismName = "dp-sgd"
+    mechanism: Annotated[Mechanism, BeforeValidator(_named)] = Mechanism()
     sites: tuple[Annotated[SiteEntry, BeforeValidator(_site_entry)], ...] = Field(min_length=1)
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig | None = None
     privacy: PrivacyConfig = PrivacyConfig()
-    training: TrainingConfig = TrainingConfig()
+    training: LocalTraining = LocalTraining()
     server: ServerConfig = ServerConfig()
     public_view: PublicViewConfig | None = None
     seed: int | None = None
@@ -215,22 +179,31 @@ class FederationConfig(Strict):
             )
         if self.privacy.overlap is not None and self.privacy.overlap > len(names):
             raise ValueError(f"privacy.overlap = {self.privacy.overlap} (allowed: at most the {len(names)} sites)")
-        mechanism = self.mechanism_value(noise_multiplier=self.privacy.noise_multiplier or 1.0)
-        refuse_uplink(mechanism, self.training.optimizer, self.training.precision)
+        refuse_uplink(self.mechanism, self.training)
         return self
 
-    def mechanism_value(self, *, noise_multiplier: float) -> Mechanism:
-        """Return the mechanism that a round orders, at the given sigma."""
-        private = self.mechanism not in ("none", "public-only")
-        return Mechanism(
-            name=self.mechanism,
-            unit=self.privacy.unit,
-            frames_per_unit=self.privacy.frames_per_unit,
-            sample_rate=self.privacy.sample_rate,
-            noise_multiplier=noise_multiplier if private else 0.0,
-            max_grad_norm=self.privacy.max_grad_norm,
-            **self.privacy.options,
-        )
+    @model_validator(mode="before")
+    @classmethod
+    def _new_names(cls, values: Any) -> Any:
+        """Name the new key of every key that an earlier version had elsewhere."""
+        for old, new in _RENAMED.items():
+            part: Any = values
+            for key in old.split("."):
+                part = part.get(key, _ABSENT) if isinstance(part, dict) else _ABSENT
+            if part is not _ABSENT:
+                raise ValueError(f"{old}: is now {new}")
+        return values
+
+
+_ABSENT = object()
+_RENAMED = {
+    **{
+        f"privacy.{key}": f"mechanism.{key}"
+        for key in ("unit", "noise_multiplier", "sample_rate", "max_grad_norm", "frames_per_unit")
+    },
+    "privacy.options": "mechanism (feature, projection, schedule, tiers ... stand directly under it)",
+    "training.steps_per_round": "training.steps",
+}
 
 
 def load_federation(path: Path) -> FederationConfig:

@@ -16,17 +16,16 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wardpose.shared.data.crops import Augmentation
 from wardpose.shared.errors import WireError
-from wardpose.shared.pose.model import ModelConfig, Strategy
+from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.mechanisms import Mechanism
-from wardpose.shared.training.local import ForwardPrecision, OptimizerConfig, refuse_uplink
+from wardpose.shared.training.settings import LocalTraining, refuse_uplink
 from wardpose.shared.yaml_config import describe
 
 TRAIN = "train"
 PREFLIGHT = "query.preflight"
-PROTOCOL = 1
+PROTOCOL = 2
 COEFFICIENTS = "coefficients"
 
 Arrays = Mapping[str, NDArray[np.float32]]
@@ -72,15 +71,9 @@ class RoundOrder(_Body):
         federation: name of the federation.
         round: counted from 1.
         model: the network, without weights.
-        strategy: which parameters train.
-        steps: noised gradients to take.
-        optimizer: of those steps.
+        training: how the site trains locally, from the plan.
         mechanism: how each gradient is made private.
-        schedule_step: number of noised gradients the run took before this round (position in a schedule).
-        augmented_views: pre-rendered augmented views per frame.
-        augmentation: of these views.
-        micro_batch: units per vectorised gradient; the site chooses when absent.
-        precision: of forward passes where the site trains on CUDA.
+        first_step: number of noised gradients the run took before this round (position in a schedule).
         weights_hash: SHA-256 of the weights that come along.
         code_hash: SHA-256 of the server's code.
         public_data: identity of the public data that a coefficient uplink refers to.
@@ -92,27 +85,21 @@ class RoundOrder(_Body):
     federation: str
     round: int = Field(ge=1)
     model: ModelConfig
-    strategy: Strategy
-    steps: int = Field(ge=1)
-    optimizer: OptimizerConfig
+    training: LocalTraining
     mechanism: Mechanism
-    schedule_step: int = Field(default=0, ge=0)
-    augmented_views: int = Field(default=1, ge=1)
-    augmentation: Augmentation = Augmentation()
-    micro_batch: int | None = None
-    precision: ForwardPrecision = "float32"
+    first_step: int = Field(default=0, ge=0)
     weights_hash: Hash
     code_hash: Hash
     public_data: Hash | None = None
 
     @model_validator(mode="after")
     def _can_be_carried_out(self) -> Self:
-        refuse_uplink(self.mechanism, self.optimizer, self.precision)
+        refuse_uplink(self.mechanism, self.training)
         return self
 
     def events(self) -> tuple[Event, ...]:
         """Return what the round costs a site; both ledgers reserve exactly this."""
-        return self.mechanism.events(self.steps, first=self.schedule_step)
+        return self.mechanism.events(self.training.steps, first=self.first_step)
 
 
 class SiteRelease(_Body):

@@ -61,20 +61,20 @@ def prepare_sites(config: FederationConfig, folder: Path) -> dict[str, Path]:
 
 
 def _site(config: FederationConfig, entry: SiteEntry, source: DataSource, patients: int) -> SiteConfig:
-    privacy = config.privacy
+    privacy, mechanism = config.privacy, config.mechanism
     return SiteConfig(
         site=entry.name,
         cohort=CohortConfig(name=f"{entry.name}-cohort", data=source, declared_patients=patients),
         policy=PolicyConfig(
-            mechanisms=(config.mechanism,),
-            unit=privacy.unit,
+            mechanisms=(mechanism.name,),
+            unit=mechanism.unit,
             epsilon=entry.epsilon or privacy.epsilon,
             delta=privacy.delta,
-            adjacency=config.mechanism_value(noise_multiplier=1.0).adjacency,
+            adjacency=mechanism.adjacency,
             minimum_noise_multiplier=0.0,
             maximum_sample_rate=1.0,
             minimum_declared_patients=1,
-            maximum_steps_per_round=max(1000, config.training.steps_per_round),
+            maximum_steps_per_round=max(1000, config.training.steps),
             public_labels=True,
             own_public_basis=True,
             certificate=None,

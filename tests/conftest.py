@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["support.engine_fixtures", "support.anonymizer_fixtures"]
+
 REPOSITORY = Path(__file__).parents[1]
 
 

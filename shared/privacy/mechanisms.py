@@ -17,8 +17,9 @@ amplification by subsampling. `projected` follows PDP-SGD (arXiv 2007.03813), `f
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy.accounting import UNTIERED, Event, Noise
 from wardpose.shared.privacy.schedules import Schedule
 
@@ -117,7 +118,7 @@ class Mechanism(_Options):
             with replacement. 1 for frames.
         sample_rate: q, probability with which each unit takes part in a step.
         noise_multiplier: sigma, noise standard deviation over the clip norm. 0 gives no privacy: an infinite
-            epsilon.
+            epsilon. In a plan, 0 stands for the sigma that is calibrated to the plan's epsilon.
         max_grad_norm: C, L2 bound of one unit's contribution.
         adjacency: what the reported epsilon compares: a unit added or removed (sensitivity C), or replaced
             (2C).
@@ -162,12 +163,8 @@ class Mechanism(_Options):
         projection = self.projection
         if self.name == "projected" and projection.source == "public-views":
             raise ValueError('projection.source "public-views" needs feature-DP; mechanism "projected" allows "public"')
-        if projection.residual is not None and (projection.residual.noise_multiplier == 0) != (
-            self.noise_multiplier == 0
-        ):
-            raise ValueError(
-                "projection.residual.noise_multiplier and noise_multiplier must both be positive or both be 0"
-            )
+        if projection.residual is not None and projection.residual.noise_multiplier == 0 < self.noise_multiplier:
+            raise ValueError("projection.residual.noise_multiplier is 0; allowed: above 0, as noise_multiplier is")
         if projection.uplink == "coefficients" and (
             self.name != "projected" or projection.refresh_steps or projection.residual is not None
         ):
@@ -314,3 +311,16 @@ class Mechanism(_Options):
             )
             for tier in ("", *sorted(self.tiers))
         )
+
+
+def with_values(mechanism: Mechanism, **values: object) -> Mechanism:
+    """Return the mechanism with other values, checked as a whole again.
+
+    Raises:
+        ConfigError: the values do not go together.
+
+    """
+    try:
+        return Mechanism.model_validate(mechanism.model_dump() | values)
+    except ValidationError as error:
+        raise ConfigError(f"mechanism: {error.errors()[0]['msg']}") from error

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from wardpose.shared.anonymize.public_view import PublicView
-from wardpose.shared.data.crops import Augmentation, to_tensor
+from wardpose.shared.data.crops import to_tensor
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import PoseModel, Strategy
@@ -19,6 +19,7 @@ from wardpose.shared.privacy.sampling import draw_bag
 from wardpose.shared.privacy.units import MultiOwner, UnitIndex, UnitKind
 from wardpose.shared.training.cache import Precision, Rows, build_rows
 from wardpose.shared.training.gradients import Bags, UnitGradients
+from wardpose.shared.training.settings import LocalTraining
 from wardpose.shared.vectors import Vector
 
 RowIds = NDArray[np.int64]
@@ -72,12 +73,10 @@ def build_cohort(
     dataset: PoseDataset,
     model: PoseModel,
     mechanism: Mechanism,
+    training: LocalTraining,
     *,
-    strategy: Strategy,
     cache_folder: Path | None = None,
     public_view: PublicView | None = None,
-    augmented_views: int = 1,
-    augmentation: Augmentation | None = None,
     multi_owner: MultiOwner = "drop",
     tiers: Mapping[str, str] | None = None,
     features: bool = True,
@@ -90,12 +89,10 @@ def build_cohort(
         dataset: the cohort's records.
         model: whose frozen trunk computes features where the strategy has one.
         mechanism: decides the unit, the frames per unit and whether public views are needed.
-        strategy: which parameters train.
+        training: which parameters train, and the views of a frame. Where the public views' labels are `pseudo`, no view
+            is cropped to half the body: such a crop is laid around the keypoints, which phi of it would give away.
         cache_folder: the cohort's cache; in memory when absent.
         public_view: the declared phi.
-        augmented_views: views per frame, the plain one included.
-        augmentation: of the others; the COCO recipe when absent. Where the public views' labels are `pseudo`, no view
-            is cropped to half the body: such a crop is laid around the keypoints, which phi of it would give away.
         multi_owner: what happens to frames that show several patients, as for `UnitIndex`.
         tiers: consent tier by patient id.
         features: keep trunk features where possible, else crops.
@@ -109,18 +106,17 @@ def build_cohort(
     """
     if mechanism.uses_public_views and public_view is None:
         raise ConfigError(f'mechanism "{mechanism.name}" needs a public view and none is declared')
-    if augmented_views > 1 and augmentation is None:
-        augmentation = Augmentation()
-    if augmentation is not None and mechanism.uses_public_views and mechanism.feature.labels == "pseudo":
+    augmentation = training.augmentation
+    if mechanism.uses_public_views and mechanism.feature.labels == "pseudo":
         augmentation = augmentation.model_copy(update={"half_body": 0.0})
     private, public = build_rows(
         dataset,
         model,
-        strategy,
+        training.strategy,
         folder=cache_folder,
         public_view=public_view if mechanism.uses_public_views else None,
         augmentation=augmentation,
-        views=augmented_views,
+        views=training.augmented_views,
         features=features,
         precision=precision,
         limit_bytes=limit_bytes,
@@ -129,7 +125,7 @@ def build_cohort(
         private=private,
         public=public,
         units=index_units(dataset, unit=mechanism.unit, multi_owner=multi_owner, tiers=tiers),
-        views=augmented_views,
+        views=training.augmented_views,
         frames_per_unit=mechanism.frames_per_unit,
     )
 

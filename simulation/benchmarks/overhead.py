@@ -19,7 +19,8 @@ from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import build_model
 from wardpose.shared.privacy.noise import secure_streams
 from wardpose.shared.skeleton import get_skeleton
-from wardpose.shared.training.local import build_cohort, local_update
+from wardpose.shared.training.cohort import build_cohort
+from wardpose.shared.training.local import local_update
 from wardpose.simulation.benchmarks.step import hardware
 from wardpose.simulation.run import simulate
 
@@ -54,8 +55,8 @@ def measure_overhead(plan: FederationConfig, *, repetitions: int = 2) -> dict[st
     setting = {
         "sites": len(plan.sites),
         "rounds": plan.rounds,
-        "steps": plan.training.steps_per_round,
-        "mechanism": plan.mechanism,
+        "steps": plan.training.steps,
+        "mechanism": plan.mechanism.name,
         "strategy": plan.training.strategy,
     }
     return {"setting": setting, "hardware": hardware("cpu") | {"threads": str(torch.get_num_threads())}, "rows": rows}
@@ -84,10 +85,8 @@ def _bare(plan: FederationConfig, folder: Path) -> None:
             dataset,
             model,
             mechanism,
-            strategy=plan.training.strategy,
+            plan.training,
             cache_folder=folder / entry.name,
-            augmented_views=plan.training.augmented_views,
-            augmentation=plan.training.augmentation,
         )
         cohorts.append((cohort, len({dataset.record(i).patient_id for i in range(len(dataset))})))
     for _ in range(plan.rounds):
@@ -96,12 +95,9 @@ def _bare(plan: FederationConfig, folder: Path) -> None:
                 model,
                 cohort,
                 mechanism,
-                strategy=plan.training.strategy,
-                steps=plan.training.steps_per_round,
-                optimizer=plan.training.optimizer,
+                plan.training,
                 streams=secure_streams(),
                 declared_units=patients,
-                micro_batch=plan.training.micro_batch,
             ).update
             for cohort, patients in cohorts
         ]

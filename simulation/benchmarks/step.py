@@ -30,7 +30,7 @@ from wardpose.shared.privacy.units import UnitIndex
 from wardpose.shared.training.cache import Rows
 from wardpose.shared.training.cohort import CohortData, PublicData, load_bags
 from wardpose.shared.training.gradients import UnitGradients
-from wardpose.shared.training.local import ForwardPrecision
+from wardpose.shared.training.settings import ForwardPrecision
 from wardpose.shared.training.step import StepGradient
 from wardpose.simulation.benchmarks.patched import patched
 

@@ -100,7 +100,7 @@ def _strategy(name: str) -> Any:
 
 
 def _precision(name: str) -> Any:
-    from wardpose.shared.training.local import ForwardPrecision
+    from wardpose.shared.training.settings import ForwardPrecision
 
     return _among("--precision", name, get_args(ForwardPrecision))
 

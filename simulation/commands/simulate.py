@@ -56,8 +56,10 @@ def simulate(
     console = Console(stderr=True)
     path = find_federation(federation)
     config = load_federation(path)
-    changes = {"rounds": rounds, "mechanism": mechanism}
-    config = changed(config, {key: value for key, value in changes.items() if value is not None})
+    changes: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
+    if mechanism is not None:
+        changes["mechanism"] = config.mechanism.model_dump() | {"name": mechanism, "noise_multiplier": 0.0}
+    config = changed(config, changes)
     if show_config:
         typer.echo(to_yaml(config), nl=False)
         return
@@ -73,8 +75,8 @@ def simulate(
     folder = _folder(config.name, out, resume=resume)
     console.print(
         f"[bold]{config.name}[/bold]: {len(config.sites)} hospitals, {config.rounds} rounds, "
-        f"mechanism [bold]{config.mechanism}[/bold], "
-        f"unit {config.privacy.unit}, run folder {folder}"
+        f"mechanism [bold]{config.mechanism.name}[/bold], "
+        f"unit {config.mechanism.unit}, run folder {folder}"
     )
     if config.seed is not None:
         console.print("[bold red]NOT PRIVATE[/bold red]: the run is seeded")

@@ -6,7 +6,7 @@ from wardpose.shared.errors import PolicyViolation
 from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.site_config import SiteConfig
-from wardpose.shared.training.local import OptimizerConfig
+from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import RoundOrder
 
@@ -17,12 +17,10 @@ def order(mechanism: Mechanism | None = None, steps: int = 10) -> RoundOrder:
         federation="study",
         round=1,
         model=ModelConfig(weights="random"),
-        strategy="head",
-        steps=steps,
-        optimizer=OptimizerConfig(),
         mechanism=mechanism or Mechanism(name="dp-sgd", noise_multiplier=1.0, sample_rate=0.1),
         weights_hash="0" * 64,
         code_hash=code_hash(),
+        training=LocalTraining(strategy="head", steps=steps, optimizer=OptimizerConfig()),
     )
 
 

@@ -11,7 +11,8 @@ from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.ledger import Budget, Ledger, Reservation
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.site_config import SiteConfig
-from wardpose.shared.training.local import LocalUpdate, OptimizerConfig
+from wardpose.shared.training.local import LocalUpdate
+from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import RoundOrder, SiteRelease, SiteStatus, unpack
 
@@ -21,12 +22,10 @@ ORDER = RoundOrder(
     federation="f",
     round=4,
     model=ModelConfig(weights="random"),
-    strategy="head",
-    steps=3,
-    optimizer=OptimizerConfig(),
     mechanism=MECHANISM,
     weights_hash="a" * 64,
     code_hash=code_hash(),
+    training=LocalTraining(strategy="head", steps=3, optimizer=OptimizerConfig()),
 )
 
 

@@ -13,7 +13,7 @@ from wardpose.shared.pose.model import ModelConfig, build_model
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.site_config import CohortConfig, SiteConfig
 from wardpose.shared.skeleton import LSP14
-from wardpose.shared.training.local import OptimizerConfig
+from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
 from wardpose.shared.wire import RoundOrder, hash_arrays
 
 
@@ -54,7 +54,11 @@ def test_a_simulated_site_has_another_seed_in_every_round() -> None:
 
 def test_the_order_says_how_to_train_and_the_site_how_to_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(training, "local_update", lambda model, data, mechanism, **rest: asked.update(rest, data=data))
+    monkeypatch.setattr(
+        training,
+        "local_update",
+        lambda model, data, mechanism, training, **rest: asked.update(rest, data=data, training=training),
+    )
     config = SiteConfig.model_validate(
         {
             "site": "north",
@@ -67,13 +71,21 @@ def test_the_order_says_how_to_train_and_the_site_how_to_keep(tmp_path: Path, mo
     model = ModelConfig(weights="random", input_size=(64, 32))
     weights = {name: value.numpy() for name, value in build_model(model).state_dict().items()}
     order = RoundOrder(
-        run="r", federation="f", round=1, model=model, strategy="head", steps=3, optimizer=OptimizerConfig(),
-        mechanism=Mechanism(noise_multiplier=1.0), schedule_step=9, micro_batch=5, precision="bfloat16",
-        weights_hash=hash_arrays(weights), code_hash="0" * 64,
-    )  # fmt: skip
+        run="r",
+        federation="f",
+        round=1,
+        model=model,
+        mechanism=Mechanism(noise_multiplier=1.0),
+        first_step=9,
+        weights_hash=hash_arrays(weights),
+        code_hash="0" * 64,
+        training=LocalTraining(
+            strategy="head", steps=3, optimizer=OptimizerConfig(), micro_batch=5, precision="bfloat16"
+        ),
+    )
     train_round(Site(config), open_source(config.cohort.data, skeleton=LSP14), order, weights)
-    assert (asked["strategy"], asked["steps"], asked["first_step"]) == ("head", 3, 9)
-    assert (asked["micro_batch"], asked["precision"], asked["declared_units"]) == (5, "bfloat16", 100)
+    assert asked["training"] == order.training
+    assert (asked["first_step"], asked["declared_units"]) == (9, 100)
     assert asked["streams"].secure
     assert asked["data"].private.inputs.dtype == "float16"
     assert len(list(config.cache_folder.iterdir())) == 1
@@ -84,4 +96,4 @@ def test_the_order_says_how_to_train_and_the_site_how_to_keep(tmp_path: Path, mo
 
 def fresh(order: RoundOrder) -> RoundOrder:
     """The same order for features that are not kept yet."""
-    return order.model_copy(update={"augmented_views": 2})
+    return order.model_copy(update={"training": order.training.model_copy(update={"augmented_views": 2})})

@@ -39,13 +39,14 @@ def plan(folder: Path, data_root: Path) -> Path:
         "name": "small",
         "rounds": 2,
         "sites": list(SITES),
+        "mechanism": {"sample_rate": 0.25, "noise_multiplier": 1.5, "frames_per_unit": 1},
         "data": {
             "private": {**source, "split": "private", "records": "records.json"},
             "validation": [{**source, "split": "val", "records": "val.json"}],
         },
         "model": {"input_size": [64, 64], "weights": "random"},
-        "privacy": {"epsilon": 8.0, "delta": 1e-2, "sample_rate": 0.25, "noise_multiplier": 1.5},
-        "training": {"strategy": "head", "steps_per_round": 2},
+        "privacy": {"epsilon": 8.0, "delta": 1e-2},
+        "training": {"strategy": "head", "steps": 2},
     }
     write_text(folder / "plan.yaml", yaml.safe_dump(content))
     return folder / "plan.yaml"

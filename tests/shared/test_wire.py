@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from wardpose.shared.errors import WireError
 from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.mechanisms import Mechanism, ProjectionOptions
-from wardpose.shared.training.local import OptimizerConfig
+from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import Refusal, RoundOrder, SiteRelease, hash_arrays, pack, refusal, unpack
 
@@ -18,9 +18,7 @@ def order(**changes: object) -> RoundOrder:
         "federation": "f",
         "round": 1,
         "model": ModelConfig(weights="random"),
-        "strategy": "head",
-        "steps": 3,
-        "optimizer": OptimizerConfig(),
+        "training": LocalTraining(steps=3),
         "mechanism": Mechanism(name="dp-sgd", noise_multiplier=1.25, sample_rate=0.1),
         "weights_hash": "0" * 64,
         "code_hash": code_hash(),
@@ -42,11 +40,11 @@ def test_a_body_and_its_arrays_survive_the_wire() -> None:
 def test_an_order_that_cannot_be_carried_out_is_no_order() -> None:
     """Refused when it is read: nothing was charged yet."""
     uplink = Mechanism(name="projected", noise_multiplier=1.0, projection=ProjectionOptions(uplink="coefficients"))
-    sgd = OptimizerConfig(name="sgd")
-    assert order(mechanism=uplink, optimizer=sgd).precision == "float32"
-    for changes in ({"optimizer": OptimizerConfig()}, {"optimizer": sgd, "precision": "bfloat16"}):
+    sgd = LocalTraining(optimizer=OptimizerConfig(name="sgd"))
+    assert order(mechanism=uplink, training=sgd).training.precision == "float32"
+    for training in (LocalTraining(), sgd.model_copy(update={"precision": "bfloat16"})):
         with pytest.raises(ValidationError, match='"coefficients" needs'):
-            order(mechanism=uplink, **changes)
+            order(mechanism=uplink, training=training)
 
 
 def test_the_hash_sees_names_shapes_and_values() -> None:

@@ -14,7 +14,8 @@ GOOD = {
     "rounds": 1,
     "sites": [{"name": "a", "data": WARD}],
     "model": {"input_size": [64, 64], "weights": "random"},
-    "privacy": {"delta": 1e-3, "noise_multiplier": 2.0},
+    "privacy": {"delta": 1e-3},
+    "mechanism": {"noise_multiplier": 2.0},
 }
 
 

@@ -28,6 +28,8 @@ from wardpose.simulation.grid import Fault
 from wardpose.simulation.layout import prepare_sites
 from wardpose.simulation.run import simulate
 
+FREE = ("none", "public-only")
+
 
 def plan(**changes: Any) -> dict[str, Any]:
     sites = [
@@ -40,15 +42,21 @@ def plan(**changes: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
         "name": "small",
         "rounds": 2,
-        "mechanism": "dp-sgd",
+        "mechanism": {"name": "dp-sgd", "sample_rate": 0.5, "frames_per_unit": 2, "noise_multiplier": 3.0},
         "sites": sites,
         "data": {"test": [{"kind": "ward", "hospital": "north", "patients": 4, "frames_per_patient": 1, "seed": 9}]},
         "model": {"input_size": [64, 64], "weights": "random"},
-        "privacy": {"epsilon": 6.0, "delta": 1e-3, "sample_rate": 0.5, "frames_per_unit": 2, "noise_multiplier": 3.0},
-        "training": {"strategy": "head", "steps_per_round": 2},
+        "privacy": {"epsilon": 6.0, "delta": 1e-3},
+        "training": {"strategy": "head", "steps": 2},
         "server": {"deadline_seconds": 60, "wait_seconds": 1},
     }
     return base | changes
+
+
+def mechanism(name: str, **options: Any) -> dict[str, Any]:
+    """The plan's mechanism under another name, with further options."""
+    values = plan()["mechanism"] | {"name": name} | options
+    return {key: value for key, value in values.items() if name not in FREE or key != "noise_multiplier"}
 
 
 def run(folder: Path, *, faults: tuple[Fault, ...] = (), resume: bool = False, **changes: Any) -> dict[str, Any]:
@@ -194,27 +202,24 @@ PUBLIC = {"kind": "ward", "hospital": "public", "patients": 12, "frames_per_pati
 SMALL_BASIS = {"frames": 6, "held_out": 3, "rank": 4, "min_captured_energy": 0.0}
 
 
-@pytest.mark.parametrize("mechanism", ["projected", "feature", "feature-projective", "public-only"])
-def test_every_mechanism_takes_the_same_path(tmp_path: Path, mechanism: str) -> None:
-    options = {"projection": SMALL_BASIS} if "project" in mechanism else {}
+@pytest.mark.parametrize("name", ["projected", "feature", "feature-projective", "public-only"])
+def test_every_mechanism_takes_the_same_path(tmp_path: Path, name: str) -> None:
+    options = {"projection": SMALL_BASIS} if "project" in name else {}
     changes: dict[str, Any] = {"data": {"public": [PUBLIC]}, "public_view": {"kind": "blur", "strength": 4.0}}
-    summary = run(
-        tmp_path / "run", mechanism=mechanism, rounds=1, privacy=plan()["privacy"] | {"options": options}, **changes
-    )
+    summary = run(tmp_path / "run", mechanism=mechanism(name, **options), rounds=1, **changes)
     assert summary["status"] == "completed"
     assert [site["rounds_released"] for site in summary["sites"]] == [1, 1]
     for site in summary["sites"]:
         charged = spent(tmp_path / "run", site["name"])
         assert site["epsilon_spent"] == pytest.approx(charged)
-        assert (charged > 0) == (mechanism != "public-only")
+        assert (charged > 0) == (name != "public-only")
 
 
 def test_a_basis_that_the_gate_rejects_is_told_to_the_site(tmp_path: Path) -> None:
     for threshold, said in ((0.0, "projected: "), (1.0, "NOT projected")):
         folder = tmp_path / str(threshold)
-        options = {"projection": SMALL_BASIS | {"min_captured_energy": threshold}}
-        privacy = plan()["privacy"] | {"options": options}
-        run(folder, mechanism="projected", rounds=1, data={"public": [PUBLIC]}, privacy=privacy)
+        chosen = mechanism("projected", projection=SMALL_BASIS | {"min_captured_energy": threshold})
+        run(folder, mechanism=chosen, rounds=1, data={"public": [PUBLIC]})
         (order,) = SiteJournal(folder / "sites" / "north" / "state" / "journal.sqlite").orders()
         assert order.status == "released"
         assert order.detail.startswith(said)
@@ -222,14 +227,12 @@ def test_a_basis_that_the_gate_rejects_is_told_to_the_site(tmp_path: Path) -> No
 
 def test_coefficients_say_the_same_as_the_whole_update(tmp_path: Path) -> None:
     def final(uplink: str) -> tuple[dict[str, Any], Any]:
-        options = {"projection": SMALL_BASIS | {"uplink": uplink}}
         summary = run(
             tmp_path / uplink,
-            mechanism="projected",
+            mechanism=mechanism("projected", projection=SMALL_BASIS | {"uplink": uplink}),
             rounds=2,
             seed=3,
             data={"public": [PUBLIC]},
-            privacy=plan()["privacy"] | {"options": options},
             training=plan()["training"] | {"optimizer": {"name": "sgd", "learning_rate": 0.1}},
         )
         return summary, Checkpoint.load(tmp_path / uplink / "checkpoint.safetensors").weights
@@ -251,7 +254,7 @@ def test_a_public_view_without_a_certificate_is_refused_before_anything_is_charg
     def change(site: dict[str, Any]) -> None:
         site["policy"]["certificate"] = {}
 
-    config = plan(rounds=1, mechanism="feature", public_view={"kind": "blur", "strength": 4.0})
+    config = plan(rounds=1, mechanism=mechanism("feature"), public_view={"kind": "blur", "strength": 4.0})
     summary, _ = run_with_south(folder, config, change)
     south = of_site(summary, "south")
     assert (south["epsilon_spent"], south["status"]) == (0.0, "refused")
@@ -263,8 +266,7 @@ def test_a_schedule_is_charged_phase_by_phase(tmp_path: Path) -> None:
         {"steps": 3, "max_grad_norm": 1.0, "noise_multiplier": 3.0, "sample_rate": 0.5},
         {"steps": 1, "max_grad_norm": 0.5, "noise_multiplier": 2.0, "sample_rate": 0.25},
     ]
-    privacy = {"epsilon": 6.0, "delta": 1e-3, "frames_per_unit": 2, "options": {"schedule": {"phases": phases}}}
-    run(tmp_path / "run", privacy=privacy)
+    run(tmp_path / "run", mechanism={"frames_per_unit": 2, "schedule": {"phases": phases}})
     events = ledger(tmp_path / "run", "north").events("north-cohort")
     assert [(event.steps, event.noise_multiplier, event.sample_rate) for event in events] == [
         (2, 3.0, 0.5),
@@ -274,7 +276,7 @@ def test_a_schedule_is_charged_phase_by_phase(tmp_path: Path) -> None:
 
 
 def test_mechanism_none_is_infinite_and_says_so(tmp_path: Path) -> None:
-    summary = run(tmp_path / "run", mechanism="none", rounds=1, privacy={"sample_rate": 0.5, "frames_per_unit": 2})
+    summary = run(tmp_path / "run", mechanism=mechanism("none"), rounds=1)
     assert summary["not_private"].startswith("mechanism none")
     assert summary["sites"][0]["epsilon_spent"] is None
     assert math.isinf(spent(tmp_path / "run", "north"))
@@ -320,13 +322,8 @@ simulate(load_federation(Path(sys.argv[1])), Path(sys.argv[2]), resume=True, rep
 @pytest.mark.guard
 def test_killed_at_any_moment_the_ledger_never_goes_down_and_the_run_finishes(tmp_path: Path) -> None:
     path, folder = tmp_path / "plan.yaml", tmp_path / "run"
-    privacy = {
-        "epsilon": 6.0,
-        "delta": 1e-3,
-        "sample_rate": 0.5,
-        "frames_per_unit": 2,
-    }  # sigma: calibrated to what is left
-    path.write_text(yaml.safe_dump(plan(rounds=3, privacy=privacy)))
+    chosen = {"sample_rate": 0.5, "frames_per_unit": 2}  # sigma: calibrated to what is left
+    path.write_text(yaml.safe_dump(plan(rounds=3, mechanism=chosen)))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     totals = {"north": 0.0, "south": 0.0}
 

@@ -18,7 +18,8 @@ from wardpose.shared.privacy.noise import seeded_streams
 from wardpose.shared.skeleton import LSP14
 from wardpose.shared.training.cache import build_rows, cache_bytes, delete_cache, trunk_hash
 from wardpose.shared.training.cohort import build_cohort, build_public
-from wardpose.shared.training.local import OptimizerConfig, local_update
+from wardpose.shared.training.local import local_update
+from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
 
 ModelFactory = Callable[..., PoseModel]
 
@@ -173,15 +174,17 @@ def test_the_cache_does_not_change_an_update(tmp_path: Path, strategy: str, smal
     updates = []
     for folder, features in ((tmp_path, True), (None, False)):
         cohort = build_cohort(
-            frames, model, chosen, strategy=strategy, cache_folder=folder, public_view=Darken(),
-            augmented_views=2, features=features,
-        )  # fmt: skip
-        updates.append(
-            local_update(
-                model, cohort, chosen, strategy=strategy, steps=2,
-                optimizer=OptimizerConfig(name="sgd", learning_rate=0.1), streams=seeded_streams(3), declared_units=3,
-            ).update
-        )  # fmt: skip
+            frames,
+            model,
+            chosen,
+            LocalTraining(strategy=strategy, augmented_views=2),
+            cache_folder=folder,
+            public_view=Darken(),
+            features=features,
+        )
+        training = LocalTraining(strategy=strategy, steps=2, optimizer=OptimizerConfig(name="sgd", learning_rate=0.1))
+        update = local_update(model, cohort, chosen, training, streams=seeded_streams(3), declared_units=3)
+        updates.append(update.update)
     for name, value in updates[0].items():
         torch.testing.assert_close(value, updates[1][name], rtol=1e-4, atol=1e-5)
 
@@ -198,13 +201,13 @@ def test_public_views_with_pseudo_labels_do_not_follow_the_keypoints(small_model
     """A crop to half the body is laid around its joints; its public view would betray where they are."""
     for labels, same in (("pseudo", True), ("ground-truth", False)):
         chosen = Mechanism(name="feature", feature=FeatureOptions(labels=labels))
+        training = LocalTraining(augmented_views=3, augmentation=Augmentation(half_body=1.0))
         shown = [
             build_cohort(
-                frames, small_model(torch.float32), chosen, strategy="head", public_view=Darken(), augmented_views=3,
-                augmentation=Augmentation(half_body=1.0), features=False,
+                frames, small_model(torch.float32), chosen, training, public_view=Darken(), features=False
             ).public
             for frames in (Frames(), OtherPoses())
-        ]  # fmt: skip
+        ]
         first, second = (rows.inputs for rows in shown if rows is not None)
         assert np.array_equal(first, second) is same
         assert not np.array_equal(first[1], first[0])  # views are augmented all the same
@@ -220,7 +223,9 @@ def test_half_precision_moves_features_by_a_thousandth(tmp_path: Path, small_mod
 
 def test_every_view_of_a_frame_belongs_to_its_unit(small_model: ModelFactory) -> None:
     chosen = Mechanism(frames_per_unit=6)
-    cohort = build_cohort(Frames(), small_model(torch.float32), chosen, strategy="head", augmented_views=3)
+    cohort = build_cohort(
+        Frames(), small_model(torch.float32), chosen, LocalTraining(strategy="head", augmented_views=3)
+    )
     for unit in range(3):
         rows = cohort.draw_rows(np.array([unit]), seeded_streams(0).sampling)
         assert sorted(rows[0].tolist()) == list(range(6 * unit, 6 * unit + 6))
@@ -228,6 +233,6 @@ def test_every_view_of_a_frame_belongs_to_its_unit(small_model: ModelFactory) ->
 
 def test_a_public_view_is_asked_for(small_model: ModelFactory) -> None:
     with pytest.raises(ConfigError, match="needs a public view"):
-        build_cohort(Frames(), small_model(torch.float32), Mechanism(name="feature"), strategy="head")
+        build_cohort(Frames(), small_model(torch.float32), Mechanism(name="feature"), LocalTraining(strategy="head"))
     public = build_public(Frames(), small_model(torch.float32), strategy="head")
     assert (len(public.rows), public.identity) == (6, "frames-0")

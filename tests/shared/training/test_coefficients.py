@@ -14,7 +14,8 @@ from wardpose.shared.privacy.mechanisms import Mechanism, ProjectionOptions
 from wardpose.shared.privacy.noise import seeded_streams
 from wardpose.shared.training.cohort import PublicData
 from wardpose.shared.training.gradients import UnitGradients
-from wardpose.shared.training.local import LocalUpdate, OptimizerConfig, decode_update, local_update
+from wardpose.shared.training.local import LocalUpdate, decode_update, local_update
+from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
 from wardpose.shared.vectors import flatten
 
 REPOSITORY = Path(__file__).parents[3]
@@ -30,9 +31,11 @@ def train(engine: UnitGradients, chosen: Mechanism, public: PublicData, rate: fl
         engine._model,
         make_cohort(chosen, engine=engine),
         chosen,
-        strategy=engine.strategy,
-        steps=3,
-        optimizer=OptimizerConfig.model_validate({"name": "sgd", "learning_rate": rate, **options}),
+        LocalTraining(
+            strategy=engine.strategy,
+            steps=3,
+            optimizer=OptimizerConfig.model_validate({"name": "sgd", "learning_rate": rate, **options}),
+        ),
         streams=seeded_streams(1),
         declared_units=4,
         public=public,

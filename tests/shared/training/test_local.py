@@ -6,7 +6,8 @@ from support.engine import PRIVATE, head_engine, make_cohort, make_mechanism, ma
 
 from wardpose.shared.pose.model import trainable_names
 from wardpose.shared.privacy.noise import seeded_streams
-from wardpose.shared.training.local import OptimizerConfig, local_update
+from wardpose.shared.training.local import local_update
+from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
 from wardpose.shared.vectors import Vector, flatten
 
 
@@ -24,12 +25,14 @@ def test_a_round_is_repeatable_and_leaves_the_model_alone(name: str) -> None:
             model,
             make_cohort(chosen),
             chosen,
-            strategy="last-stage",
-            steps=2,
-            optimizer=OptimizerConfig(name="sgd", learning_rate=1e-2),
+            LocalTraining(
+                strategy="last-stage",
+                steps=2,
+                optimizer=OptimizerConfig(name="sgd", learning_rate=1e-2),
+                micro_batch=micro_batch,
+            ),
             streams=seeded_streams(seed),
             declared_units=4,
-            micro_batch=micro_batch,
             public=make_public(),
             progress=lambda done, total: seen.append((done, total)),
         ).update
@@ -54,9 +57,13 @@ def test_the_update_is_where_the_optimiser_went(name: str) -> None:
     optimizer = OptimizerConfig(name=name, learning_rate=1e-2, momentum=0.5, weight_decay=0.1)
     data = make_cohort(chosen, engine=engine)
     update = local_update(
-        engine._model, data, chosen, strategy="head", steps=3, optimizer=optimizer, streams=seeded_streams(2),
+        engine._model,
+        data,
+        chosen,
+        LocalTraining(strategy="head", steps=3, optimizer=optimizer),
+        streams=seeded_streams(2),
         declared_units=4,
-    ).update  # fmt: skip
+    ).update
     step = make_step(engine, data, chosen, streams=seeded_streams(2))
     leaves = engine.parameters()
     algorithm = {

@@ -13,7 +13,8 @@ from wardpose.shared.privacy.mechanisms import ProjectionOptions
 from wardpose.shared.privacy.noise import seeded_streams
 from wardpose.shared.training.cohort import load_bags
 from wardpose.shared.training.gradients import UnitGradients
-from wardpose.shared.training.local import LocalUpdate, OptimizerConfig, local_update
+from wardpose.shared.training.local import LocalUpdate, local_update
+from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
 from wardpose.shared.vectors import flatten
 
 NAMES = ("dp-sgd", "projected", "feature", "feature-projective")
@@ -36,14 +37,16 @@ def update(model: PoseModel, precision: str, name: str = "dp-sgd", **options: ob
         model,
         make_cohort(chosen),
         chosen,
-        strategy="head",
-        steps=2,
-        optimizer=OptimizerConfig(name="sgd", learning_rate=1e-2),
+        LocalTraining(
+            strategy="head",
+            steps=2,
+            optimizer=OptimizerConfig(name="sgd", learning_rate=1e-2),
+            micro_batch=4,
+            precision=precision,
+        ),
         streams=seeded_streams(1),
         declared_units=4,
-        micro_batch=4,
         public=make_public(12),
-        precision=precision,  # type: ignore[arg-type]
     )
 
 

@@ -18,7 +18,8 @@ from wardpose.shared.privacy.mechanisms import Mechanism, ProjectionOptions
 from wardpose.shared.privacy.noise import SeededStream, Streams, seeded_streams
 from wardpose.shared.training import projection as projection_module
 from wardpose.shared.training.basis import PublicBasis, build_basis
-from wardpose.shared.training.local import OptimizerConfig, local_update
+from wardpose.shared.training.local import local_update
+from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
 from wardpose.shared.vectors import Vector, flatten
 
 
@@ -38,9 +39,7 @@ def test_the_gate_falls_back_to_the_unprojected_mechanism_and_says_so() -> None:
             engine._model,
             make_cohort(chosen, engine=engine),
             chosen,
-            strategy="head",
-            steps=1,
-            optimizer=OptimizerConfig(name="sgd", learning_rate=1.0),
+            LocalTraining(strategy="head", steps=1, optimizer=OptimizerConfig(name="sgd", learning_rate=1.0)),
             streams=Streams(SeededStream(1), noise, SeededStream(2)),
             declared_units=1,
             public=public,

@@ -22,7 +22,8 @@ from wardpose.shared.privacy.noise import SecureStream, Streams, secure_streams,
 from wardpose.shared.training.basis import build_basis
 from wardpose.shared.training.cohort import CohortData, PublicData, load_bags
 from wardpose.shared.training.gradients import Bags, UnitGradients, join
-from wardpose.shared.training.local import LocalUpdate, OptimizerConfig, local_update
+from wardpose.shared.training.local import LocalUpdate, local_update
+from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
 from wardpose.shared.training.step import StepGradient
 from wardpose.shared.vectors import Vector, flatten
 
@@ -156,9 +157,13 @@ def test_an_update_carries_no_private_fact(engine: UnitGradients, cohort: Cohort
     facts = []
     for seed, units in ((1, 3), (2, 7)):
         update = local_update(
-            engine._model, cohort(chosen, (1,) * units, seed=seed, engine=engine), chosen, strategy="head", steps=2,
-            optimizer=OptimizerConfig(), streams=seeded_streams(1), declared_units=5,
-        )  # fmt: skip
+            engine._model,
+            cohort(chosen, (1,) * units, seed=seed, engine=engine),
+            chosen,
+            LocalTraining(strategy="head", steps=2, optimizer=OptimizerConfig()),
+            streams=seeded_streams(1),
+            declared_units=5,
+        )
         facts.append({field.name: getattr(update, field.name) for field in fields(LocalUpdate)} | {"update": None})
     assert facts[0] == facts[1]
 
@@ -195,9 +200,13 @@ def test_nobody_can_draw_noise_or_coins_again(
     assert not repeats(secure_streams)
     assert repeats(lambda: Streams(GlobalTorchStream(), GlobalTorchStream(), SecureStream()))
     update = local_update(
-        engine._model, data, chosen, strategy="head", steps=1, optimizer=OptimizerConfig(),
-        streams=seeded_streams(1), declared_units=64,
-    )  # fmt: skip
+        engine._model,
+        data,
+        chosen,
+        LocalTraining(strategy="head", steps=1, optimizer=OptimizerConfig()),
+        streams=seeded_streams(1),
+        declared_units=64,
+    )
     assert update.secure is False
 
 

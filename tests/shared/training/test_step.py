@@ -22,7 +22,8 @@ from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.privacy.noise import seeded_streams
 from wardpose.shared.privacy.schedules import Phase, Schedule
 from wardpose.shared.training.cohort import CohortData, RowIds
-from wardpose.shared.training.local import OptimizerConfig, local_update
+from wardpose.shared.training.local import local_update
+from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
 from wardpose.shared.training.step import expected_batch_size
 from wardpose.shared.vectors import flatten
 
@@ -37,9 +38,7 @@ def test_empty_batches_take_a_noised_step(name: str) -> None:
         engine._model,
         make_cohort(chosen, engine=engine),
         chosen,
-        strategy="head",
-        steps=3,
-        optimizer=OptimizerConfig(name="sgd", learning_rate=1.0),
+        LocalTraining(strategy="head", steps=3, optimizer=OptimizerConfig(name="sgd", learning_rate=1.0)),
         streams=seeded_streams(1),
         declared_units=4,
         public=make_public(12, engine=engine),

@@ -1,0 +1,92 @@
+"""How a site trains locally: one value that the plan holds, the order carries and `local_update` takes, unchanged."""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from wardpose.shared.data.crops import Augmentation
+from wardpose.shared.pose.model import Strategy
+from wardpose.shared.privacy.mechanisms import Mechanism
+
+ForwardPrecision = Literal["float32", "bfloat16"]
+"""Arithmetic of forward passes on CUDA. Elsewhere it is always that of the model: nothing else gains by bfloat16."""
+
+
+class OptimizerConfig(BaseModel):
+    """How a site's weights follow its noised gradients; the state starts anew each round.
+
+    Attributes:
+        name: `sgd`, `adam` or `adamw`.
+        learning_rate: step size.
+        momentum: of `sgd`.
+        betas: of `adam` and `adamw`.
+        weight_decay: L2 (`sgd`, `adam`) or decoupled (`adamw`); of the weights, hence free.
+        eps: of `adam` and `adamw`.
+
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["sgd", "adam", "adamw"] = "adam"
+    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    eps: float = Field(default=1e-8, gt=0)
+
+    def build(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """Make the optimiser of these leaves."""
+        if self.name == "sgd":
+            return torch.optim.SGD(
+                parameters, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
+            )
+        kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
+        return kind(parameters, lr=self.learning_rate, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+
+
+class LocalTraining(BaseModel):
+    """Local training of one round.
+
+    Attributes:
+        strategy: which parameters train.
+        steps: noised gradients a site takes in a round.
+        optimizer: of the site's steps.
+        augmented_views: pre-rendered views per frame, the plain crop included; they belong to the same unit.
+        augmentation: of the other views.
+        micro_batch: units per vectorised gradient; chosen from free memory when absent.
+        precision: of forward passes at sites that train on CUDA; `bfloat16` is faster there and changes nothing
+            elsewhere. Unit gradients, clip norms and sums stay in the model's dtype and noise in float64: what is
+            coarser is the gradient, not its bound.
+
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strategy: Strategy = "head"
+    steps: int = Field(default=10, ge=1)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    augmented_views: int = Field(default=1, ge=1, le=64)
+    augmentation: Augmentation = Augmentation()
+    micro_batch: int | None = Field(default=None, ge=1)
+    precision: ForwardPrecision = "float32"
+
+
+def refuse_uplink(mechanism: Mechanism, training: LocalTraining) -> None:
+    """Refuse what coefficients cannot express; part of every order's validation, before anything is charged.
+
+    Raises:
+        ValueError: the update is not a fixed multiple of the gradients' sum, or the basis is not the float32 one that
+            the server decodes with.
+
+    """
+    if not mechanism.sends_coefficients:
+        return
+    optimizer, precision = training.optimizer, training.precision
+    if optimizer.name != "sgd" or optimizer.momentum or optimizer.weight_decay:
+        raise ValueError(
+            f'projection.uplink "coefficients" needs optimizer "sgd" without momentum and weight decay, not {optimizer}'
+        )
+    if precision != "float32":
+        raise ValueError(f'projection.uplink "coefficients" needs precision "float32", not "{precision}"')
