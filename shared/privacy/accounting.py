@@ -44,6 +44,7 @@ from wardpose.shared.privacy import composition
 from wardpose.shared.privacy.composition import Accountant, Adjacency, Charge, Noise
 
 __all__ = [
+    "UNITS",
     "UNTIERED",
     "Accountant",
     "Adjacency",
@@ -53,6 +54,8 @@ __all__ = [
     "epsilon",
     "epsilon_by_tier",
     "federation_epsilon",
+    "group_epsilon",
+    "merged_charges",
 ]
 
 MINIMUM_DELTA = 1e-12
@@ -61,6 +64,10 @@ MINIMUM_DELTA = 1e-12
 UNTIERED = "untiered"
 """Tier of the units without a consent tier, in events of a mechanism that samples tiers at rates of their own."""
 
+UNITS = ("patient", "frame", "record")
+"""What an event may protect, the strongest first: a patient's frames, a picture, one annotated person of a picture."""
+
+_OPTIONAL = {"noise", "tier", "adjacency", "seeded"}  # keys that entries of earlier versions do not have
 _FREE = "public-only"
 _NOT_PRIVATE = "none"
 _Tiers = tuple[tuple[Charge, ...], ...]  # what each tier's units were charged
@@ -74,7 +81,8 @@ class Event:
     Attributes:
         mechanism: name of the mechanism or of the released statistic; `none` has no privacy (infinite
             epsilon) and `public-only` touches nothing private (costs nothing).
-        unit: whose presence is protected, `patient` or `frame`.
+        unit: whose presence is protected: `patient`, `frame` (a picture and all it shows) or `record` (one annotated
+            person of a picture).
         sample_rate: probability, in [0, 1], with which each unit takes part in a step; 1 for a statistic
         over all units.
         noise_multiplier: noise's standard deviation divided by `max_grad_norm`, at least 0 (0: no privacy).
@@ -82,6 +90,9 @@ class Event:
         max_grad_norm: the most that one unit contributes to the released sum (L2), greater than 0.
         noise: `gaussian` or `discrete-gaussian`.
         tier: consent tier whose units are charged; empty charges *every* unit, `UNTIERED` those of no tier.
+        adjacency: neighbouring relation that the charge was made for.
+        seeded: the coins and noise came from a seed, so whoever knows it can subtract the noise: not private, whatever
+            the epsilon says. Everything that shows it says so.
 
     Raises:
         ConfigError: a value is outside its range.
@@ -96,6 +107,8 @@ class Event:
     max_grad_norm: float
     noise: Noise = "gaussian"
     tier: str = ""
+    adjacency: Adjacency = "add-remove"
+    seeded: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning; numbers are normalised to float and int."""
@@ -116,12 +129,16 @@ class Event:
             raise ConfigError(
                 f"event: mechanism is {self.mechanism!r}; it must be lower-case letters, digits and hyphens"
             )
-        if self.unit not in ("patient", "frame"):
-            raise ConfigError(f"event: unit is {self.unit!r}; it must be patient or frame")
+        if self.unit not in UNITS:
+            raise ConfigError(f"event: unit is {self.unit!r}; it must be one of {', '.join(UNITS)}")
         if self.noise not in ("gaussian", "discrete-gaussian"):
             raise ConfigError(f"event: noise is {self.noise!r}; it must be gaussian or discrete-gaussian")
         if not isinstance(self.tier, str):
             raise ConfigError(f"event: tier is {self.tier!r}; it must be a name")
+        if self.adjacency not in ("add-remove", "replace-one"):
+            raise ConfigError(f"event: adjacency is {self.adjacency!r}; it must be add-remove or replace-one")
+        if not isinstance(self.seeded, bool):
+            raise ConfigError(f"event: seeded is {self.seeded!r}; it must be true or false")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for `json.dumps`; `from_json` gives the equal event back."""
@@ -137,7 +154,7 @@ class Event:
         """
         known = {field.name for field in fields(cls)}
         unknown = set(value) - known
-        missing = known - {"noise", "tier"} - set(value)
+        missing = known - _OPTIONAL - set(value)
         if unknown or missing:
             raise ConfigError(f"event: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}")
         return cls(**value)
@@ -177,6 +194,26 @@ def epsilon(
     return max(epsilon_by_tier(events, delta=delta, accountant=accountant, adjacency=adjacency).values())
 
 
+def group_epsilon(events: Sequence[Event], size: int, *, delta: float) -> float:
+    """Epsilon of a group of `size` units under add-remove: of a patient with so many frames in frame-level events, say.
+
+    With probability Bin(size, q)(j) j of the group take part in a step, and then the sum moves by at most j C. The
+    mixture of Gaussians at 0, C .. size C against the one at 0 dominates (arXiv 2401.10294); it is composed by PLD.
+    Events that were noised on a grid are taken as continuous ones here, as the mixture has no other event.
+
+    Raises:
+        ConfigError: `size` is below 1; otherwise as `epsilon`.
+
+    """
+    _check(delta, "pld", "add-remove")
+    if size < 1:
+        raise ConfigError(f"a group has {size} units; it must have 1 at least")
+    charges = merged_charges(events)
+    if charges is None:
+        return math.inf
+    return composition.group_epsilon(charges, size, float(delta)) if charges else 0.0
+
+
 def epsilon_by_tier(
     events: Sequence[Event],
     *,
@@ -190,10 +227,8 @@ def epsilon_by_tier(
     """
     _check(delta, accountant, adjacency)
     tiers = dict.fromkeys(["", *(event.tier for event in events)])
-    return {
-        tier: _epsilon(_charges(event for event in events if event.tier in ("", tier)), delta, accountant, adjacency)
-        for tier in tiers
-    }
+    own = {tier: merged_charges(event for event in events if event.tier in ("", tier)) for tier in tiers}
+    return {tier: _epsilon(found, delta, accountant, adjacency) for tier, found in own.items()}
 
 
 def calibrate(
@@ -326,9 +361,9 @@ def _choices(kinds: Sequence[tuple[_Tiers, int]], size: int) -> Iterator[tuple[t
                     yield (*own, *rest)
 
 
-def _charges(events: Iterable[Event]) -> tuple[Charge, ...] | None:
+def merged_charges(events: Iterable[Event]) -> tuple[Charge, ...] | None:
     """Merge what the events cost; `None` where one of them has no privacy."""
-    charges: list[Charge] = []
+    found: list[Charge] = []
     for event in events:
         if event.steps == 0 or event.mechanism == _FREE:
             continue
@@ -338,8 +373,8 @@ def _charges(events: Iterable[Event]) -> tuple[Charge, ...] | None:
             continue
         if event.noise_multiplier == 0:
             return None
-        charges.append((event.noise, event.sample_rate, event.noise_multiplier, event.steps))
-    return composition.merge(charges)
+        found.append((event.noise, event.sample_rate, event.noise_multiplier, event.steps))
+    return composition.merge(found)
 
 
 def _charges_by_tier(events: Sequence[Event]) -> _Tiers | None:
@@ -348,7 +383,7 @@ def _charges_by_tier(events: Sequence[Event]) -> _Tiers | None:
     Which tier costs most may turn when something is composed with it, so none is left out here.
     """
     tiers = dict.fromkeys(["", *(event.tier for event in events)])
-    charges = [_charges(event for event in events if event.tier in ("", tier)) for tier in tiers]
+    charges = [merged_charges(event for event in events if event.tier in ("", tier)) for tier in tiers]
     if any(part is None for part in charges):
         return None
     distinct = {part for part in charges if part is not None}

@@ -1,15 +1,23 @@
 """Bounded sums over units, and the noise that makes one releasable.
 
 A query maps unit gradients to a sum to which every unit contributes a vector of norm at most C, whatever its
-frames hold: a unit whose gradient is not finite contributes exactly 0. Its `sensitivity` is therefore C when
-a unit is added or removed and 2C when it is replaced, and it is this number that noise is scaled by.
+frames hold and whatever the weights are: a unit whose gradient is not finite contributes exactly 0. A sum therefore
+moves by at most C when a unit is added or removed, and 2C when it is replaced. `add_noise` scales by the query's C, the
+event charges C and sigma, and the accountant knows about the 2C: there is no other number.
+
+**No arithmetic switches the clip off.** Norms are taken in float64 of values divided by the unit's largest magnitude,
+so squares neither underflow (a gradient of 1e-30 has a norm) nor overflow. The factor C / |g| stays float64 and so do
+the products and the sums: rounded to float32, a factor below 1e-38 could double. What is left is float64 rounding, for
+which factors are lowered by a relative 1e-12.
+
+**A unit's contribution is a function of that unit alone.** Gradients come in micro-batches of one fixed size (padded,
+`count` says how many are units), because a matrix product of another shape may round every row another way, and
+hostile weights could make much of a last bit. On one machine a row of a product depends neither on other rows nor on
+its place, which `tests/shared/training/test_sensitivity.py` checks bit by bit.
 
 Numbers that a discrete Gaussian will be added to live on an integer grid of spacing C / 2^20: each unit's
 clipped vector is rounded toward zero, which can only shorten it, and that its integer norm is at most 2^20 is
 checked in integers, so the bound holds without a rounding error. Sums are then exact in int64.
-
-What no query can bound is the last bits of the *other* units' gradients, which matrix products may round another way
-when a micro-batch has one unit more. It is some 1e-7 of a clip norm, and hidden by noise a million times as large.
 """
 
 from collections.abc import Callable
@@ -20,12 +28,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wardpose.shared.privacy.accounting import Adjacency
 from wardpose.shared.privacy.noise import RandomStream, quantise_to_grid
 from wardpose.shared.vectors import Vector, flatten, map_vector, unflatten
 
 GRID = 2**20
 """Grid steps to one clip norm."""
+
+_MARGIN = 1.0 - 1e-12  # by which factors below 1 are lowered: many times the rounding error of a float64 norm
 
 
 class Query(Protocol):
@@ -45,12 +54,8 @@ class Query(Protocol):
         """Return the sum over no units."""
         ...
 
-    def __call__(self, gradients: Vector) -> Vector:
-        """Sum the bounded contributions of u units; every tensor of `gradients` is (u, ...)."""
-        ...
-
-    def sensitivity(self, adjacency: Adjacency) -> float:
-        """L2 sensitivity of the sum."""
+    def __call__(self, gradients: Vector, count: int | None = None) -> Vector:
+        """Sum the bounded contributions of the first `count` of u units (all when absent); tensors are (u, ...)."""
         ...
 
 
@@ -60,7 +65,7 @@ class ClipSum:
 
     Attributes:
         max_grad_norm: C; infinite for no clipping at all (mechanism `none`).
-        like: a vector of the shapes, dtype and device of the sum.
+        like: a vector of the shapes and device of the sum.
         discrete: return int64 multiples of C / `GRID`.
 
     """
@@ -70,31 +75,26 @@ class ClipSum:
     discrete: bool = False
 
     def zero(self) -> Vector:
-        """Return the sum over no units."""
-        return {
-            name: torch.zeros_like(value, dtype=torch.int64 if self.discrete else value.dtype)
-            for name, value in self.like.items()
-        }
+        """Return the sum over no units, float64 or int64."""
+        dtype = torch.int64 if self.discrete else torch.float64
+        return {name: torch.zeros_like(value, dtype=dtype) for name, value in self.like.items()}
 
-    def __call__(self, gradients: Vector) -> Vector:
+    def __call__(self, gradients: Vector, count: int | None = None) -> Vector:
         """Sum the clipped gradients, each tensor (u, ...) of `gradients` to (...).
 
         Raises:
-            ValueError: the gradients are of half precision, in which sums would not keep to the bound.
+            ValueError: the gradients are of half precision, in which a unit's gradient would not be what it should be.
 
         """
         dtype = next(iter(gradients.values())).dtype
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"gradients are {dtype}; clipped sums need float32 or float64")
-        factors = clip_factors(unit_norms(gradients), self.max_grad_norm, dtype)
+        gradients = _first(gradients, count)
+        factors = clip_factors(unit_norms(gradients), self.max_grad_norm)
         gradients = _without(gradients, factors == 0)
         if self.discrete:
             return _grid_sum(gradients, factors, self.max_grad_norm)
-        return map_vector(lambda value: torch.tensordot(factors.to(value), value, dims=1), gradients)
-
-    def sensitivity(self, adjacency: Adjacency) -> float:
-        """C under add-remove, 2C under replace-one."""
-        return self.max_grad_norm * (2.0 if adjacency == "replace-one" else 1.0)
+        return map_vector(lambda value: torch.tensordot(factors.to(value.device), value.double(), dims=1), gradients)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,22 +124,16 @@ class ProjectClipSum:
         """Return the sum over no units: {"coefficients": (k,)}."""
         return {"coefficients": torch.zeros(self.rank, dtype=torch.int64 if self.discrete else torch.float64)}
 
-    def __call__(self, gradients: Vector) -> Vector:
-        """Sum the clipped coefficients of the units."""
+    def __call__(self, gradients: Vector, count: int | None = None) -> Vector:
+        """Sum the clipped coefficients of the units; all rows are encoded, so that the product keeps its shape."""
+        norms = unit_norms(gradients)
+        factors = clip_factors(norms, self.max_grad_norm) if self.before else torch.isfinite(norms).double()
+        gradients = _without(gradients, factors == 0)
         if self.before:
-            norms = unit_norms(gradients)
-            factors = clip_factors(norms, self.max_grad_norm, next(iter(gradients.values())).dtype)
-            gradients = scale_units(_without(gradients, factors == 0), factors)
-        else:
-            gradients = _without(gradients, ~torch.isfinite(unit_norms(gradients)))
+            gradients = scale_units(gradients, factors)
         coefficients = {"coefficients": self.encode(gradients).double().cpu()}
-        return ClipSum(self.max_grad_norm, {"coefficients": torch.zeros(self.rank).double()}, self.discrete)(
-            coefficients
-        )
-
-    def sensitivity(self, adjacency: Adjacency) -> float:
-        """C under add-remove, 2C under replace-one."""
-        return self.max_grad_norm * (2.0 if adjacency == "replace-one" else 1.0)
+        like = {"coefficients": torch.zeros(self.rank, dtype=torch.float64)}
+        return ClipSum(self.max_grad_norm, like, self.discrete)(coefficients, count)
 
 
 def add_noise(total: Vector, query: Query, noise_multiplier: float, stream: RandomStream) -> Vector:
@@ -168,25 +162,40 @@ def add_noise(total: Vector, query: Query, noise_multiplier: float, stream: Rand
 
 
 def unit_norms(gradients: Vector) -> Tensor:
-    """L2 norm over the whole vector of each unit, (u,) float64; the tensors of `gradients` are (u, ...)."""
-    squares = [value.flatten(1).square().sum(dim=1).double() for value in gradients.values()]
-    return torch.stack(squares).sum(dim=0).sqrt()
+    """L2 norm over the whole vector of each unit, (u,) float64; the tensors of `gradients` are (u, ...).
 
-
-def clip_factors(norms: Tensor, max_grad_norm: float, dtype: torch.dtype) -> Tensor:
-    """`min(1, C / norm)` (u,) float64, and 0 for units that are not finite.
-
-    Factors below 1 are lowered by the rounding error that a norm taken in `dtype` may carry, so that no unit
-    exceeds C by it.
+    Taken of values divided by the unit's largest magnitude, so that no square underflows or overflows. Not finite
+    where a value is not.
     """
-    margin = 1.0 - 16 * torch.finfo(dtype).eps
-    factors = torch.where(norms > max_grad_norm * margin, max_grad_norm * margin / norms, 1.0)
+    rows = [value.flatten(1) for value in gradients.values() if value[0].numel()] if _units(gradients) else []
+    if not rows:
+        return torch.zeros(_units(gradients), dtype=torch.float64)
+    largest = torch.stack([row.abs().amax(dim=1).double() for row in rows]).amax(dim=0)
+    scale = torch.where((largest > 0) & torch.isfinite(largest), largest, 1.0)[:, None]
+    squares = torch.stack([(row.double() / scale).square().sum(dim=1) for row in rows]).sum(dim=0)
+    return squares.sqrt() * scale[:, 0]
+
+
+def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
+    """`min(1, C / norm)` (u,) float64, and 0 for units that are not finite; see the module about the margin."""
+    factors = torch.where(norms > max_grad_norm * _MARGIN, max_grad_norm * _MARGIN / norms, 1.0)
     return torch.where(torch.isfinite(norms), factors, 0.0)
 
 
 def scale_units(gradients: Vector, factors: Tensor) -> Vector:
-    """Multiply unit u of every tensor (u, ...) by `factors[u]`."""
-    return map_vector(lambda value: value * factors.to(value).reshape(-1, *[1] * (value.dim() - 1)), gradients)
+    """Multiply unit u of every tensor (u, ...) by `factors[u]`, in float64; the result has the tensors' dtype."""
+    return map_vector(
+        lambda value: (value.double() * factors.to(value.device).reshape(-1, *[1] * (value.dim() - 1))).to(value),
+        gradients,
+    )
+
+
+def _units(gradients: Vector) -> int:
+    return len(next(iter(gradients.values())))
+
+
+def _first(gradients: Vector, count: int | None) -> Vector:
+    return gradients if count is None else map_vector(lambda value: value[:count], gradients)
 
 
 def _without(gradients: Vector, dropped: Tensor) -> Vector:

@@ -17,6 +17,7 @@ import numpy as np
 from dp_accounting.pld import privacy_loss_distribution
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
 from numpy.typing import NDArray
+from scipy.stats import binom
 
 Accountant = Literal["pld", "rdp"]
 Adjacency = Literal["add-remove", "replace-one"]
@@ -28,10 +29,11 @@ _RELATIONS = {
     "add-remove": dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
     "replace-one": dp_accounting.NeighboringRelation.REPLACE_ONE,
 }
-_INTEGER_ORDERS = (*range(2, 65), 72, 80, 96, 112, 128, 160, 192, 256, 384, 512, 768, 1024)
-_ALL_ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100) if tenth % 10), *_INTEGER_ORDERS)
+INTEGER_ORDERS = (*range(2, 65), 72, 80, 96, 112, 128, 160, 192, 256, 384, 512, 768, 1024)
+_ALL_ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100) if tenth % 10), *INTEGER_ORDERS)
 _INTERVAL = 1e-4  # of privacy loss, while epsilon is below 2 and the charges are few
 _NO_PRIVACY = 1e3  # epsilons from here on are RDP's: larger still, and tables of such losses would fill the memory
+_LARGEST_GROUP_SHIFT = 200.0  # of a group, in standard deviations of the noise: beyond it nothing is hidden
 _BLOCK = 32  # charges folded between two remembered prefixes
 
 
@@ -57,7 +59,7 @@ def composed_epsilon(
         return 0.0
     discrete = any(charge[0] == "discrete-gaussian" for charge in charges)
     if accountant == "rdp" or discrete:
-        orders = _INTEGER_ORDERS if discrete or adjacency == "replace-one" else _ALL_ORDERS
+        orders = INTEGER_ORDERS if discrete or adjacency == "replace-one" else _ALL_ORDERS
         curve = np.sum([rdp_curve(*charge[1:3], adjacency, orders) * charge[3] for charge in charges], axis=0)
         return float(compute_epsilon(orders, curve, delta)[0])
     scale = curve_epsilon(summed_curve(charges, "add-remove"), delta) / 2
@@ -65,6 +67,26 @@ def composed_epsilon(
         return curve_epsilon(summed_curve(charges, adjacency), delta)
     interval = _INTERVAL * 2.0 ** (_doublings(max(scale, len(charges) / 4)) + coarser)
     return float(_composed_pld(charges, adjacency, interval).get_epsilon_for_delta(delta))
+
+
+@lru_cache(maxsize=256)
+def group_epsilon(charges: tuple[Charge, ...], size: int, delta: float) -> float:
+    """Epsilon of `size` units together, see `accounting.group_epsilon`; infinity where PLD's table would not fit."""
+    counts = np.arange(size + 1)
+    composed: privacy_loss_distribution.PrivacyLossDistribution | None = None
+    interval = _INTERVAL * 2.0 ** (5 + _doublings(size * max(1.0, len(charges) / 4)))  # for display: fast
+    for _, sample_rate, noise_multiplier, steps in charges:
+        if size / noise_multiplier > _LARGEST_GROUP_SHIFT:
+            return math.inf
+        part = privacy_loss_distribution.from_mixture_gaussian_mechanism(
+            standard_deviation=noise_multiplier,
+            sensitivities=counts.astype(float).tolist(),
+            sampling_probs=binom.pmf(counts, size, sample_rate).tolist(),
+            pessimistic_estimate=True,
+            value_discretization_interval=interval,
+        ).self_compose(steps)
+        composed = part if composed is None else composed.compose(part)
+    return 0.0 if composed is None else float(composed.get_epsilon_for_delta(delta))
 
 
 def _doublings(scale: float) -> int:
@@ -78,15 +100,15 @@ def _doublings(scale: float) -> int:
 
 def summed_curve(charges: Iterable[Charge], adjacency: Adjacency) -> NDArray[np.float64]:
     """Composed Rényi divergences at the integer orders (those of `curve_epsilon`)."""
-    curve = np.zeros(len(_INTEGER_ORDERS))
+    curve = np.zeros(len(INTEGER_ORDERS))
     for _, sample_rate, noise_multiplier, steps in charges:
-        curve = curve + rdp_curve(sample_rate, noise_multiplier, adjacency, _INTEGER_ORDERS) * steps
+        curve = curve + rdp_curve(sample_rate, noise_multiplier, adjacency, INTEGER_ORDERS) * steps
     return curve
 
 
 def curve_epsilon(curve: NDArray[np.float64], delta: float) -> float:
     """Epsilon of a curve made by `summed_curve`."""
-    return float(compute_epsilon(_INTEGER_ORDERS, curve, delta)[0])
+    return float(compute_epsilon(INTEGER_ORDERS, curve, delta)[0])
 
 
 @lru_cache(maxsize=4096)

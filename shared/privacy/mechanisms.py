@@ -258,10 +258,6 @@ class Mechanism(_Options):
             return max([self.sample_rate, *self.tiers.values()])
         return max(phase.sample_rate for phase in self.schedule.phases)
 
-    def sensitivity(self) -> float:
-        """L2 sensitivity of the main query: C when a unit is added or removed, 2C when it is replaced."""
-        return self.max_grad_norm * (2.0 if self.adjacency == "replace-one" else 1.0)
-
     def rate(self, tier: str = "") -> float:
         """Return the sampling rate of the units of `tier`."""
         return self.tiers.get(tier, self.sample_rate)

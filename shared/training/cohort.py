@@ -51,7 +51,7 @@ class CohortData:
         for line, unit in enumerate(drawn):
             records = np.asarray(self.units.rows(int(unit)), np.int64)
             rows = (records[:, None] * self.views + np.arange(self.views)).reshape(-1)
-            out[line] = draw_bag(rows, self.frames_per_unit, stream)
+            out[line] = np.sort(draw_bag(rows, self.frames_per_unit, stream))  # their order is nobody's business
         return out
 
 

@@ -96,8 +96,6 @@ class UnitGradients:
         strategy: which parameters train.
         micro_batch: units that are differentiated at a time; chosen from the free memory when absent.
         autocast: run forward passes in bfloat16; gradients and sums stay in the model's dtype.
-        pad: repeat the last unit until the last micro-batch is full, so that shapes never change; the repeats
-            are dropped. Default: on CUDA, where a new shape costs more than the arithmetic of the padding.
 
     Raises:
         ValueError: `micro_batch` is not positive.
@@ -111,7 +109,6 @@ class UnitGradients:
         *,
         micro_batch: int | None = None,
         autocast: bool = False,
-        pad: bool | None = None,
     ) -> None:
         if micro_batch is not None and micro_batch < 1:
             raise ValueError(f"micro_batch is {micro_batch}; allowed: 1 or more")
@@ -128,7 +125,6 @@ class UnitGradients:
         first = next(model.parameters())
         self.device, self.dtype = first.device, first.dtype
         self._autocast = autocast
-        self._pad = self.device.type == "cuda" if pad is None else pad
         self._micro_batch = micro_batch
         self._row_bytes: float | None = None
 
@@ -162,9 +158,17 @@ class UnitGradients:
             only: differentiate with respect to these parameters alone; all of them when absent.
 
         """
-        if not len(bags):
-            return
-        size = self.micro_batch(bags)
+        for gradients, count in self.padded(parameters, bags, self.micro_batch(bags) if len(bags) else 1, only=only):
+            yield map_vector(lambda value, kept=count: value[:kept], gradients)
+
+    def padded(
+        self, parameters: Vector, bags: Bags, size: int, *, only: tuple[str, ...] | None = None
+    ) -> Iterator[tuple[Vector, int]]:
+        """Yield micro-batches of exactly `size` gradients, and how many of them are units; arguments as `per_unit`.
+
+        The last unit is repeated until a micro-batch is full. Shapes therefore never change, and with equal shapes a
+        unit's gradient does not depend on the others, to the last bit (see `clipping`).
+        """
         names = self.names if only is None else only
         fixed = {name: value.detach() for name, value in parameters.items() if name not in names}
         moving = {name: parameters[name].detach() for name in names}
@@ -176,10 +180,9 @@ class UnitGradients:
         for start in range(0, len(bags), size):
             part = bags.units(start, min(start + size, len(bags)))
             count = len(part)
-            if self._pad:
-                part = part.padded(size)
+            part = part.padded(size)
             result = gradient(moving, part.inputs, part.joints, part.visibility)
-            yield {name: result.pop(name)[:count] for name in names}  # not held on to: it is the largest thing here
+            yield {name: result.pop(name) for name in names}, count  # not held on to: the largest thing here
 
     def summed(self, parameters: Vector, bags: Bags, unit_weights: Tensor | None = None) -> Vector:
         """Gradient of `sum_u unit_weights_u * loss_u` by ordinary back-propagation; zeros for an empty batch.

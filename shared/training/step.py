@@ -13,6 +13,7 @@ u the mean over B itself, everybody who knows phi(D) could solve for B, and noth
 amplification by subsampling.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -108,11 +109,11 @@ class StepGradient:
         residual = _residual_query(mechanism, parameters, basis)
         total = query.zero()
         rest = residual.zero() if residual is not None else {}
-        for gradients in self._gradients(parameters, self._sample(mechanism)):
-            total = map_vector(torch.add, total, query(gradients))
+        for gradients, count in self._gradients(parameters, self._sample(mechanism), expected):
+            total = map_vector(torch.add, total, query(gradients, count))
             if residual is not None and basis is not None:
                 missed = map_vector(torch.sub, gradients, basis.decode_units(basis.encode(gradients)))
-                rest = map_vector(torch.add, rest, residual(missed))
+                rest = map_vector(torch.add, rest, residual(missed, count))
         noised = add_noise(total, query, mechanism.noise_multiplier, self._streams.noise)
         if basis is not None:
             coefficients = noised["coefficients"]
@@ -138,11 +139,18 @@ class StepGradient:
             chosen = poisson_sample(len(units), mechanism.sample_rate, stream)
         return self._data.draw_rows(chosen, stream)
 
-    def _gradients(self, parameters: Vector, ids: RowIds) -> Iterator[Vector]:
+    def _gradients(self, parameters: Vector, ids: RowIds, expected: float) -> Iterator[tuple[Vector, int]]:
+        """Yield micro-batches of one size, and how many of each are units.
+
+        The size is that of memory, but at most a quarter of the *expected* batch, so that padding costs little.
+        """
         if len(ids) and not self._chunk:
-            self._chunk = self._engine.micro_batch(self._bags(ids[:1]))
+            self._chunk = min(self._engine.micro_batch(self._bags(ids[:1])), max(1, math.ceil(expected / 4)))
         for start in range(0, len(ids), max(1, self._chunk)):
-            yield from self._engine.per_unit(parameters, self._bags(ids[start : start + self._chunk]))
+            count = min(self._chunk, len(ids) - start)
+            rows = start + np.minimum(np.arange(self._chunk), count - 1)  # padded before features are computed, too
+            for gradients, _ in self._engine.padded(parameters, self._bags(ids[rows]), self._chunk):
+                yield gradients, count
 
     def _bags(self, ids: RowIds) -> Bags:
         bags = load_bags(self._engine, self._data.private, ids)

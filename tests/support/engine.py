@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from unittest.mock import patch
@@ -177,13 +178,24 @@ def with_rows(data: CohortData, change: Callable[[Rows], Rows], *, public: bool 
     return replace(data, private=change(data.private), public=change(shown) if public and shown is not None else shown)
 
 
+def without_unit(data: CohortData, unit: int) -> CohortData:
+    """The neighbouring cohort: one unit takes no part. Its public views stay, for they are public."""
+    kept = [number for number in range(len(data.units)) if number != unit]
+    return with_units(data, kept)
+
+
+def with_units(data: CohortData, order: Sequence[int]) -> CohortData:
+    """The cohort with these units alone, in this order."""
+    units = copy(data.units)
+    units.names = tuple(data.units.names[unit] for unit in order)
+    units.tiers = tuple(data.units.tiers[unit] for unit in order)
+    units._rows = [data.units.rows(unit) for unit in order]
+    return replace(data, units=units)
+
+
 def without_last_unit(data: CohortData) -> CohortData:
-    """The neighbouring cohort: its last unit takes no part. Its public views stay, for they are public."""
-    kept = range(len(data.units) - 1)
-    owners = [(data.units.names[unit],) for unit in kept for _ in data.units.rows(unit)]
-    neighbour = UnitIndex(owners, unit=data.units.unit)
-    neighbour.tiers = data.units.tiers[:-1]
-    return replace(data, units=neighbour)
+    """The neighbouring cohort without its last unit."""
+    return without_unit(data, len(data.units) - 1)
 
 
 class Recording(SeededStream):

@@ -269,7 +269,6 @@ def test_whole_frames_equal_a_loop(
     units=st.integers(1, 3),
     frames=st.integers(1, 3),
     micro=st.integers(1, 4),
-    pad=st.booleans(),
     pairs=st.booleans(),
     strategy=st.sampled_from(["head", "last-stage", "full"]),
     seed=st.integers(0, 1000),
@@ -277,11 +276,11 @@ def test_whole_frames_equal_a_loop(
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_shape_sums_to_the_ordinary_gradient(
     small_model: Callable[..., PoseModel],
-    height: int, width: int, stride: int, units: int, frames: int, micro: int, pad: bool, pairs: bool,
+    height: int, width: int, stride: int, units: int, frames: int, micro: int, pairs: bool,
     strategy: Strategy, seed: int,
 ) -> None:  # fmt: skip
     model = small_model(torch.float64, (height, width), stride)
-    engine = UnitGradients(model, strategy, micro_batch=micro, pad=pad)
+    engine = UnitGradients(model, strategy, micro_batch=micro)
     generator = torch.Generator().manual_seed(seed)
     crops = torch.randn(units * frames, 3, height, width, generator=generator, dtype=torch.float64)
     features = engine.features(crops)

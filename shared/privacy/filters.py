@@ -1,0 +1,182 @@
+"""What a cohort has spent when every order may be chosen after the releases before it were seen.
+
+Privacy-loss distributions (PLD) compose tightly, but only a list of steps that was fixed in advance. Whoever sees a
+release and then chooses the *parameters* of the next order (its q, sigma or number of steps) is not bound by the PLD
+of the list that came about: two such orders can reach epsilon 4.29 where their PLD says 4.0 (arXiv 2602.06756). A
+check "PLD of all so far, plus this, is at most epsilon" is therefore no valid *filter*. Two rules are, and delta is
+shared between them:
+
+* **course** (three quarters of delta). Everything charged so far, and what is about to be, belongs to one course that
+  was declared before its first round; its PLD at 3/4 delta is at most epsilon. What a run computes inside its course
+  may depend on all earlier releases in any way: weights, who answers, when it stops. Only the list of events is
+  fixed.
+* **Rényi filter** (a quarter of delta). The Rényi divergences of all charges, whatever chose them, summed at a fixed
+  order alpha, convert to at most epsilon. Four fifths of the quarter go to one order that is fixed when the first
+  charge is made; the last fifth is shared evenly by the orders of a fixed list, for charges of other kinds.
+
+**Theorem.** A process that carries out a charge only if one of the rules then holds is (epsilon, delta)-DP in the
+adjacency of the computation, for orders chosen by anybody who sees all releases ("adaptive": each next mechanism, its
+parameters included, is a function of all outputs so far; its privacy parameters are known when it is chosen).
+
+*Proof.* Sort the outcomes S of the process by the rule that held at the last charge. (i) Outcomes by the course rule
+are outcomes of the process that stops when it leaves the first course, or when the course's PLD passes epsilon: a
+fixed list of mechanisms, adaptively composed with fixed dominating pairs (Zhu, Dong, Wang 2022, theorem 10), then
+post-processed. (ii) Outcomes by the Rényi rule at alpha are outcomes of the process that stops when the sum at alpha
+passes its limit: a Rényi filter of fixed order (Feldman, Zrnic 2021, theorem 3.1; Lécuyer 2021), converted by
+Canonne, Kamath, Steinke 2020, proposition 12. Each part satisfies P(S_i) <= e^epsilon P'(S_i) + delta_i, and the
+shares delta_i sum to delta. The parts' inequalities add up. ∎
+
+Which order is the first one is decided by the first charge alone, before anything was released. A *lost* round that
+is done again inside the numbers of its course stays in it; one that needs a new sigma is a new course.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wardpose.shared.privacy import accounting, composition
+from wardpose.shared.privacy.accounting import Event
+from wardpose.shared.privacy.composition import Adjacency
+
+Rule = Literal["course", "renyi-filter"]
+
+COURSE_SHARE = 0.75
+"""Share of delta of the course rule; the rest is the Rényi filter's."""
+
+_FIRST_ORDER_SHARE = 0.8  # of the filter's share
+_LISTED_ORDERS = (3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charged:
+    """What one reservation cost.
+
+    Attributes:
+        course: identity of the declared course it is part of; empty where it is part of none.
+        events: what was charged.
+
+    """
+
+    course: str
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """Epsilon of charges, by each rule.
+
+    Attributes:
+        composed: PLD of the whole list at the full delta: right if nobody chose a later charge by earlier releases.
+        course: by the course rule; infinite where the charges are of several courses or of none.
+        renyi_filter: by the Rényi filter.
+
+    """
+
+    composed: float
+    course: float
+    renyi_filter: float
+
+    @property
+    def epsilon(self) -> float:
+        """The figure that is enforced: the smaller of the two valid ones."""
+        return min(self.course, self.renyi_filter)
+
+    @property
+    def rule(self) -> Rule:
+        """By which rule it is valid."""
+        return "course" if self.course <= self.renyi_filter else "renyi-filter"
+
+
+def account(
+    charges: Sequence[Charged], *, delta: float, adjacency: Adjacency = "add-remove", first_order: int | None = None
+) -> Account:
+    """Return what a unit that every charge touched has spent.
+
+    Args:
+        charges: in order; events of several tiers are reduced to the costliest of each charge, for whoever might have
+            been of any tier.
+        delta: at which epsilon is computed.
+        adjacency: for which it is computed.
+        first_order: the order fixed at the first charge (`best_order`); `None`: only the listed ones.
+
+    """
+    costly = [Charged(course=charge.course, events=costliest(charge.events)) for charge in charges]
+    costly = [charge for charge in costly if accounting.merged_charges(charge.events) != ()]
+    events = [event for charge in costly for event in charge.events]
+    courses = {charge.course for charge in costly}
+    one = len(costly) <= 1 or (len(courses) == 1 and "" not in courses)
+    return Account(
+        composed=accounting.epsilon(events, delta=delta, adjacency=adjacency),
+        course=accounting.epsilon(events, delta=COURSE_SHARE * delta, adjacency=adjacency) if one else math.inf,
+        renyi_filter=_filter(events, delta, adjacency, first_order),
+    )
+
+
+def best_order(events: Sequence[Event], *, epsilon: float, delta: float, adjacency: Adjacency = "add-remove") -> int:
+    """Return the order at which a budget holds the most repetitions of `events`, fixed at the first charge."""
+    curve, orders = _curve(costliest(events), adjacency), np.asarray(composition.INTEGER_ORDERS, dtype=np.float64)
+    if curve is None or not curve.any() or not math.isfinite(epsilon):
+        return _LISTED_ORDERS[0]
+    room = epsilon - _conversion(orders, _FIRST_ORDER_SHARE * (1 - COURSE_SHARE) * delta)
+    return int(orders[int(np.argmax(np.where(room > 0, room, 0) / np.maximum(curve, 1e-300)))])
+
+
+def costliest(events: Iterable[Event]) -> tuple[Event, ...]:
+    """Return what a charge costs at most, whichever consent tier a unit is of.
+
+    Events of different tiers in one charge are alternatives. Where one of them samples at least as often, as long and
+    with as little noise as all others, it stands for them; otherwise they are all kept, which charges too much.
+    """
+    everybody: list[Event] = []
+    tiers: list[Event] = []
+    for event in events:
+        (tiers if event.tier else everybody).append(event)
+    worst = next((event for event in tiers if all(_dominates(event, other) for other in tiers)), None)
+    names = {event.tier for event in tiers}
+    if worst is None or len(names) != len(tiers):  # several events of one tier compose
+        return (*everybody, *tiers)
+    return (*everybody, worst)
+
+
+def _dominates(event: Event, other: Event) -> bool:
+    return (
+        (event.noise, event.mechanism) == (other.noise, other.mechanism)
+        and event.sample_rate >= other.sample_rate
+        and event.noise_multiplier <= other.noise_multiplier
+        and event.steps >= other.steps
+    )
+
+
+def _filter(events: Sequence[Event], delta: float, adjacency: Adjacency, first_order: int | None) -> float:
+    curve = _curve(events, adjacency)
+    if curve is None:
+        return math.inf
+    if not curve.any():
+        return 0.0
+    share = (1 - COURSE_SHARE) * delta
+    candidates = [(order, share * (1 - _FIRST_ORDER_SHARE) / len(_LISTED_ORDERS)) for order in _LISTED_ORDERS]
+    if first_order is not None:
+        candidates.append((first_order, share * _FIRST_ORDER_SHARE))
+    places = {order: place for place, order in enumerate(composition.INTEGER_ORDERS)}
+    return float(
+        min(
+            max(0.0, curve[places[order]] + float(_conversion(np.array([float(order)]), part)[0]))
+            for order, part in candidates
+        )
+    )
+
+
+def _conversion(orders: NDArray[np.float64], delta: float) -> NDArray[np.float64]:
+    """Epsilon minus the Rényi divergence at each order (Canonne, Kamath, Steinke 2020, proposition 12)."""
+    values: NDArray[np.float64] = np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)
+    return values
+
+
+def _curve(events: Iterable[Event], adjacency: Adjacency) -> NDArray[np.float64] | None:
+    """Sum the Rényi divergences at the integer orders; `None` where something has no privacy."""
+    charges = accounting.merged_charges(events)
+    return None if charges is None else composition.summed_curve(charges, adjacency)
