@@ -11,6 +11,7 @@ from pathlib import Path
 
 from wardpose.shared.errors import BudgetExceeded
 from wardpose.shared.privacy.accounting import Event, federation_epsilon
+from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.ledger import Budget, Ledger
 
 
@@ -29,11 +30,13 @@ class GlobalBudget:
         self.delta = delta
         self.overlap = overlap
 
-    def reserve(self, site: str, events: Sequence[Event], *, run: str, round_number: int, epsilon: float) -> bool:
+    def reserve(self, site: str, events: Sequence[Event], *, course: Course, round_number: int, epsilon: float) -> bool:
         """Charge a site for a round about to be ordered; `False`, and no charge, when it would overspend."""
-        budget = Budget(epsilon=epsilon, delta=self.delta)
+        budget = Budget(epsilon=epsilon, delta=self.delta, adjacency=course.mechanism.adjacency)
         try:
-            reservation = self.ledger.reserve(site, events, run_id=run, round=round_number, budget=budget)
+            reservation = self.ledger.reserve(
+                site, events, run_id=course.run, round=round_number, budget=budget, course=course
+            )
         except BudgetExceeded:
             return False
         self.ledger.commit(reservation)

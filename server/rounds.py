@@ -21,6 +21,7 @@ from wardpose.server.scoring import Scorer
 from wardpose.server.uplink import UplinkDecoder
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import WardposeError, WireError
+from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import (
@@ -101,6 +102,14 @@ class Coordinator:
         self.aggregator = Aggregator(config.server.aggregation)
         self.aggregator.restore(state.aggregator)
         self.members: dict[str, Member] = {}
+        self.course = Course(
+            run=state.run,
+            federation=config.name,
+            mechanism=mechanism,
+            steps=config.training.steps,
+            first_round=min(state.round + 1, config.rounds),
+            last_round=config.rounds,
+        )
 
     def run(self) -> str:
         """Take the rounds that are left; return `completed`, or `stopped` when too few sites are left."""
@@ -114,13 +123,10 @@ class Coordinator:
         """Return what a round asks of every site."""
         training = self.config.training
         return RoundOrder(
-            run=self.state.run,
-            federation=self.config.name,
+            course=self.course,
             round=round_number,
             model=self.config.model.model_copy(update={"weights": "random"}),
             training=training,
-            mechanism=self.mechanism,
-            first_step=(round_number - 1) * training.steps,
             weights_hash=hash_arrays(weights),
             code_hash=code_hash(),
             public_data=self.uplink.public_data,
@@ -173,7 +179,7 @@ class Coordinator:
                 member.failures += 1
                 continue
             affordable = float("inf") if self.mechanism.name == "none" else member.epsilon_budget
-            if self.budget.reserve(member.name, events, run=self.state.run, round_number=number, epsilon=affordable):
+            if self.budget.reserve(member.name, events, round_number=number, epsilon=affordable, course=self.course):
                 ordered[member.node_id] = member
             else:
                 self._drop(member.name, "its privacy budget is spent")

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 from wardpose.shared.anonymize.certificate import CertificatePolicy
 from wardpose.shared.anonymize.public_view import PublicViewConfig
 from wardpose.shared.data.source import DataSource
+from wardpose.shared.privacy.accounting import UnitKind
 from wardpose.shared.privacy.mechanisms import Name as MechanismName
-from wardpose.shared.privacy.units import UnitKind
 from wardpose.shared.yaml_config import Name, Strict, load_yaml
 
 

@@ -16,9 +16,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wardpose.shared.errors import WireError
+from wardpose.shared.errors import ConfigError, WireError
 from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.accounting import Event
+from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.training.settings import LocalTraining, refuse_uplink
 from wardpose.shared.yaml_config import describe
@@ -27,6 +28,11 @@ TRAIN = "train"
 PREFLIGHT = "query.preflight"
 PROTOCOL = 2
 COEFFICIENTS = "coefficients"
+LARGEST_BODY = 1 << 20
+"""Most characters that the text beside the arrays may have."""
+
+_LONGEST_REASON = 400
+_LONGEST_NAME = 80
 
 Arrays = Mapping[str, NDArray[np.float32]]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -67,13 +73,10 @@ class RoundOrder(_Body):
 
     Attributes:
         protocol: version of this message.
-        run: identity of the run; it survives a resume.
-        federation: name of the federation.
-        round: counted from 1.
+        course: everything that the run may ask of a site, fixed before its first round.
+        round: counted from 1; of the course.
         model: the network, without weights.
         training: how the site trains locally, from the plan.
-        mechanism: how each gradient is made private.
-        first_step: number of noised gradients the run took before this round (position in a schedule).
         weights_hash: SHA-256 of the weights that come along.
         code_hash: SHA-256 of the server's code.
         public_data: identity of the public data that a coefficient uplink refers to.
@@ -81,25 +84,50 @@ class RoundOrder(_Body):
     """
 
     protocol: int = PROTOCOL
-    run: str
-    federation: str
+    course: Course
     round: int = Field(ge=1)
     model: ModelConfig
     training: LocalTraining
-    mechanism: Mechanism
-    first_step: int = Field(default=0, ge=0)
     weights_hash: Hash
     code_hash: Hash
     public_data: Hash | None = None
 
     @model_validator(mode="after")
     def _can_be_carried_out(self) -> Self:
+        if self.protocol != PROTOCOL:
+            raise ValueError(f"protocol is {self.protocol}; allowed: {PROTOCOL}")
+        if self.training.steps != self.course.steps:
+            raise ValueError(f"training.steps is {self.training.steps}; the course declares {self.course.steps}")
         refuse_uplink(self.mechanism, self.training)
+        try:
+            self.events()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
         return self
+
+    @property
+    def run(self) -> str:
+        """Identity of the run."""
+        return self.course.run
+
+    @property
+    def federation(self) -> str:
+        """Name of the federation."""
+        return self.course.federation
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """How each gradient is made private."""
+        return self.course.mechanism
+
+    @property
+    def first_step(self) -> int:
+        """Noised gradients that the run took before this round: its position in a schedule."""
+        return self.course.first_step(self.round)
 
     def events(self) -> tuple[Event, ...]:
         """Return what the round costs a site; both ledgers reserve exactly this."""
-        return self.mechanism.events(self.training.steps, first=self.first_step)
+        return self.course.events(self.round)
 
 
 class SiteRelease(_Body):
@@ -182,15 +210,31 @@ def unpack(content: RecordDict, kind: type[Body]) -> tuple[Body, dict[str, NDArr
 
     """
     bodies = content.config_records
-    if "body" not in bodies or not isinstance(bodies["body"].get("json"), str):
+    text = bodies["body"].get("json") if "body" in bodies else None
+    if not isinstance(text, str):
         raise WireError('record "body" with the text "json" is missing')
+    if len(text) > LARGEST_BODY:
+        raise WireError(f"{kind.__name__}: its body has {len(text)} characters (allowed: at most {LARGEST_BODY})")
     try:
-        body = kind.model_validate_json(str(bodies["body"]["json"]))
-    except ValidationError as error:
-        raise WireError(f"{kind.__name__}: {describe(error)}") from error
+        body = kind.model_validate_json(text)
+    except (ValidationError, ValueError, RecursionError) as error:
+        said = describe(error) if isinstance(error, ValidationError) else type(error).__name__
+        raise WireError(f"{kind.__name__}: {said[:_LONGEST_REASON]}") from error
+    return body, _arrays(content)
+
+
+def _arrays(content: RecordDict) -> dict[str, NDArray[np.float32]]:
+    """Read a message's arrays; who uses them checks names, shapes and values."""
     records = content.array_records
-    arrays = {name: value.numpy() for name, value in records["arrays"].items()} if "arrays" in records else {}
-    return body, arrays
+    if "arrays" not in records:
+        return {}
+    arrays = {}
+    for name, value in records["arrays"].items():
+        try:
+            arrays[name] = value.numpy()
+        except Exception as error:  # whatever numpy makes of bytes that somebody else wrote
+            raise WireError(f'array "{name[:_LONGEST_NAME]}" cannot be read ({type(error).__name__})') from error
+    return arrays
 
 
 def refusal(code: Refusal, reply_to: Message) -> Message:

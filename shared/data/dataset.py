@@ -294,4 +294,5 @@ def _prefixed(record: PoseRecord, prefix: str) -> PoseRecord:
         record_id=prefix + record.record_id,
         patient_id=prefix + record.patient_id,
         also_patients=tuple(prefix + patient for patient in record.also_patients),
+        picture=prefix + record.picture if record.picture else "",
     )

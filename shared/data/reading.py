@@ -159,6 +159,7 @@ class Reading:
                 head_size=head_size,
                 area=float(AREA_OF_BOX * box[2] * box[3]) if area is None else area,
                 group=group,
+                picture=frame.fingerprint(),
             )
         )
 

@@ -29,6 +29,8 @@ class PoseRecord:
         head_size: length of the head segment in pixels for PCKh; `None` when unknown.
         area: person's area in square pixels for OKS; box area times 0.53 where there is no mask.
         also_patients: further patients who can be seen in the frame (multi-owner rule of the units).
+        picture: name of the picture (or video frame) within its data set, the same for all records of it; a picture of
+            its own where empty.
         group: a named sub-population for reporting scores (`upright`, `leaning`, `inverted` ...); may be empty.
 
     """
@@ -43,6 +45,7 @@ class PoseRecord:
     area: float
     also_patients: tuple[str, ...] = ()
     group: str = ""
+    picture: str = ""
 
 
 @runtime_checkable

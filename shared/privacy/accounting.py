@@ -33,7 +33,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 import dp_accounting
 import numpy as np
@@ -50,6 +50,7 @@ __all__ = [
     "Adjacency",
     "Event",
     "Noise",
+    "UnitKind",
     "calibrate",
     "epsilon",
     "epsilon_by_tier",
@@ -64,8 +65,10 @@ MINIMUM_DELTA = 1e-12
 UNTIERED = "untiered"
 """Tier of the units without a consent tier, in events of a mechanism that samples tiers at rates of their own."""
 
-UNITS = ("patient", "frame", "record")
-"""What an event may protect, the strongest first: a patient's frames, a picture, one annotated person of a picture."""
+UnitKind = Literal["patient", "frame", "record"]
+"""What may be protected, the strongest first: a patient's frames, a picture, one annotated person of a picture."""
+
+UNITS: tuple[UnitKind, ...] = get_args(UnitKind)
 
 _OPTIONAL = {"noise", "tier", "adjacency", "seeded"}  # keys that entries of earlier versions do not have
 _FREE = "public-only"
@@ -100,7 +103,7 @@ class Event:
     """
 
     mechanism: str
-    unit: str
+    unit: UnitKind
     sample_rate: float
     noise_multiplier: float
     steps: int

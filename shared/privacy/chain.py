@@ -3,6 +3,10 @@
 Every entry holds the hash of the one before it. Appending happens inside `BEGIN IMMEDIATE`, with a write-ahead log and
 `synchronous=FULL`: when a transaction returns, it is on the disk; a process killed inside one has written nothing.
 No connection and no cache outlives a call.
+
+A file is made whole, first entry included, under another name: one that is there and holds no entry was emptied by
+something else, and is refused. Who deletes the file, or puts an old copy in its place, leaves a valid chain behind (or
+none). A *witness*, kept in another file, remembers the last head of every transaction and is asked at every opening.
 """
 
 import contextlib
@@ -15,11 +19,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from wardpose.shared.errors import LedgerError
 
-GENESIS, COHORT, RESERVE, COMMIT = "genesis", "cohort", "reserve", "commit"
+GENESIS, COHORT, COURSE, RESERVE, COMMIT = "genesis", "cohort", "course", "reserve", "commit"
+_KINDS = (GENESIS, COHORT, COURSE, RESERVE, COMMIT)
 _APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
 _PATIENCE = 120.0  # seconds to wait for another process's transaction
 _READ_PATIENCE = 2.0  # readers do not wait for writers; a file that is locked as a whole is soon given up
@@ -38,7 +43,7 @@ class Entry:
 
     Attributes:
         sequence: 1 for the first, without gaps.
-        kind: `genesis`, `cohort`, `reserve` or `commit`.
+        kind: `genesis`, `cohort`, `course`, `reserve` or `commit`.
         body: what it says, plain JSON values.
         previous: hash of the entry before it, 64 zeros for the first.
         hash: hexadecimal SHA-256 over all of the above.
@@ -52,6 +57,18 @@ class Entry:
     hash: str
 
 
+class Witness(Protocol):
+    """Remembers a chain's head in a place of its own."""
+
+    def head(self) -> tuple[int, str] | None:
+        """Return the newest head that was remembered, `None` before the first."""
+        ...
+
+    def remember(self, sequence: int, digest: str) -> None:
+        """Keep a head, durably; never an older one than is known."""
+        ...
+
+
 class Chain:
     """One file; made, with its folder, by the first transaction.
 
@@ -61,10 +78,18 @@ class Chain:
 
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time, readonly: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        readonly: bool = False,
+        witness: Witness | None = None,
+    ) -> None:
         self.path = path
         self.readonly = readonly
         self._clock = clock
+        self._witness = witness
 
     def entries(self) -> tuple[Entry, ...]:
         """Every entry, in order, after checking the whole chain.
@@ -74,9 +99,10 @@ class Chain:
 
         """
         if not self.path.exists():
+            self._compare(())
             return ()
         with self._connect() as connection:
-            return self._read(connection)
+            return self._compare(self._read(connection))
 
     def verify(self, expected_head: tuple[int, str] | None = None) -> None:
         """Check the file's pages, the chain, and that the chain still contains a head that was seen before.
@@ -91,12 +117,29 @@ class Chain:
                 problems = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
             if problems != ["ok"]:
                 raise LedgerError(f"{self.path}: damaged: {'; '.join(problems)}")
-        if expected_head is None or expected_head[0] == 0:
-            return
-        sequence, expected = expected_head
+        if expected_head is not None:
+            self._continues(entries, expected_head)
+
+    def _compare(self, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        """Hold the chain against what the witness remembers."""
+        known = None if self._witness is None else self._witness.head()
+        if known is not None:
+            self._continues(entries, known)
+        return entries
+
+    def _continues(self, entries: Sequence[Entry], head: tuple[int, str]) -> None:
+        sequence, expected = head
+        if sequence and not entries:
+            raise LedgerError(
+                f"{self.path}: is gone, but {sequence} entries were seen before; what they charged stays charged "
+                "(restore the newest backup)"
+            )
         if len(entries) < sequence:
-            raise LedgerError(f"{self.path}: cut short: {len(entries)} entries, but {sequence} were seen before")
-        if entries[sequence - 1].hash != expected:
+            raise LedgerError(
+                f"{self.path}: cut short: {len(entries)} entries, but {sequence} were seen before "
+                "(an old backup? restore the newest)"
+            )
+        if sequence and entries[sequence - 1].hash != expected:
             raise LedgerError(f"{self.path}: entry {sequence} is not the one seen before; the ledger was rewritten")
 
     @contextlib.contextmanager
@@ -104,21 +147,41 @@ class Chain:
         """Hold the write lock; what was appended is durable afterwards, or gone if the block raises."""
         if self.readonly:
             raise LedgerError(f"{self.path}: opened read-only")
+        if not self.path.exists():
+            self._compare(())
+            self._create()
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            appender = Appender(connection, list(self._read(connection)), int(self._clock()))
-            if not appender.entries:
-                for statement in _SCHEMA:
-                    connection.execute(statement)
-                appender(GENESIS, {"ledger": secrets.token_hex(16), "version": 1})
+            appender = Appender(connection, list(self._compare(self._read(connection))), int(self._clock()))
             yield appender
             connection.execute("COMMIT")
+        if self._witness is not None:
+            self._witness.remember(*head_of(appender.entries))
+
+    def _create(self) -> None:
+        """Make the file with its first entry under a name of its own, then give it the ledger's name at once."""
+        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+                temporary.chmod(0o600)
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("BEGIN IMMEDIATE")
+                for statement in _SCHEMA:
+                    connection.execute(statement)
+                Appender(connection, [], int(self._clock()))(GENESIS, {"ledger": secrets.token_hex(16), "version": 2})
+                connection.execute("COMMIT")
+            with contextlib.suppress(FileExistsError):  # another process was first
+                os.link(temporary, self.path)
+            _sync_folder(self.path.parent)
+        except (sqlite3.Error, OSError) as error:
+            raise LedgerError(f"{self.path}: {_advice(error)}") from error
+        finally:
+            for rest in (temporary, temporary.with_name(f"{temporary.name}-journal")):
+                rest.unlink(missing_ok=True)
 
     def _read(self, connection: sqlite3.Connection) -> tuple[Entry, ...]:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application == 0 and tables == 0:
-            return ()  # created, and killed before the first transaction
         if application != _APPLICATION_ID:
             raise LedgerError(f"{self.path}: an SQLite file, but not a Wardpose ledger")
         rows = connection.execute("SELECT sequence, kind, body, previous, hash FROM entries ORDER BY sequence")
@@ -128,17 +191,20 @@ class Chain:
     def _connect(self) -> Iterator[sqlite3.Connection]:
         connection: sqlite3.Connection | None = None
         try:
+            if self.path.is_file() and self.path.stat().st_size == 0:
+                raise LedgerError(
+                    f"{self.path}: empty; a ledger never is once it was made (restore the newest backup; "
+                    "delete the file only if no order was ever carried out here)"
+                )
             if self.readonly:
                 connection = sqlite3.connect(_readonly_uri(self.path), uri=True, timeout=_READ_PATIENCE)
             else:
-                created = not self.path.exists()
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                connection = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)
+                connection = sqlite3.connect(
+                    f"{self.path.absolute().as_uri()}?mode=rw", uri=True, timeout=_PATIENCE, isolation_level=None
+                )
                 _set_journal(connection)
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA wal_autocheckpoint = 1")
-                if created:
-                    _sync_folder(self.path.parent)
             yield connection
         except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
             raise LedgerError(f"{self.path}: {_advice(error)}") from error
@@ -190,7 +256,7 @@ def _checked(rows: Sequence[tuple[int, str, str, str, str]], path: Path) -> tupl
             raise LedgerError(f"{path}: entry {count + 1} is missing; the next one is {sequence}")
         if previous != head or digest != _hash(sequence, kind, text, previous):
             raise LedgerError(f"{where} does not continue the chain; the ledger was tampered with")
-        if (kind == GENESIS) != (sequence == 1) or kind not in (GENESIS, COHORT, RESERVE, COMMIT):
+        if (kind == GENESIS) != (sequence == 1) or kind not in _KINDS:
             raise LedgerError(f"{where} is of kind {kind!r}, which does not belong there")
         entries.append(Entry(sequence=sequence, kind=kind, body=json.loads(text), previous=previous, hash=digest))
     if not entries:

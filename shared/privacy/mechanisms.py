@@ -20,7 +20,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.privacy.accounting import UNTIERED, Event, Noise
+from wardpose.shared.privacy.accounting import UNTIERED, Event, Noise, UnitKind
 from wardpose.shared.privacy.schedules import Schedule
 
 Name = Literal["none", "public-only", "dp-sgd", "projected", "feature", "feature-projective"]
@@ -113,7 +113,8 @@ class Mechanism(_Options):
 
     Attributes:
         name: see the module's table.
-        unit: whose presence is hidden: all frames of a patient, or one frame.
+        unit: whose presence is hidden: all frames of a patient, one frame with all that it shows, or one annotated
+            record.
         frames_per_unit: F, frames drawn from a unit each time it takes part; patients with fewer are drawn
             with replacement. 1 for frames.
         sample_rate: q, probability with which each unit takes part in a step.
@@ -135,7 +136,7 @@ class Mechanism(_Options):
     """
 
     name: Name = "dp-sgd"
-    unit: Literal["patient", "frame"] = "patient"
+    unit: UnitKind = "patient"
     frames_per_unit: int = Field(default=4, ge=1, le=256)
     sample_rate: Rate = 0.1
     noise_multiplier: NonNegativeFloat = 0.0
@@ -150,14 +151,14 @@ class Mechanism(_Options):
     @model_validator(mode="before")
     @classmethod
     def _one_frame_per_frame(cls, values: object) -> object:
-        if isinstance(values, dict) and values.get("unit") == "frame" and "frames_per_unit" not in values:
+        if isinstance(values, dict) and values.get("unit", "patient") != "patient" and "frames_per_unit" not in values:
             return {**values, "frames_per_unit": 1}
         return values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.unit == "frame" and self.frames_per_unit != 1:
-            raise ValueError(f"frames_per_unit is {self.frames_per_unit}; a unit that is a frame has 1")
+        if self.unit != "patient" and self.frames_per_unit != 1:
+            raise ValueError(f"frames_per_unit is {self.frames_per_unit}; a unit that is a {self.unit} has 1")
         if not self.is_private and self.noise_multiplier:
             raise ValueError(f'mechanism "{self.name}" adds no noise; noise_multiplier must be 0 or absent')
         projection = self.projection
@@ -293,7 +294,9 @@ class Mechanism(_Options):
             return ()
         if self.schedule is not None:
             kind: Noise = "discrete-gaussian" if self.discrete else "gaussian"
-            return self.schedule.events(first, steps, unit=self.unit, mechanism=self.name, noise=kind)
+            return self.schedule.events(
+                first, steps, unit=self.unit, mechanism=self.name, noise=kind, adjacency=self.adjacency
+            )
         return tuple(
             Event(
                 mechanism=self.name,
@@ -304,6 +307,7 @@ class Mechanism(_Options):
                 max_grad_norm=self.max_grad_norm,
                 noise="discrete-gaussian" if self.discrete else "gaussian",
                 tier=tier or (UNTIERED if self.tiers else ""),
+                adjacency=self.adjacency,
             )
             for tier in ("", *sorted(self.tiers))
         )

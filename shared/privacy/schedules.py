@@ -20,14 +20,14 @@ rest on; (4) noise in the coordinates of one basis cannot cancel that in another
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.optimize import brentq
 
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy import accounting
-from wardpose.shared.privacy.accounting import Accountant, Adjacency, Event, Noise
+from wardpose.shared.privacy.accounting import Accountant, Adjacency, Event, Noise, UnitKind
 
 RATE_DIGITS = 6
 """Sampling rates of tiers are rounded down to so many decimals."""
@@ -119,10 +119,11 @@ class Schedule(BaseModel):
         first: int,
         count: int,
         *,
-        unit: Literal["patient", "frame"],
+        unit: UnitKind,
         mechanism: str = "dp-sgd",
         noise: Noise = "gaussian",
         tier: str = "",
+        adjacency: Adjacency = "add-remove",
     ) -> tuple[Event, ...]:
         """Return what steps `first`, ..., `first + count - 1` cost, one event for each phase that they touch.
 
@@ -142,6 +143,7 @@ class Schedule(BaseModel):
                 max_grad_norm=phase.max_grad_norm,
                 noise=noise,
                 tier=tier,
+                adjacency=adjacency,
             )
             for phase in self._within(first, count)
         )

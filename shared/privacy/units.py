@@ -22,19 +22,25 @@ up to 2C) and takes away B's own unit (another C). Two rules are sound:
   has a frame that shows p: the sum moves by at most C. ∎ It keeps more frames, but protects no statement
   about the lists themselves (that two patients were filmed together).
 
-With `frame` units a frame is the unit and whom it shows does not matter.
+**Who is in a picture.** A picture that was annotated for A and for B shows both, whatever a side file says of either
+record: the crop around A shows B beside A. So the owners of a record are those of *all* records of its picture, and
+with those the two rules apply.
+
+With `frame` units the unit is the picture with everything that was annotated in it; with `record` units it is one
+annotated record, for cohorts whose patients are not known. What a record's crop shows of its neighbours then stays when
+they go: the guarantee is about the record, not about a person.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wardpose.shared.errors import ConfigError, DataError
+from wardpose.shared.privacy.accounting import UNITS, UnitKind
 
-UnitKind = Literal["patient", "frame"]
 MultiOwner = Literal["drop", "one-owner-group"]
 
 
@@ -43,7 +49,7 @@ class UnitIndex:
 
     Attributes:
         unit: `patient` or `frame`.
-        names: of the units: the patient's id, the ids of a group joined by `+`, or the record's number.
+        names: of the units: the patient's id, the ids of a group joined by `+`, the picture, or the record's number.
         tiers: consent tier of each unit; "" for none.
         dropped: how many records the multi-owner rule left out. Private: it must not leave the site.
 
@@ -56,12 +62,16 @@ class UnitIndex:
         unit: UnitKind = "patient",
         multi_owner: MultiOwner = "drop",
         tiers: Mapping[str, str] | None = None,
+        pictures: Sequence[str] | None = None,
+        without: Collection[str] = (),
     ) -> None:
         """Index records by their owners.
 
         Args:
             owners: of each record, the patients who can be seen in its frame, the annotated one first.
             unit: what is protected.
+            pictures: which picture each record is of; a picture of its own for each where absent.
+            without: patients who take no part: every picture that shows one of them is left out.
             multi_owner: what happens to frames with several patients, see the module.
             tiers: consent tier by patient id. A unit of several patients, and a frame with several, must
             have one tier.
@@ -71,26 +81,30 @@ class UnitIndex:
             DataError: a record has no owner, the owners of one unit have different tiers, or no unit is left.
 
         """
-        if unit not in ("patient", "frame") or multi_owner not in ("drop", "one-owner-group"):
+        if unit not in UNITS or multi_owner not in ("drop", "one-owner-group"):
             raise ConfigError(
-                f"units: unit {unit!r} (patient, frame), multi_owner {multi_owner!r} (drop, one-owner-group)"
+                f"units: unit {unit!r} ({', '.join(UNITS)}), multi_owner {multi_owner!r} (drop, one-owner-group)"
             )
-        groups = _groups(owners)
+        shown = _shown(owners, pictures)
+        rows = [row for row in range(len(owners)) if not shown[row] & set(without)]
         bags: dict[str, list[int]] = {}
         members: dict[str, frozenset[str]] = {}
-        if unit == "frame":
-            bags = {str(row): [row] for row in range(len(owners))}
-            members = {str(row): frozenset(owner) for row, owner in enumerate(owners)}
-        else:
+        if unit == "patient":
+            groups = _groups(shown, rows)
             for group in _kept(groups, multi_owner):
                 name = "+".join(sorted(group))
                 bags[name], members[name] = groups[group], group
-        if not bags:
+        else:
+            for row in rows:
+                name = str(row) if unit == "record" or pictures is None else pictures[row]
+                bags.setdefault(name, []).append(row)
+                members[name] = shown[row]
+        if not bags and not without:
             raise DataError(f"no unit is left of {len(owners)} records (multi-owner rule {multi_owner!r})")
         self.unit: UnitKind = unit
         self.names = tuple(sorted(bags, key=lambda name: bags[name][0]))
         self.tiers = tuple(_tier(members[name], tiers or {}) for name in self.names)
-        self.dropped = len(owners) - sum(len(bag) for bag in bags.values())
+        self.dropped = len(rows) - sum(len(bag) for bag in bags.values())
         self._rows = [np.array(bags[name], np.int64) for name in self.names]
 
     def __len__(self) -> int:
@@ -106,13 +120,24 @@ class UnitIndex:
         return np.flatnonzero([name == tier for name in self.tiers]).astype(np.int64)
 
 
-def _groups(owners: Sequence[Sequence[str]]) -> dict[frozenset[str], list[int]]:
-    """Group records by the set of patients they show."""
-    groups: dict[frozenset[str], list[int]] = defaultdict(list)
+def _shown(owners: Sequence[Sequence[str]], pictures: Sequence[str] | None) -> list[frozenset[str]]:
+    """Return the patients that each record's picture shows: the owners of all records of it."""
     for row, owner in enumerate(owners):
         if not owner or not all(owner):
             raise DataError(f"record {row} has no patient id ({list(owner)!r}); every record needs one")
-        groups[frozenset(owner)].append(row)
+    if pictures is None:
+        return [frozenset(owner) for owner in owners]
+    people: dict[str, set[str]] = defaultdict(set)
+    for picture, owner in zip(pictures, owners, strict=True):
+        people[picture].update(owner)
+    return [frozenset(people[picture]) for picture in pictures]
+
+
+def _groups(shown: Sequence[frozenset[str]], rows: Sequence[int]) -> dict[frozenset[str], list[int]]:
+    """Group records by the set of patients they show."""
+    groups: dict[frozenset[str], list[int]] = defaultdict(list)
+    for row in rows:
+        groups[shown[row]].append(row)
     return dict(groups)
 
 

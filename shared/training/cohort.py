@@ -1,6 +1,6 @@
 """A cohort's rows ready for training: who owns which row, and how units become tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from wardpose.shared.data.crops import to_tensor
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import PoseModel, Strategy
+from wardpose.shared.privacy.accounting import UnitKind
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.privacy.noise import RandomStream
 from wardpose.shared.privacy.sampling import draw_bag
-from wardpose.shared.privacy.units import MultiOwner, UnitIndex, UnitKind
+from wardpose.shared.privacy.units import MultiOwner, UnitIndex
 from wardpose.shared.training.cache import Precision, Rows, build_rows
 from wardpose.shared.training.gradients import Bags, UnitGradients
 from wardpose.shared.training.settings import LocalTraining
@@ -79,6 +80,7 @@ def build_cohort(
     public_view: PublicView | None = None,
     multi_owner: MultiOwner = "drop",
     tiers: Mapping[str, str] | None = None,
+    without: Collection[str] = (),
     features: bool = True,
     precision: Precision = "float32",
     limit_bytes: int | None = None,
@@ -95,6 +97,7 @@ def build_cohort(
         public_view: the declared phi.
         multi_owner: what happens to frames that show several patients, as for `UnitIndex`.
         tiers: consent tier by patient id.
+        without: patients who take no part, because their own budget is spent.
         features: keep trunk features where possible, else crops.
         precision: of stored features.
         limit_bytes: most that the cache folder may take.
@@ -124,7 +127,7 @@ def build_cohort(
     return CohortData(
         private=private,
         public=public,
-        units=index_units(dataset, unit=mechanism.unit, multi_owner=multi_owner, tiers=tiers),
+        units=index_units(dataset, unit=mechanism.unit, multi_owner=multi_owner, tiers=tiers, without=without),
         views=training.augmented_views,
         frames_per_unit=mechanism.frames_per_unit,
     )
@@ -136,11 +139,18 @@ def index_units(
     unit: UnitKind = "patient",
     multi_owner: MultiOwner = "drop",
     tiers: Mapping[str, str] | None = None,
+    without: Collection[str] = (),
 ) -> UnitIndex:
-    """Index a data set's records by `patient_id` and `also_patients`; arguments and errors as for `UnitIndex`."""
-    records = (dataset.record(index) for index in range(len(dataset)))
-    owners = [(record.patient_id, *record.also_patients) for record in records]
-    return UnitIndex(owners, unit=unit, multi_owner=multi_owner, tiers=tiers)
+    """Index a data set's records by who is in their pictures; arguments and errors as for `UnitIndex`."""
+    records = [dataset.record(index) for index in range(len(dataset))]
+    return UnitIndex(
+        [(record.patient_id, *record.also_patients) for record in records],
+        unit=unit,
+        multi_owner=multi_owner,
+        tiers=tiers,
+        pictures=[record.picture or record.record_id for record in records],
+        without=without,
+    )
 
 
 def build_public(
