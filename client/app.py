@@ -1,7 +1,8 @@
 """The Flower ClientApp of a hospital: one order in, one accounted release out, or a refusal.
 
-Order of things in a round: read the order, hold it against the policy, reserve the cost in the ledger (durably), only
-then open patients' records and frames, bind the cohort's name to its data set, train, commit, and build the release.
+Order of things in a round: read the order, hold it and its weights against the policy, reserve the cost in the ledger
+(durably), only then open patients' records and frames, note whom the round charges, leave out who cannot bear it,
+train, commit, and build the release.
 Whatever dies after the reservation, the cost stays: even a refusal may tell that a patient's file could not be read.
 """
 
@@ -13,10 +14,10 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from wardpose.client.policy import check_order
+from wardpose.client.policy import check_order, check_weights
 from wardpose.client.release import at_declared_times, build_release, build_status
 from wardpose.client.site import Site, locate_site, open_cohort_data, open_public_data, open_site
-from wardpose.client.training import train_round
+from wardpose.client.training import patients_of, train_round
 from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.data.source import check_paths
 from wardpose.shared.errors import (
@@ -98,21 +99,33 @@ def _round(site: Site, path: Path, order: RoundOrder, weights: dict[str, Any], n
     """Charge, train and build what leaves; the journal's entry `number` says how it ended."""
     try:
         _check(site, order)
+        check_weights(site.config, order, weights)
         check_paths(site.config.cohort.data, "cohort.data")
-        ledger = site.ledger()
+        ledger, cohort = site.ledger(), site.config.cohort
+        budget = site.budget(private=order.mechanism.is_private or not order.mechanism.reads_private)
         reservation = ledger.reserve(
-            site.config.cohort.name,
-            order.events(),
-            run_id=order.run,
-            round=order.round,
-            budget=site.budget(private=order.mechanism.name != "none"),
+            cohort.name, site.events(order), run_id=order.run, round=order.round, budget=budget, course=order.course
         )
         data = open_cohort_data(path, order.model.skeleton)  # from here on every answer may tell about patients' files
-        ledger.declare(site.config.cohort.name, identity=data.identity(), units=site.config.cohort.declared_patients)
-        update = train_round(site, data, order, weights)
+        spent = ledger.declare(
+            cohort.name,
+            identity=data.identity(),
+            units=cohort.declared_patients,
+            reservation=reservation,
+            patients=patients_of(cohort, data),
+            budget=budget,
+        )
+        if spent:
+            logger.warning("round %d: %d patients take no part, their own budget is spent", order.round, len(spent))
+        update = train_round(site, data, order, weights, without=spent)
         ledger.commit(reservation)
         content, size = build_release(
-            site=site.config, order=order, update=update, ledger=ledger, reservation=reservation
+            site=site.config,
+            order=order,
+            events=site.events(order),
+            update=update,
+            ledger=ledger,
+            reservation=reservation,
         )
     except (PolicyViolation, BudgetExceeded) as error:
         site.journal.finished(number, "refused", detail=str(error))
@@ -147,8 +160,9 @@ def _preflight(message: Message, path: Path) -> Message:
     ledger = site.ledger()
     ledger.check(
         site.config.cohort.name,
-        order.events(),
-        budget=site.budget(private=order.mechanism.name != "none"),
+        site.events(order),
+        budget=site.budget(private=order.mechanism.is_private or not order.mechanism.reads_private),
+        course=order.course,
     )
     return Message(build_status(site=site.config, ledger=ledger), reply_to=message)
 

@@ -1,12 +1,16 @@
 """The site's own record of what it was asked and what it did. It stays at the site; the exporter shows its counts.
 
-It may name errors in full, which the server never hears. Times are whole seconds.
+It may name errors in full, which the server never hears. Times are whole seconds. It is also the witness of the ledger:
+it remembers the last head, so that a ledger that was lost, emptied or put back from an old backup is not taken for the
+whole story (`shared/privacy/chain.py`).
 """
 
+import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from wardpose.shared.errors import LedgerError
 from wardpose.shared.sqlite import read_rows, transaction
 
 _SCHEMA = """
@@ -21,6 +25,11 @@ CREATE TABLE IF NOT EXISTS orders (
     status TEXT NOT NULL,
     detail TEXT NOT NULL DEFAULT '',
     bytes_up INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS ledger_head (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    sequence INTEGER NOT NULL,
+    hash TEXT NOT NULL
 );
 """
 
@@ -72,3 +81,27 @@ class SiteJournal:
             "FROM orders ORDER BY id",
         )
         return [OrderRow(**row) for row in rows]
+
+    def head(self) -> tuple[int, str] | None:
+        """Return the ledger's newest head as last remembered; `None` before the first."""
+        try:
+            rows = read_rows(self.path, "SELECT sequence, hash FROM ledger_head")
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):  # written by an earlier version
+                return None
+            raise LedgerError(f"{self.path}: cannot be read ({error})") from error
+        except sqlite3.Error as error:
+            raise LedgerError(f"{self.path}: cannot be read ({error})") from error
+        return (int(rows[0]["sequence"]), str(rows[0]["hash"])) if rows else None
+
+    def remember(self, sequence: int, digest: str) -> None:
+        """Keep the ledger's head, durably, unless a newer one is known."""
+        try:
+            with transaction(self.path, _SCHEMA) as connection:
+                connection.execute(
+                    "INSERT INTO ledger_head VALUES (1, ?, ?) ON CONFLICT (one) DO UPDATE "
+                    "SET sequence = excluded.sequence, hash = excluded.hash WHERE excluded.sequence > sequence",
+                    (sequence, digest),
+                )
+        except (sqlite3.Error, OSError) as error:
+            raise LedgerError(f"{self.path}: the ledger's head cannot be remembered ({error})") from error

@@ -2,13 +2,16 @@
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from wardpose.shared.privacy.accounting import Adjacency
+from wardpose.client.journal import SiteJournal
+from wardpose.shared.data.source import names_patients
+from wardpose.shared.privacy.accounting import Adjacency, Event, group_epsilon
 from wardpose.shared.privacy.chain import Entry
 from wardpose.shared.privacy.ledger import Ledger
-from wardpose.shared.site_config import load_site
+from wardpose.shared.site_config import PolicyConfig, load_site
 
 
 def overview(path: Path) -> dict[str, Any]:
@@ -24,13 +27,20 @@ def overview(path: Path) -> dict[str, Any]:
     """
     site = load_site(path)
     policy = site.policy
-    ledger = Ledger(site.ledger, readonly=site.ledger.exists())
+    ledger = Ledger(site.ledger, readonly=site.ledger.exists(), witness=SiteJournal(site.state / "journal.sqlite"))
     ledger.verify()
     cohorts = []
     for name in sorted({site.cohort.name, *ledger.cohorts()}):
         mine = name == site.cohort.name
-        both = {other: ledger.epsilon(name, delta=policy.delta, adjacency=other) for other in get_args(Adjacency)}
-        tiers = ledger.epsilon_by_tier(name, delta=policy.delta, adjacency=policy.adjacency)
+        whole = mine and not names_patients(site.cohort.data)
+        accounts = {
+            other: ledger.account(name, policy.delta, adjacency=other, whole_ledger=whole)
+            for other in get_args(Adjacency)
+        }
+        both = {other: account.epsilon for other, account in accounts.items()}
+        account = accounts[policy.adjacency]
+        tiers = ledger.epsilon_by_tier(name, policy.delta, adjacency=policy.adjacency)
+        events = ledger.events(name)
         limits = policy.tiers if mine else {}
         cohorts.append(
             {
@@ -38,6 +48,13 @@ def overview(path: Path) -> dict[str, Any]:
                 "epsilon_spent": _finite(both[policy.adjacency]),
                 "epsilon_budget": policy.epsilon if mine else None,
                 "epsilon_by_adjacency": {other: _finite(spent) for other, spent in both.items()},
+                "enforced_by": account.rule,
+                "epsilon_composed": _finite(account.composed),
+                "epsilon_course": _finite(account.course),
+                "epsilon_renyi_filter": _finite(account.renyi_filter),
+                "units": sorted({event.unit for event in events}),
+                "epsilon_of_patient": _of_patient(events, policy),
+                "not_private": _not_private(ledger, name),
                 "tiers": [
                     {
                         "tier": tier,
@@ -55,8 +72,27 @@ def overview(path: Path) -> dict[str, Any]:
         "delta": policy.delta,
         "adjacency": policy.adjacency,
         "cohorts": cohorts,
+        "patients": [
+            {"patients": count, "epsilon_spent": _finite(spent)}
+            for count, spent in ledger.patients(delta=policy.delta, adjacency=policy.adjacency)
+        ],
         "entries": [_entry(entry) for entry in ledger.entries()],
     }
+
+
+def _of_patient(events: Sequence[Event], policy: PolicyConfig) -> float | None:
+    """Epsilon of a patient with as many frames as the policy says, where charges are for less than a patient."""
+    if policy.frames_per_patient is None or all(event.unit == "patient" for event in events):
+        return None
+    return _finite(group_epsilon(events, policy.frames_per_patient, delta=policy.delta))
+
+
+def _not_private(ledger: Ledger, cohort: str) -> str | None:
+    if ledger.seeded(cohort):
+        return "noise came from a seed: whoever knows it can subtract it"
+    if any(event.mechanism == "none" for event in ledger.events(cohort)):
+        return "mechanism none: updates are neither clipped nor noised"
+    return None
 
 
 def _finite(epsilon: float) -> float | None:
@@ -68,6 +104,8 @@ def _entry(entry: Entry) -> dict[str, Any]:
     charged = [
         f"{event['mechanism']}: {event['steps']} steps, q {event['sample_rate']:g}, sigma {event['noise_multiplier']:g}"
         + (f", tier {event['tier']}" if event.get("tier") else "")
+        + (f", unit {event['unit']}")
+        + (", NOT PRIVATE: seeded" if event.get("seeded") else "")
         for event in body.get("events", [])
     ]
     return {

@@ -1,9 +1,143 @@
-"""The site decides: every order is held against the site's own policy before any patient's frame is read."""
+"""The site decides: every order is held against the site's own policy before anything is charged or read.
 
-from wardpose.shared.errors import PolicyViolation
+The server turns few knobs, and each within a bound that the site sets: `LIMITS` lists them, `check_order` applies the
+list, and `wardpose site policy` shows it. No bound replaces the proofs of the engine, which hold for any order; they
+keep a hostile one from wasting a site's day, its disk or its patients' budget.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from wardpose.shared.data.source import names_patients
+from wardpose.shared.errors import PolicyViolation, WireError
+from wardpose.shared.pose.model import ModelConfig, PoseModel
+from wardpose.shared.privacy.accounting import UNITS
 from wardpose.shared.site_config import SiteConfig
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import RoundOrder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """A number of an order that the server may choose within the site's bounds.
+
+    Attributes:
+        asked: the order's key.
+        value: reads it.
+        least: policy key of the smallest value, if any.
+        most: policy key of the largest value, if any.
+        protects: what the bound is for.
+
+    """
+
+    asked: str
+    value: Callable[[RoundOrder], float]
+    least: str | None = None
+    most: str | None = None
+    protects: str
+
+
+def _clip_norms(order: RoundOrder) -> list[float]:
+    mechanism = order.mechanism
+    phases = mechanism.schedule.phases if mechanism.schedule is not None else (mechanism,)
+    residual = mechanism.projection.residual if mechanism.uses_basis else None
+    return [phase.max_grad_norm for phase in phases] + ([residual.max_grad_norm] if residual is not None else [])
+
+
+def _weakest_noise(order: RoundOrder) -> float:
+    mechanism = order.mechanism
+    if not mechanism.is_private:
+        return float("inf")  # whether there may be no noise at all is what policy.mechanisms says
+    if mechanism.schedule is not None:
+        return mechanism.smallest_noise_multiplier
+    return mechanism.effective_noise_multiplier
+
+
+LIMITS = (
+    Limit(
+        asked="noise_multiplier",
+        value=_weakest_noise,
+        least="minimum_noise_multiplier",
+        protects="each release by itself, whatever the total epsilon is",
+    ),
+    Limit(
+        asked="sample_rate",
+        value=lambda order: order.mechanism.largest_sample_rate,
+        most="maximum_sample_rate",
+        protects="amplification by subsampling, and the cost of a step",
+    ),
+    Limit(
+        asked="max_grad_norm",
+        value=lambda order: min(_clip_norms(order)),
+        least="minimum_clip_norm",
+        protects="arithmetic at its edge",
+    ),
+    Limit(
+        asked="max_grad_norm",
+        value=lambda order: max(_clip_norms(order)),
+        most="maximum_clip_norm",
+        protects="arithmetic at its edge",
+    ),
+    Limit(
+        asked="steps",
+        value=lambda order: order.training.steps,
+        most="maximum_steps_per_round",
+        protects="the site's time",
+    ),
+    Limit(
+        asked="course.last_round",
+        value=lambda order: order.course.last_round,
+        most="maximum_rounds",
+        protects="the site's time, and the size of its ledger",
+    ),
+    Limit(
+        asked="frames_per_unit",
+        value=lambda order: order.mechanism.frames_per_unit,
+        most="maximum_frames_per_unit",
+        protects="memory",
+    ),
+    Limit(
+        asked="augmented_views",
+        value=lambda order: order.training.augmented_views,
+        most="maximum_augmented_views",
+        protects="the disk and the time that prepared frames take",
+    ),
+    Limit(
+        asked="input_size",
+        value=lambda order: max(order.model.input_size),
+        most="maximum_input_size",
+        protects="memory and disk; a public view is computed at the size of its certificate whatever is asked",
+    ),
+    Limit(
+        asked="learning_rate",
+        value=lambda order: order.training.optimizer.learning_rate,
+        most="maximum_learning_rate",
+        protects="weights from being driven out of range within a round",
+    ),
+    Limit(
+        asked="weight_decay",
+        value=lambda order: order.training.optimizer.weight_decay,
+        most="maximum_weight_decay",
+        protects="the same",
+    ),
+    Limit(
+        asked="feature.weight",
+        value=lambda order: order.mechanism.feature.weight if order.mechanism.uses_public_views else 0.0,
+        most="maximum_public_weight",
+        protects="the noised part from being drowned by the public one",
+    ),
+    Limit(
+        asked="projection.frames",
+        value=lambda order: order.mechanism.projection.frames if order.mechanism.uses_basis else 0,
+        most="maximum_basis_frames",
+        protects="memory and time",
+    ),
+)
 
 
 def check_order(site: SiteConfig, order: RoundOrder) -> None:
@@ -18,10 +152,10 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
         _refuse("federation", order.federation, "policy.federations", list(policy.federations))
     if mechanism.name not in policy.mechanisms:
         _refuse("mechanism", mechanism.name, "policy.mechanisms", list(policy.mechanisms))
-    if policy.unit == "patient" and mechanism.unit != "patient":
+    if UNITS.index(mechanism.unit) > UNITS.index(policy.unit):
         _refuse("unit", mechanism.unit, "policy.unit", policy.unit)
-    if mechanism.largest_sample_rate > policy.maximum_sample_rate:
-        _refuse("sample_rate", mechanism.largest_sample_rate, "policy.maximum_sample_rate", policy.maximum_sample_rate)
+    if mechanism.unit == "patient" and not names_patients(site.cohort.data):
+        _refuse("unit", mechanism.unit, "cohort.data.patients", None)
     if policy.adjacency == "replace-one" and mechanism.adjacency != "replace-one":
         _refuse("adjacency", mechanism.adjacency, "policy.adjacency", policy.adjacency)
     if mechanism.uses_public_views and mechanism.feature.labels == "ground-truth" and not policy.public_labels:
@@ -39,8 +173,12 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
             "policy.own_public_basis",
             policy.own_public_basis,
         )
-    if order.training.steps > policy.maximum_steps_per_round:
-        _refuse("steps", order.training.steps, "policy.maximum_steps_per_round", policy.maximum_steps_per_round)
+    for limit in LIMITS:
+        value = limit.value(order)
+        if limit.most is not None and value > getattr(policy, limit.most):
+            _refuse(limit.asked, value, f"policy.{limit.most}", getattr(policy, limit.most))
+        if limit.least is not None and value < getattr(policy, limit.least):
+            _refuse(limit.asked, value, f"policy.{limit.least}", getattr(policy, limit.least))
     if site.cohort.declared_patients < policy.minimum_declared_patients:
         _refuse(
             "cohort",
@@ -50,15 +188,105 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
         )
     if policy.code_hash is not None and policy.code_hash != code_hash():
         _refuse("installed code", code_hash(), "policy.code_hash", policy.code_hash)
-    scheduled = mechanism.schedule is not None
-    weakest = mechanism.smallest_noise_multiplier if scheduled else mechanism.effective_noise_multiplier
-    if mechanism.is_private and weakest < policy.minimum_noise_multiplier:
-        _refuse(
-            "noise_multiplier",
-            weakest,
-            "policy.minimum_noise_multiplier",
-            policy.minimum_noise_multiplier,
+
+
+def check_weights(site: SiteConfig, order: RoundOrder, weights: Mapping[str, Any]) -> None:
+    """See that the weights are those of the ordered network: names, shapes, types, finite and within policy.
+
+    Raises:
+        WireError: they are not.
+        PolicyViolation: a weight is larger than the policy allows.
+
+    """
+    expected = _shapes(order.model.model_copy(update={"weights": "random"}))
+    if set(weights) != set(expected):
+        odd = min(set(weights) ^ set(expected))[:80]
+        raise WireError(f'the weights are not those of the ordered network: "{odd}" is extra or missing')
+    most = site.policy.maximum_weight
+    for name, (shape, dtype) in expected.items():
+        array = weights[name]
+        if array.shape != shape or array.dtype != dtype:
+            raise WireError(f'weight "{name}" is {array.dtype} {array.shape} (allowed: {dtype} {shape})')
+        largest = float(np.abs(array).max(initial=0))
+        if not np.isfinite(largest):
+            raise WireError(f'weight "{name}" is not finite')
+        if largest > most:
+            _refuse(f'weight "{name}"', largest, "policy.maximum_weight", most)
+
+
+@lru_cache(maxsize=8)
+def _shapes(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Name -> shape and type of every weight, from a network without memory."""
+    with torch.device("meta"):
+        state = PoseModel(config).state_dict()
+    return {
+        name: (tuple(value.shape), torch.empty(0, dtype=value.dtype).numpy().dtype) for name, value in state.items()
+    }
+
+
+Turner = Literal["site", "server, within the site's bounds", "nobody"]
+
+_SITE = {
+    "mechanisms": "what a round may do at all",
+    "unit": "who is protected: a patient, a picture, or a record where patients are not known",
+    "epsilon": "every patient, over all runs and for ever",
+    "delta": "the same",
+    "adjacency": "what two data sets are told apart",
+    "tiers": "patients who consented to less",
+    "minimum_declared_patients": "small cohorts, in which one patient is much of the sum",
+    "code_hash": "against code that was not vetted; outside the reach of bundles (wardpose site run)",
+    "federations": "nothing by itself: a name is not authenticated; it keeps honest coordinators apart",
+    "public_labels": "keypoints of public views",
+    "certificate": "what the public view shows, and at which geometry it was measured",
+    "own_public_basis": "what the site's own public views are used for",
+    "maximum_weight": "arithmetic at its edge",
+}
+
+_NOBODY = {
+    "clipping": "one unit moves a sum by C at most, whatever the weights (shared/privacy/clipping.py)",
+    "sampling": "secret coins, one a unit and step (shared/privacy/sampling.py)",
+    "noise": "from a cryptographic generator, drawn anew for each step (shared/privacy/noise.py)",
+    "public batch": "drawn independently of the private one (shared/training/public_part.py)",
+    "geometry of the public view": "that of its certificate (shared/anonymize/public_view.py)",
+    "charge": "in full before a frame is read, and never taken back (shared/privacy/ledger.py)",
+    "what leaves": "a noised update and facts without patients (client/release.py)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knob:
+    """A row of the table that `wardpose site policy` shows."""
+
+    knob: str
+    turned_by: Turner
+    bound: str
+    protects: str
+
+
+def knobs(site: SiteConfig) -> list[Knob]:
+    """List every knob: who may turn it, within what, and what that protects."""
+    policy = site.policy
+    rows = [
+        Knob(knob=f"policy.{key}", turned_by="site", bound=str(_plain(getattr(policy, key))), protects=protects)
+        for key, protects in _SITE.items()
+    ]
+    for limit in LIMITS:
+        key = limit.most or limit.least
+        sign = "at most" if limit.most else "at least"
+        rows.append(
+            Knob(
+                knob=limit.asked,
+                turned_by="server, within the site's bounds",
+                bound=f"{sign} policy.{key} = {getattr(policy, str(key))}",
+                protects=limit.protects,
+            )
         )
+    rows += [Knob(knob=name, turned_by="nobody", bound="-", protects=protects) for name, protects in _NOBODY.items()]
+    return rows
+
+
+def _plain(value: object) -> object:
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
 
 
 def _refuse(what: str, value: object, key: str, allowed: object) -> None:

@@ -15,14 +15,16 @@ how many of them the round took, and the site's log warns.
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 from flwr.app import RecordDict
 from torch import Tensor
 
+from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import LedgerError, WireError
+from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.ledger import Ledger, Reservation
 from wardpose.shared.site_config import SiteConfig
 from wardpose.shared.training.local import LocalUpdate
@@ -64,9 +66,23 @@ def _wait(entered: float, seconds: float) -> None:
 
 
 def build_release(
-    *, site: SiteConfig, order: RoundOrder, update: LocalUpdate, ledger: Ledger, reservation: Reservation
+    *,
+    site: SiteConfig,
+    order: RoundOrder,
+    events: Sequence[Event],
+    update: LocalUpdate,
+    ledger: Ledger,
+    reservation: Reservation,
 ) -> tuple[RecordDict, int]:
     """Make what leaves the site after a round, and its size in bytes.
+
+    Args:
+        site: its configuration.
+        order: what was asked.
+        events: what it costs here.
+        update: what training made.
+        ledger: that paid for it.
+        reservation: with which it paid.
 
     Raises:
         LedgerError: the update is not paid for (its reservation is not committed, or is not of this round).
@@ -74,7 +90,7 @@ def build_release(
 
     """
     paid = (reservation.run_id, reservation.round, reservation.cohort, tuple(reservation.events))
-    asked = (order.run, order.round, site.cohort.name, tuple(order.events()))
+    asked = (order.run, order.round, site.cohort.name, tuple(events))
     if paid != asked or not ledger.is_committed(reservation):
         raise LedgerError(f"{ledger.path}: round {order.round} of run {order.run} is not committed; nothing may leave")
     if update.mechanism != order.mechanism or update.steps != order.training.steps:
@@ -123,5 +139,10 @@ def _payload(update: LocalUpdate) -> Mapping[str, Tensor]:
 
 def _budget(site: SiteConfig, ledger: Ledger) -> dict[str, float]:
     policy = site.policy
-    spent = ledger.epsilon(site.cohort.name, delta=policy.delta, adjacency=policy.adjacency)
-    return {"epsilon_spent": spent, "epsilon_budget": policy.epsilon, "delta": policy.delta}
+    account = ledger.account(
+        site.cohort.name,
+        policy.delta,
+        adjacency=policy.adjacency,
+        whole_ledger=not names_patients(site.cohort.data),
+    )
+    return {"epsilon_spent": account.epsilon, "epsilon_budget": policy.epsilon, "delta": policy.delta}

@@ -6,6 +6,7 @@ A ClientApp is one process per message in deployment and lives long in simulatio
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from wardpose.client.journal import SiteJournal
 from wardpose.shared.anonymize.public_view import PublicView, open_public_view
 from wardpose.shared.data.dataset import concatenate
 from wardpose.shared.data.records import PoseDataset
-from wardpose.shared.data.source import DataSource, open_source
+from wardpose.shared.data.source import DataSource, names_patients, open_source
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import ModelConfig, PoseModel, build_model
+from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.ledger import Budget, Ledger
 from wardpose.shared.site_config import SiteConfig, load_site
 from wardpose.shared.skeleton import get_skeleton
+from wardpose.shared.wire import RoundOrder
 
 
 def locate_site(node_config: Mapping[str, object]) -> Path:
@@ -53,8 +56,18 @@ class Site:
         self.journal = SiteJournal(config.state / "journal.sqlite")
 
     def ledger(self) -> Ledger:
-        """Open the site's ledger (made on first use)."""
-        return Ledger(self.config.ledger)
+        """Open the site's ledger (made on first use).
+
+        Raises:
+            LedgerError: it cannot be used, or is not the one that the journal remembers.
+
+        """
+        return Ledger(self.config.ledger, witness=self.journal)
+
+    def events(self, order: RoundOrder) -> tuple[Event, ...]:
+        """Return what an order costs here: a seeded site's charges say that they are not private."""
+        seeded = self.config.simulation_seed is not None
+        return tuple(replace(event, seeded=True) for event in order.events()) if seeded else order.events()
 
     def budget(self, *, private: bool) -> Budget:
         """Return the cohort's budget; without limit for a mechanism that is allowed although not private."""
@@ -64,6 +77,8 @@ class Site:
             delta=policy.delta,
             adjacency=policy.adjacency,
             by_tier=dict(policy.tiers) if private else {},
+            unit=policy.unit,
+            whole_ledger=not names_patients(self.config.cohort.data),
         )
 
     @cached_property

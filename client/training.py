@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from wardpose.client.site import Site, network, open_public_data
 from wardpose.shared.data.records import PoseDataset
+from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import DataError, WireError
 from wardpose.shared.privacy.noise import secure_streams, seeded_streams, self_test
 from wardpose.shared.site_config import CohortConfig
@@ -23,7 +25,12 @@ def site_seed(seed: int, site: str, round_number: int) -> int:
 
 
 def train_round(
-    site: Site, data: PoseDataset, order: RoundOrder, weights: dict[str, NDArray[np.float32]]
+    site: Site,
+    data: PoseDataset,
+    order: RoundOrder,
+    weights: dict[str, NDArray[np.float32]],
+    *,
+    without: Collection[str] = (),
 ) -> LocalUpdate:
     """Train as ordered on the cohort's frames.
 
@@ -32,6 +39,7 @@ def train_round(
         data: the cohort's frames and joints.
         order: what to do.
         weights: the global weights by name.
+        without: patients who take no part.
 
     Raises:
         DataError: frames cannot be read.
@@ -57,6 +65,7 @@ def train_round(
         public_view=site.public_view if order.mechanism.uses_public_views else None,
         multi_owner=config.cohort.multi_owner,
         tiers=patient_tiers(config.cohort),
+        without=without,
         precision=config.cache.precision,
         limit_bytes=config.cache.limit_bytes,
     )
@@ -93,6 +102,16 @@ def patient_tiers(cohort: CohortConfig) -> dict[str, str] | None:
         known = ", ".join(sorted(cohort.declared_tiers))
         raise DataError(f"{cohort.tiers}: allowed: a mapping of patient ids to declared tiers ({known})")
     return tiers
+
+
+def patients_of(cohort: CohortConfig, data: PoseDataset) -> dict[str, str] | None:
+    """Return everybody who is named in a cohort's records, with their consent tiers; `None` where nobody is named."""
+    if not names_patients(cohort.data):
+        return None
+    tiers = patient_tiers(cohort) or {}
+    records = (data.record(index) for index in range(len(data)))
+    named = dict.fromkeys(name for record in records for name in (record.patient_id, *record.also_patients))
+    return {name: tiers.get(name, "") for name in named}
 
 
 def declared_units(cohort: CohortConfig) -> int | dict[str, int]:

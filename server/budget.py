@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wardpose.shared.errors import BudgetExceeded
-from wardpose.shared.privacy.accounting import Event, federation_epsilon
+from wardpose.shared.privacy.accounting import Adjacency, Event
 from wardpose.shared.privacy.course import Course
+from wardpose.shared.privacy.filters import federation_epsilon
 from wardpose.shared.privacy.ledger import Budget, Ledger
 
 
@@ -43,11 +44,18 @@ class GlobalBudget:
         return True
 
     def epsilon(self, site: str) -> float:
-        """Epsilon charged to a site so far, over all runs."""
-        return self.ledger.epsilon(site, delta=self.delta)
+        """Epsilon charged to a site so far, over all runs, as enforced."""
+        return self.ledger.epsilon(site, self.delta, adjacency=self._adjacency([site]))
 
     def federation(self, sites: Sequence[str]) -> tuple[float, float]:
         """Return the federation's epsilon with disjoint patients, and with patients at up to `overlap` sites."""
-        events = {site: self.ledger.events(site) for site in sites}
-        disjoint = federation_epsilon(events, delta=self.delta, overlap=1)
-        return disjoint, federation_epsilon(events, delta=self.delta, overlap=self.overlap)
+        charges = {site: self.ledger.charges(site) for site in sites}
+        adjacency = self._adjacency(sites)
+        disjoint = max((self.epsilon(site) for site in sites), default=0.0)
+        overlap = federation_epsilon(charges, delta=self.delta, overlap=self.overlap, adjacency=adjacency)
+        return disjoint, max(disjoint, overlap)
+
+    def _adjacency(self, sites: Sequence[str]) -> Adjacency:
+        """Return the relation that charges were made for; the stronger one where they differ."""
+        events = (event for site in sites for event in self.ledger.events(site))
+        return "replace-one" if any(event.adjacency == "replace-one" for event in events) else "add-remove"

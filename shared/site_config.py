@@ -52,14 +52,28 @@ class PolicyConfig(Strict):
 
     Attributes:
         mechanisms: allowed mechanisms.
-        unit: what the guarantee must protect at least; `patient` refuses frame-level orders.
-        epsilon: total budget of the cohort at `delta`.
+        unit: what the guarantee must protect at least; `patient` refuses frame-level orders. A site whose records name
+            no patients must say `record`, or `frame` for whole pictures.
+        epsilon: total budget of the cohort at `delta`, and of each of its patients in whatever cohort of this site.
         delta: probability of failure.
         adjacency: neighbouring relation that the budget is stated for.
         tiers: budgets of consent tiers, by tier name.
+        frames_per_patient: most frames that one patient has, if the engineer knows; only shows what frame-level charges
+            amount to for a patient.
         minimum_noise_multiplier: smallest sigma.
         maximum_sample_rate: largest q.
+        minimum_clip_norm: smallest C.
+        maximum_clip_norm: largest C.
         maximum_steps_per_round: longest round.
+        maximum_rounds: longest course.
+        maximum_frames_per_unit: largest bag of a unit.
+        maximum_augmented_views: most prepared views of a frame.
+        maximum_input_size: longest side of a crop in pixels.
+        maximum_learning_rate: largest step size.
+        maximum_weight_decay: largest decay.
+        maximum_weight: largest magnitude of a weight that is sent.
+        maximum_public_weight: largest factor of the public gradient.
+        maximum_basis_frames: most public frames of a basis.
         minimum_declared_patients: smallest cohort that may train.
         code_hash: the only code that may run here; any installed code when absent.
         federations: names of federations that may order; any when empty.
@@ -73,13 +87,25 @@ class PolicyConfig(Strict):
 
     mechanisms: tuple[MechanismName, ...] = ("dp-sgd",)
     unit: UnitKind = "patient"
-    epsilon: float = Field(default=8.0, gt=0)
+    epsilon: float = Field(default=8.0, gt=0, allow_inf_nan=False)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     adjacency: Literal["add-remove", "replace-one"] = "add-remove"
-    tiers: dict[Name, float] = Field(default={})
+    tiers: dict[Name, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default={})
+    frames_per_patient: int | None = Field(default=None, ge=1)
     minimum_noise_multiplier: float = Field(default=0.3, ge=0)
     maximum_sample_rate: float = Field(default=0.5, gt=0, le=1)
+    minimum_clip_norm: float = Field(default=1e-4, gt=0)
+    maximum_clip_norm: float = Field(default=1e4, gt=0, allow_inf_nan=False)
     maximum_steps_per_round: int = Field(default=1000, ge=1)
+    maximum_rounds: int = Field(default=1000, ge=1)
+    maximum_frames_per_unit: int = Field(default=32, ge=1)
+    maximum_augmented_views: int = Field(default=8, ge=1)
+    maximum_input_size: int = Field(default=384, ge=32)
+    maximum_learning_rate: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    maximum_weight_decay: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    maximum_weight: float = Field(default=1e4, gt=0, allow_inf_nan=False)
+    maximum_public_weight: float = Field(default=10.0, ge=0, allow_inf_nan=False)
+    maximum_basis_frames: int = Field(default=512, ge=2)
     minimum_declared_patients: int = Field(default=20, ge=1)
     code_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     federations: tuple[Name, ...] = ()

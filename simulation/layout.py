@@ -13,7 +13,7 @@ from wardpose.shared.config import (
     load_federation,
     simulated_run_directory,
 )
-from wardpose.shared.data.source import DataSource, WardSource, open_source
+from wardpose.shared.data.source import DataSource, WardSource, names_patients, open_source
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_json, write_text
 from wardpose.shared.site_config import CohortConfig, PolicyConfig, SiteConfig
@@ -32,6 +32,7 @@ def prepare_sites(config: FederationConfig, folder: Path) -> dict[str, Path]:
         DataError: data cannot be read.
 
     """
+    _refuse_unnamed(config)
     paths = {entry.name: folder / "sites" / entry.name / "site.yaml" for entry in config.sites}
     if all(path.exists() for path in paths.values()):
         return paths
@@ -60,6 +61,21 @@ def prepare_sites(config: FederationConfig, folder: Path) -> dict[str, Path]:
     return paths
 
 
+def _refuse_unnamed(config: FederationConfig) -> None:
+    """See that a plan for patients has data that name them."""
+    if config.mechanism.unit != "patient":
+        return
+    sources = [(f"sites.{entry.name}.data", entry.data) for entry in config.sites] + [
+        ("data.private", config.data.private)
+    ]
+    for key, source in sources:
+        if source is not None and not names_patients(source):
+            raise ConfigError(
+                f'mechanism.unit = "patient", but {key} names no patients '
+                f"(allowed: {key}.patients, or mechanism.unit: frame or record)"
+            )
+
+
 def _site(config: FederationConfig, entry: SiteEntry, source: DataSource, patients: int) -> SiteConfig:
     privacy, mechanism = config.privacy, config.mechanism
     return SiteConfig(
@@ -74,7 +90,17 @@ def _site(config: FederationConfig, entry: SiteEntry, source: DataSource, patien
             minimum_noise_multiplier=0.0,
             maximum_sample_rate=1.0,
             minimum_declared_patients=1,
-            maximum_steps_per_round=max(1000, config.training.steps),
+            maximum_steps_per_round=1_000_000,
+            maximum_rounds=1_000_000,
+            minimum_clip_norm=1e-12,
+            maximum_clip_norm=1e12,
+            maximum_frames_per_unit=256,
+            maximum_augmented_views=64,
+            maximum_input_size=1024,
+            maximum_learning_rate=1e6,
+            maximum_weight_decay=1e3,
+            maximum_public_weight=1e6,
+            maximum_basis_frames=4096,
             public_labels=True,
             own_public_basis=True,
             certificate=None,

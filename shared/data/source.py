@@ -133,6 +133,11 @@ DataSource = Annotated[CocoSource | MpiiSource | LspSource | VideoSource | WardS
 """Any data set that YAML can name; `kind` says which."""
 
 
+def names_patients(source: DataSource) -> bool:
+    """Tell, without opening anything, whether a source says who is on which frame."""
+    return isinstance(source, WardSource) or source.patients is not None
+
+
 def open_source(source: DataSource, *, skeleton: Skeleton) -> PoseDataset:
     """Open a source with its joints expressed in `skeleton`.
 

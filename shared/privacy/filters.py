@@ -31,7 +31,7 @@ is done again inside the numbers of its course stays in it; one that needs a new
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -155,8 +155,10 @@ def _filter(events: Sequence[Event], delta: float, adjacency: Adjacency, first_o
     curve = _curve(events, adjacency)
     if curve is None:
         return math.inf
-    if not curve.any():
-        return 0.0
+    return _filter_of(curve, delta, first_order) if curve.any() else 0.0
+
+
+def _filter_of(curve: NDArray[np.float64], delta: float, first_order: int | None) -> float:
     share = (1 - COURSE_SHARE) * delta
     candidates = [(order, share * (1 - _FIRST_ORDER_SHARE) / len(_LISTED_ORDERS)) for order in _LISTED_ORDERS]
     if first_order is not None:
@@ -180,3 +182,44 @@ def _curve(events: Iterable[Event], adjacency: Adjacency) -> NDArray[np.float64]
     """Sum the Rényi divergences at the integer orders; `None` where something has no privacy."""
     charges = accounting.merged_charges(events)
     return None if charges is None else composition.summed_curve(charges, adjacency)
+
+
+def federation_epsilon(
+    per_site: Mapping[str, Sequence[Charged]],
+    *,
+    delta: float,
+    overlap: int = 1,
+    adjacency: Adjacency = "add-remove",
+) -> float:
+    """Epsilon of a patient who may be known at up to `overlap` sites, by the rules of `account`.
+
+    While all sites are in one declared course, what a patient pays at several of them is still one fixed list (PLD).
+    Otherwise the `overlap` largest Rényi divergences are summed at each order of the fixed list, which bounds every
+    choice of sites.
+
+    Raises:
+        ConfigError: `overlap` is below 1; otherwise as `accounting.epsilon`.
+
+    """
+    costly = {
+        site: [
+            Charged(course=charge.course, events=events)
+            for charge in charges
+            for events in [costliest(charge.events)]
+            if accounting.merged_charges(events) != ()
+        ]
+        for site, charges in per_site.items()
+    }
+    events = {site: [event for charge in charges for event in charge.events] for site, charges in costly.items()}
+    courses = {charge.course for charges in costly.values() for charge in charges}
+    together = math.inf
+    if len(courses) <= 1 and "" not in courses:
+        together = accounting.federation_epsilon(events, COURSE_SHARE * delta, overlap, adjacency=adjacency)
+    curves = [_curve(site, adjacency) for site in events.values()]
+    if any(curve is None for curve in curves):
+        return math.inf
+    known = [curve for curve in curves if curve is not None]
+    if not known or not any(curve.any() for curve in known):
+        return 0.0
+    summed = np.sort(np.stack(known), axis=0)[-min(overlap, len(known)) :].sum(axis=0)
+    return min(together, _filter_of(summed, delta, None))

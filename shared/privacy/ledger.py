@@ -290,6 +290,10 @@ class Ledger:
         self._find(entries, reservation)
         return _committed(entries, reservation)
 
+    def charges(self, cohort: str) -> list[Charged]:
+        """What each reservation of a cohort charged, in order."""
+        return _charged(self.entries(), cohort)
+
     def events(self, cohort: str) -> tuple[Event, ...]:
         """Everything that was ever reserved for a cohort, in order; empty for one that is not known."""
         return _events(self.entries(), cohort)

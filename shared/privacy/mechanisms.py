@@ -26,11 +26,13 @@ from wardpose.shared.privacy.schedules import Schedule
 Name = Literal["none", "public-only", "dp-sgd", "projected", "feature", "feature-projective"]
 Adjacency = Literal["add-remove", "replace-one"]
 
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Numbers beyond these have no use, and arithmetic with them no meaning; a site's policy is narrower still.
+ClipNorm = Annotated[float, Field(ge=1e-12, le=1e12, allow_inf_nan=False)]
+NoiseMultiplier = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 _LARGEST_EXACT_MULTIPLIER = 200.0  # what the discrete sampler draws on a grid of a millionth of the clip norm
 
-Rate = Annotated[float, Field(gt=0, le=1)]
+Tier = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Rate = Annotated[float, Field(ge=1e-12, le=1)]
 
 
 class _Options(BaseModel):
@@ -55,7 +57,7 @@ class FeatureOptions(_Options):
 
     draw: Literal["poisson", "cyclic", "once-per-round"] = "poisson"
     rate: Rate | None = None
-    weight: NonNegativeFloat = 1.0
+    weight: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
     labels: Literal["ground-truth", "pseudo"] = "ground-truth"
 
 
@@ -68,8 +70,8 @@ class ResidualOptions(_Options):
 
     """
 
-    max_grad_norm: PositiveFloat
-    noise_multiplier: NonNegativeFloat
+    max_grad_norm: ClipNorm
+    noise_multiplier: NoiseMultiplier
 
 
 class ProjectionOptions(_Options):
@@ -95,12 +97,12 @@ class ProjectionOptions(_Options):
 
     """
 
-    rank: int = Field(default=50, ge=1)
+    rank: int = Field(default=50, ge=1, le=4096)
     energy: float = Field(default=0.999, gt=0, le=1)
-    frames: int = Field(default=128, ge=2)
-    held_out: int = Field(default=32, ge=1)
+    frames: int = Field(default=128, ge=2, le=4096)
+    held_out: int = Field(default=32, ge=1, le=4096)
     min_captured_energy: float = Field(default=0.3, ge=0, le=1)
-    refresh_steps: int = Field(default=0, ge=0)
+    refresh_steps: int = Field(default=0, ge=0, le=1_000_000)
     source: Literal["public", "public-views"] = "public"
     clip: Literal["after", "before"] = "after"
     storage: Literal["auto", "stored", "matrix-free"] = "auto"
@@ -139,11 +141,11 @@ class Mechanism(_Options):
     unit: UnitKind = "patient"
     frames_per_unit: int = Field(default=4, ge=1, le=256)
     sample_rate: Rate = 0.1
-    noise_multiplier: NonNegativeFloat = 0.0
-    max_grad_norm: PositiveFloat = 1.0
+    noise_multiplier: NoiseMultiplier = 0.0
+    max_grad_norm: ClipNorm = 1.0
     adjacency: Adjacency = "add-remove"
     exact_noise: bool = False
-    tiers: dict[str, Rate] = Field(default_factory=dict)
+    tiers: dict[Tier, Rate] = Field(default_factory=dict, max_length=64)
     schedule: Schedule | None = None
     feature: FeatureOptions = FeatureOptions()
     projection: ProjectionOptions = ProjectionOptions()

@@ -46,9 +46,9 @@ class Phase(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(ge=1)
-    max_grad_norm: float = Field(gt=0, allow_inf_nan=False)
-    noise_multiplier: float = Field(ge=0, allow_inf_nan=False)
+    steps: int = Field(ge=1, le=1_000_000)
+    max_grad_norm: float = Field(ge=1e-12, le=1e12, allow_inf_nan=False)
+    noise_multiplier: float = Field(ge=0, le=1e6, allow_inf_nan=False)
     sample_rate: float = Field(ge=0, le=1)
 
 

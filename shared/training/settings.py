@@ -1,6 +1,6 @@
 """How a site trains locally: one value that the plan holds, the order carries and `local_update` takes, unchanged."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,6 +9,8 @@ from torch import Tensor
 from wardpose.shared.data.crops import Augmentation
 from wardpose.shared.pose.model import Strategy
 from wardpose.shared.privacy.mechanisms import Mechanism
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 ForwardPrecision = Literal["float32", "bfloat16"]
 """Arithmetic of forward passes on CUDA. Elsewhere it is always that of the model: nothing else gains by bfloat16."""
@@ -30,11 +32,11 @@ class OptimizerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["sgd", "adam", "adamw"] = "adam"
-    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=1e-3, gt=0, le=1e6, allow_inf_nan=False)
     momentum: float = Field(default=0.0, ge=0, lt=1)
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    eps: float = Field(default=1e-8, gt=0)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e3, allow_inf_nan=False)
+    eps: float = Field(default=1e-8, ge=1e-30, le=1e3, allow_inf_nan=False)
 
     def build(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """Make the optimiser of these leaves."""
@@ -65,11 +67,11 @@ class LocalTraining(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     strategy: Strategy = "head"
-    steps: int = Field(default=10, ge=1)
+    steps: int = Field(default=10, ge=1, le=1_000_000)
     optimizer: OptimizerConfig = OptimizerConfig()
     augmented_views: int = Field(default=1, ge=1, le=64)
     augmentation: Augmentation = Augmentation()
-    micro_batch: int | None = Field(default=None, ge=1)
+    micro_batch: int | None = Field(default=None, ge=1, le=4096)
     precision: ForwardPrecision = "float32"
 
 

@@ -39,7 +39,7 @@ def plan(folder: Path, data_root: Path) -> Path:
         "name": "small",
         "rounds": 2,
         "sites": list(SITES),
-        "mechanism": {"sample_rate": 0.25, "noise_multiplier": 1.5, "frames_per_unit": 1},
+        "mechanism": {"unit": "frame", "sample_rate": 0.25, "noise_multiplier": 1.5},
         "data": {
             "private": {**source, "split": "private", "records": "records.json"},
             "validation": [{**source, "split": "val", "records": "val.json"}],
