@@ -14,7 +14,7 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from wardpose.client.policy import check_order, check_weights
+from wardpose.client.policy import charged_events, check_order, check_weights
 from wardpose.client.release import at_declared_times, build_release, build_status
 from wardpose.client.site import Site, locate_site, open_cohort_data, open_public_data, open_site
 from wardpose.client.training import patients_of, train_round
@@ -104,7 +104,12 @@ def _round(site: Site, path: Path, order: RoundOrder, weights: dict[str, Any], n
         ledger, cohort = site.ledger(), site.config.cohort
         budget = site.budget(private=order.mechanism.is_private or not order.mechanism.reads_private)
         reservation = ledger.reserve(
-            cohort.name, site.events(order), run_id=order.run, round=order.round, budget=budget, course=order.course
+            cohort.name,
+            charged_events(site.config, order),
+            run_id=order.run,
+            round=order.round,
+            budget=budget,
+            course=order.course,
         )
         data = open_cohort_data(path, order.model.skeleton)  # from here on every answer may tell about patients' files
         spent = ledger.declare(
@@ -122,7 +127,6 @@ def _round(site: Site, path: Path, order: RoundOrder, weights: dict[str, Any], n
         content, size = build_release(
             site=site.config,
             order=order,
-            events=site.events(order),
             update=update,
             ledger=ledger,
             reservation=reservation,
@@ -160,7 +164,7 @@ def _preflight(message: Message, path: Path) -> Message:
     ledger = site.ledger()
     ledger.check(
         site.config.cohort.name,
-        site.events(order),
+        charged_events(site.config, order),
         budget=site.budget(private=order.mechanism.is_private or not order.mechanism.reads_private),
         course=order.course,
     )

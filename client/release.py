@@ -15,16 +15,16 @@ how many of them the round took, and the site's log warns.
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 from flwr.app import RecordDict
 from torch import Tensor
 
+from wardpose.client.policy import charged_events
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import LedgerError, WireError
-from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.ledger import Ledger, Reservation
 from wardpose.shared.site_config import SiteConfig
 from wardpose.shared.training.local import LocalUpdate
@@ -69,7 +69,6 @@ def build_release(
     *,
     site: SiteConfig,
     order: RoundOrder,
-    events: Sequence[Event],
     update: LocalUpdate,
     ledger: Ledger,
     reservation: Reservation,
@@ -79,7 +78,6 @@ def build_release(
     Args:
         site: its configuration.
         order: what was asked.
-        events: what it costs here.
         update: what training made.
         ledger: that paid for it.
         reservation: with which it paid.
@@ -90,7 +88,7 @@ def build_release(
 
     """
     paid = (reservation.run_id, reservation.round, reservation.cohort, tuple(reservation.events))
-    asked = (order.run, order.round, site.cohort.name, tuple(events))
+    asked = (order.run, order.round, site.cohort.name, charged_events(site, order))
     if paid != asked or not ledger.is_committed(reservation):
         raise LedgerError(f"{ledger.path}: round {order.round} of run {order.run} is not committed; nothing may leave")
     if update.mechanism != order.mechanism or update.steps != order.training.steps:

@@ -6,7 +6,6 @@ A ClientApp is one process per message in deployment and lives long in simulatio
 
 import threading
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -19,11 +18,9 @@ from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.data.source import DataSource, names_patients, open_source
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import ModelConfig, PoseModel, build_model
-from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.ledger import Budget, Ledger
 from wardpose.shared.site_config import SiteConfig, load_site
 from wardpose.shared.skeleton import get_skeleton
-from wardpose.shared.wire import RoundOrder
 
 
 def locate_site(node_config: Mapping[str, object]) -> Path:
@@ -63,11 +60,6 @@ class Site:
 
         """
         return Ledger(self.config.ledger, witness=self.journal)
-
-    def events(self, order: RoundOrder) -> tuple[Event, ...]:
-        """Return what an order costs here: a seeded site's charges say that they are not private."""
-        seeded = self.config.simulation_seed is not None
-        return tuple(replace(event, seeded=True) for event in order.events()) if seeded else order.events()
 
     def budget(self, *, private: bool) -> Budget:
         """Return the cohort's budget; without limit for a mechanism that is allowed although not private."""

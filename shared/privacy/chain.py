@@ -23,8 +23,8 @@ from typing import Any, Protocol
 
 from wardpose.shared.errors import LedgerError
 
-GENESIS, COHORT, COURSE, RESERVE, COMMIT = "genesis", "cohort", "course", "reserve", "commit"
-_KINDS = (GENESIS, COHORT, COURSE, RESERVE, COMMIT)
+GENESIS, COHORT, RESERVE, COMMIT = "genesis", "cohort", "reserve", "commit"
+_KINDS = (GENESIS, COHORT, RESERVE, COMMIT)
 _APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
 _PATIENCE = 120.0  # seconds to wait for another process's transaction
 _READ_PATIENCE = 2.0  # readers do not wait for writers; a file that is locked as a whole is soon given up
@@ -43,7 +43,7 @@ class Entry:
 
     Attributes:
         sequence: 1 for the first, without gaps.
-        kind: `genesis`, `cohort`, `course`, `reserve` or `commit`.
+        kind: `genesis`, `cohort`, `reserve` or `commit`.
         body: what it says, plain JSON values.
         previous: hash of the entry before it, 64 zeros for the first.
         hash: hexadecimal SHA-256 over all of the above.
@@ -178,7 +178,8 @@ class Chain:
             raise LedgerError(f"{self.path}: {_advice(error)}") from error
         finally:
             for rest in (temporary, temporary.with_name(f"{temporary.name}-journal")):
-                rest.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    rest.unlink()
 
     def _read(self, connection: sqlite3.Connection) -> tuple[Entry, ...]:
         (application,) = connection.execute("PRAGMA application_id").fetchone()

@@ -31,7 +31,7 @@ from pathlib import Path
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError
 from wardpose.shared.privacy import accounting, filters, membership
 from wardpose.shared.privacy.accounting import UNITS, Accountant, Adjacency, Event, UnitKind
-from wardpose.shared.privacy.chain import COHORT, COMMIT, COURSE, RESERVE, Chain, Entry, Witness, head_of
+from wardpose.shared.privacy.chain import COHORT, COMMIT, RESERVE, Chain, Entry, Witness, head_of
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.filters import Account, Charged
 
@@ -259,7 +259,7 @@ class Ledger:
         with self._chain.transaction() as append:
             within = self._check(append.entries, cohort, events, budget, course)
             if within and course is not None and not _knows_course(append.entries, cohort, course):
-                append(COURSE, {"cohort": cohort, "course": course.identity, "declared": course.model_dump_json()})
+                body["declared"] = course.model_dump_json()  # with the first charge: what the rest must be a part of
             if _first_order(append.entries) is None:
                 limit = min([budget.epsilon, *budget.by_tier.values()])
                 body["order"] = filters.best_order(
@@ -291,7 +291,7 @@ class Ledger:
         return _committed(entries, reservation)
 
     def charges(self, cohort: str) -> list[Charged]:
-        """What each reservation of a cohort charged, in order."""
+        """Return what each reservation of a cohort charged, in order."""
         return _charged(self.entries(), cohort)
 
     def events(self, cohort: str) -> tuple[Event, ...]:
@@ -450,9 +450,9 @@ def _first_order(entries: Sequence[Entry]) -> int | None:
 
 def _knows_course(entries: Sequence[Entry], cohort: str, course: Course) -> bool:
     return any(
-        (entry.body["cohort"], entry.body["course"]) == (cohort, course.identity)
+        entry.body["cohort"] == cohort and entry.body["course"] == course.identity
         for entry in entries
-        if entry.kind == COURSE
+        if entry.kind == RESERVE and "declared" in entry.body
     )
 
 

@@ -1,27 +1,17 @@
 import pytest
+from support.orders import make_order
 
 from wardpose.client.policy import check_order
 from wardpose.shared.anonymize.public_view import PublicViewConfig
 from wardpose.shared.errors import PolicyViolation
-from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.site_config import SiteConfig
-from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
-from wardpose.shared.version import code_hash
+from wardpose.shared.training.settings import LocalTraining
 from wardpose.shared.wire import RoundOrder
 
 
 def order(mechanism: Mechanism | None = None, steps: int = 10) -> RoundOrder:
-    return RoundOrder(
-        run="r",
-        federation="study",
-        round=1,
-        model=ModelConfig(weights="random"),
-        mechanism=mechanism or Mechanism(name="dp-sgd", noise_multiplier=1.0, sample_rate=0.1),
-        weights_hash="0" * 64,
-        code_hash=code_hash(),
-        training=LocalTraining(strategy="head", steps=steps, optimizer=OptimizerConfig()),
-    )
+    return make_order(mechanism, training=LocalTraining(steps=steps))
 
 
 def site(patients: int = 100, **policy: object) -> SiteConfig:
@@ -79,8 +69,10 @@ def test_what_the_policy_forbids_is_refused_by_name(policy: dict[str, object], a
 
 def test_a_tier_cannot_be_sampled_faster_than_the_policy_allows() -> None:
     tiered = Mechanism(name="dp-sgd", noise_multiplier=1.0, sample_rate=0.1, tiers={"open": 0.8})
+    cohort = site().cohort.model_copy(update={"declared_tiers": {"open": 10}})
+    with_tier = site().model_copy(update={"cohort": cohort})
     with pytest.raises(PolicyViolation, match=r"sample_rate 0\.8"):
-        check_order(site(), order(tiered))
+        check_order(with_tier, order(tiered))
 
 
 def test_public_labels_must_be_allowed() -> None:

@@ -4,29 +4,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.orders import make_order
 
 from wardpose.client.release import build_release, build_status
 from wardpose.shared.errors import LedgerError, WireError
-from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.ledger import Budget, Ledger, Reservation
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.site_config import SiteConfig
 from wardpose.shared.training.local import LocalUpdate
-from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
-from wardpose.shared.version import code_hash
-from wardpose.shared.wire import RoundOrder, SiteRelease, SiteStatus, unpack
+from wardpose.shared.training.settings import LocalTraining
+from wardpose.shared.wire import SiteRelease, SiteStatus, unpack
 
 MECHANISM = Mechanism(name="dp-sgd", noise_multiplier=2.0, sample_rate=0.1)
-ORDER = RoundOrder(
-    run="r",
-    federation="f",
-    round=4,
-    model=ModelConfig(weights="random"),
-    mechanism=MECHANISM,
-    weights_hash="a" * 64,
-    code_hash=code_hash(),
-    training=LocalTraining(strategy="head", steps=3, optimizer=OptimizerConfig()),
-)
+ORDER = make_order(MECHANISM, training=LocalTraining(steps=3), federation="f", round_number=4, weights_hash="a" * 64)
 
 
 def site(tmp_path: Path) -> SiteConfig:

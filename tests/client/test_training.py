@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.orders import make_order
 
 from wardpose.client import training
 from wardpose.client.site import Site
@@ -13,7 +14,7 @@ from wardpose.shared.pose.model import ModelConfig, build_model
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.site_config import CohortConfig, SiteConfig
 from wardpose.shared.skeleton import LSP14
-from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
+from wardpose.shared.training.settings import LocalTraining
 from wardpose.shared.wire import RoundOrder, hash_arrays
 
 
@@ -70,18 +71,13 @@ def test_the_order_says_how_to_train_and_the_site_how_to_keep(tmp_path: Path, mo
     )
     model = ModelConfig(weights="random", input_size=(64, 32))
     weights = {name: value.numpy() for name, value in build_model(model).state_dict().items()}
-    order = RoundOrder(
-        run="r",
-        federation="f",
-        round=1,
+    training_asked = LocalTraining(steps=3, micro_batch=5, precision="bfloat16")
+    order = make_order(
+        Mechanism(noise_multiplier=1.0),
+        training=training_asked,
+        round_number=4,
         model=model,
-        mechanism=Mechanism(noise_multiplier=1.0),
-        first_step=9,
         weights_hash=hash_arrays(weights),
-        code_hash="0" * 64,
-        training=LocalTraining(
-            strategy="head", steps=3, optimizer=OptimizerConfig(), micro_batch=5, precision="bfloat16"
-        ),
     )
     train_round(Site(config), open_source(config.cohort.data, skeleton=LSP14), order, weights)
     assert asked["training"] == order.training

@@ -3,27 +3,17 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from pydantic import ValidationError
+from support.orders import make_order
 
 from wardpose.shared.errors import WireError
-from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.mechanisms import Mechanism, ProjectionOptions
 from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
-from wardpose.shared.version import code_hash
 from wardpose.shared.wire import Refusal, RoundOrder, SiteRelease, hash_arrays, pack, refusal, unpack
 
 
-def order(**changes: object) -> RoundOrder:
-    fields: dict[str, object] = {
-        "run": "r",
-        "federation": "f",
-        "round": 1,
-        "model": ModelConfig(weights="random"),
-        "training": LocalTraining(steps=3),
-        "mechanism": Mechanism(name="dp-sgd", noise_multiplier=1.25, sample_rate=0.1),
-        "weights_hash": "0" * 64,
-        "code_hash": code_hash(),
-    }
-    return RoundOrder.model_validate(fields | changes)
+def order(mechanism: Mechanism | None = None, **changes: object) -> RoundOrder:
+    training = changes.pop("training", LocalTraining(steps=3))
+    return make_order(mechanism, training=training, **changes)
 
 
 def test_a_body_and_its_arrays_survive_the_wire() -> None:
@@ -81,7 +71,7 @@ def test_an_infinite_epsilon_survives_the_wire() -> None:
     [
         (RecordDict(), 'record "body"'),
         (RecordDict({"body": ConfigRecord({"json": "{"})}), "RoundOrder"),
-        (RecordDict({"body": ConfigRecord({"json": '{"run": "r"}'})}), "federation: missing"),
+        (RecordDict({"body": ConfigRecord({"json": '{"run": "r"}'})}), "course: missing"),
     ],
 )
 def test_a_malformed_message_is_named(content: RecordDict, message: str) -> None:

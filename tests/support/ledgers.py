@@ -2,16 +2,32 @@
 
 import math
 
+from wardpose.shared.privacy import accounting
 from wardpose.shared.privacy.accounting import Event
+from wardpose.shared.privacy.course import Course
+from wardpose.shared.privacy.filters import COURSE_SHARE
 from wardpose.shared.privacy.ledger import Budget, Ledger
+from wardpose.shared.privacy.mechanisms import Mechanism
 
 DELTA = 1e-5
-EVENT = Event(mechanism="dp-sgd", unit="patient", sample_rate=0.1, noise_multiplier=2.0, steps=5, max_grad_norm=1.0)
+COURSE = Course(
+    run="run",
+    federation="study",
+    mechanism=Mechanism(sample_rate=0.1, noise_multiplier=2.0, max_grad_norm=1.0),
+    steps=5,
+    last_round=100,
+)
+(EVENT,) = COURSE.events(1)
 BUDGET = Budget(epsilon=3.0, delta=DELTA)
 UNLIMITED = Budget(epsilon=math.inf, delta=DELTA)
 
 
+def cost(*events: Event, delta: float = DELTA) -> float:
+    """Epsilon of events of one declared course, as it is enforced."""
+    return accounting.epsilon(events, delta=COURSE_SHARE * delta)
+
+
 def spend(ledger: Ledger, rounds: int, cohort: str = "ward", budget: Budget = BUDGET) -> None:
-    """Reserve and commit so many rounds of `EVENT`."""
+    """Reserve and commit so many rounds of `EVENT`, all of one declared course."""
     for number in range(rounds):
-        ledger.commit(ledger.reserve(cohort, [EVENT], run_id="run", round=number, budget=budget))
+        ledger.commit(ledger.reserve(cohort, [EVENT], run_id="run", round=number, budget=budget, course=COURSE))

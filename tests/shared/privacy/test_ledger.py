@@ -6,12 +6,14 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from support.ledgers import BUDGET, DELTA, EVENT, UNLIMITED, spend
+from support.ledgers import BUDGET, COURSE, DELTA, EVENT, UNLIMITED, cost, spend
 
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError
 from wardpose.shared.privacy import accounting
 from wardpose.shared.privacy.accounting import Event
+from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.ledger import Budget, Ledger
+from wardpose.shared.privacy.mechanisms import Mechanism
 
 
 def test_reservation_counts_before_and_after_the_commit(path: Path) -> None:
@@ -21,7 +23,7 @@ def test_reservation_counts_before_and_after_the_commit(path: Path) -> None:
     reservation = ledger.reserve("ward", [EVENT], run_id="run", round=4, budget=BUDGET)
     assert not ledger.is_committed(reservation)
     charged = ledger.epsilon("ward", DELTA)
-    assert charged == accounting.epsilon([EVENT], delta=DELTA)
+    assert charged == cost(EVENT)
     ledger.commit(reservation)
     assert ledger.is_committed(reservation)
     assert Ledger(path).epsilon("ward", DELTA) == charged
@@ -35,20 +37,20 @@ def test_reservation_counts_before_and_after_the_commit(path: Path) -> None:
 def test_a_round_tried_again_is_charged_again(path: Path) -> None:
     ledger = Ledger(path)
     for _ in range(2):
-        ledger.reserve("ward", [EVENT], run_id="run", round=1, budget=BUDGET)
-    assert ledger.epsilon("ward", DELTA) == accounting.epsilon([EVENT, EVENT], delta=DELTA)
+        ledger.reserve("ward", [EVENT], run_id="run", round=1, budget=BUDGET, course=COURSE)
+    assert ledger.epsilon("ward", DELTA) == cost(EVENT, EVENT)
 
 
 def test_nothing_is_charged_over_budget(path: Path) -> None:
     ledger = Ledger(path)
-    budget = Budget(epsilon=accounting.epsilon([EVENT] * 3, delta=DELTA), delta=DELTA)
+    budget = Budget(epsilon=cost(*[EVENT] * 3), delta=DELTA)
     spend(ledger, 3, budget=budget)
     head = ledger.head()
     ledger.check("other", [EVENT], budget=budget)
     with pytest.raises(BudgetExceeded, match=r"cohort 'ward': epsilon would be .* at delta 1e-05 \(.* is spent\)"):
-        ledger.reserve("ward", [EVENT], run_id="run", round=3, budget=budget)
+        ledger.reserve("ward", [EVENT], run_id="run", round=3, budget=budget, course=COURSE)
     with pytest.raises(BudgetExceeded):
-        ledger.check("ward", [EVENT], budget=budget)
+        ledger.check("ward", [EVENT], budget=budget, course=COURSE)
     assert ledger.head() == head
 
 
@@ -71,22 +73,44 @@ def test_adjacency_and_unlimited_budgets(path: Path) -> None:
 
 def test_tiers_have_their_own_limits(path: Path) -> None:
     ledger = Ledger(path)
-    strict = Event.from_json({**EVENT.to_json(), "tier": "strict", "sample_rate": 0.05})
-    relaxed = Event.from_json({**EVENT.to_json(), "tier": "open"})
-    limit = accounting.epsilon([strict] * 2, delta=DELTA)
+    mechanism = Mechanism(sample_rate=0.05, noise_multiplier=2.0, tiers={"strict": 0.05, "open": 0.1})
+    course = Course(run="run", federation="f", mechanism=mechanism, steps=5, last_round=9)
+    events = {event.tier: event for event in course.events(1)}
+    strict, relaxed = events["strict"], events["open"]
+    limit = cost(strict, strict)
     budget = Budget(epsilon=5, delta=DELTA, by_tier={"strict": limit})
-    for number in range(2):
-        ledger.reserve("ward", [strict, relaxed], run_id="run", round=number, budget=budget)
+
+    def reserve(*events: Event, cohort: str = "ward") -> None:
+        ledger.reserve(cohort, events, run_id="run", round=1, budget=budget, course=course)
+
+    for _ in range(2):
+        reserve(strict, relaxed)
     tiers = ledger.epsilon_by_tier("ward", DELTA)
     assert 0 == tiers[""] < tiers["strict"] == limit < tiers["open"] == ledger.epsilon("ward", DELTA)
     with pytest.raises(BudgetExceeded, match="tier 'strict'"):
-        ledger.reserve("ward", [strict, relaxed], run_id="run", round=2, budget=budget)
-    ledger.reserve("ward", [relaxed], run_id="run", round=2, budget=budget)
+        reserve(strict, relaxed)
+    reserve(relaxed)
     # What charges everybody charges the strict, too.
     with pytest.raises(BudgetExceeded, match="tier 'strict'"):
-        ledger.reserve("ward", [EVENT], run_id="run", round=3, budget=budget)
+        reserve(EVENT)
     with pytest.raises(BudgetExceeded, match="tier 'strict'"):
-        ledger.reserve("fresh", [EVENT] * 9, run_id="run", round=3, budget=budget)
+        reserve(*[EVENT] * 9, cohort="fresh")
+
+
+def test_whoever_changes_tiers_pays_what_each_tier_paid(path: Path) -> None:
+    """The costliest tier of every charge: moved from one tier to the other, somebody may have been in both."""
+    ledger, budget = Ledger(path), Budget(epsilon=50, delta=DELTA)
+    for rate, run in (({"a": 0.4, "b": 0.1}, "r1"), ({"a": 0.1, "b": 0.4}, "r2")):
+        mechanism = Mechanism(sample_rate=0.05, noise_multiplier=1.0, tiers=rate)
+        course = Course(run=run, federation="f", mechanism=mechanism, steps=10, last_round=1)
+        ledger.reserve("ward", course.events(1), run_id=run, round=1, budget=budget, course=course)
+    worst = accounting.epsilon(
+        [event for charge in ledger.charges("ward") for event in charge.events if event.sample_rate == 0.4],
+        delta=DELTA,
+    )
+    stayed = max(ledger.account("ward", DELTA, tier=tier).composed for tier in ("a", "b", "untiered"))
+    moved = ledger.account("ward", DELTA)
+    assert stayed < worst == moved.composed <= moved.epsilon
 
 
 def test_statistics_are_charged_like_steps(path: Path) -> None:
@@ -95,7 +119,7 @@ def test_statistics_are_charged_like_steps(path: Path) -> None:
         mechanism="noised-count", unit="patient", sample_rate=1, noise_multiplier=10, steps=1, max_grad_norm=1
     )
     ledger.reserve("ward", [count], run_id="status", round=0, budget=BUDGET)
-    assert ledger.epsilon("ward", DELTA) == accounting.epsilon([count], delta=DELTA) > 0
+    assert ledger.epsilon("ward", DELTA) == cost(count) > 0
 
 
 def test_cohorts_share_a_file_and_keep_their_identity(path: Path) -> None:

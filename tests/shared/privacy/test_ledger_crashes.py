@@ -13,27 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.ledgers import DELTA, EVENT, UNLIMITED, spend
+from support.ledgers import DELTA, EVENT, UNLIMITED, cost, spend
 
 from wardpose.shared.errors import BudgetExceeded, LedgerError
-from wardpose.shared.privacy import accounting
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.ledger import Budget, Ledger
 
 CHILD = """
 import sys
 from wardpose.shared.errors import BudgetExceeded, LedgerError
-from wardpose.shared.privacy.accounting import Event
+from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.ledger import Budget, Ledger
+from wardpose.shared.privacy.mechanisms import Mechanism
 path, mechanism, epsilon = sys.argv[1], sys.argv[2], float(sys.argv[3])
-event = Event(mechanism=mechanism, unit="patient", sample_rate=1, noise_multiplier=20, steps=1, max_grad_norm=1)
+value = Mechanism(name=mechanism, sample_rate=1, noise_multiplier=0 if mechanism == "none" else 20)
+course = Course(run="run", federation="f", mechanism=value, steps=1, last_round=1_000_000)
 budget = Budget(epsilon=epsilon, delta=1e-5)
 print("ready", flush=True)
 sys.stdin.readline()
 ledger = Ledger(path)
 try:
     for number in range(100_000):
-        reservation = ledger.reserve("ward", [event], run_id="run", round=number, budget=budget)
+        reservation = ledger.reserve("ward", course.events(1), run_id="run", round=number, budget=budget, course=course)
         print("reserved", flush=True)
         ledger.commit(reservation)
 except BudgetExceeded:
@@ -42,7 +43,7 @@ except LedgerError as error:
     print("error", error, flush=True)
 """
 
-STATISTIC = Event(mechanism="count", unit="patient", sample_rate=1, noise_multiplier=20, steps=1, max_grad_norm=1)
+STATISTIC = Event(mechanism="dp-sgd", unit="patient", sample_rate=1, noise_multiplier=20, steps=1, max_grad_norm=1)
 
 
 def child(path: Path, mechanism: str = "none", epsilon: float = math.inf, **options: Any) -> "subprocess.Popen[str]":
@@ -67,8 +68,8 @@ def go(process: "subprocess.Popen[str]") -> None:
 
 def test_processes_at_once_never_overspend(path: Path) -> None:
     allowed = 24
-    epsilon = accounting.epsilon([STATISTIC] * allowed, delta=DELTA)
-    processes = [child(path, "count", epsilon) for _ in range(3)]
+    epsilon = cost(*[STATISTIC] * allowed)
+    processes = [child(path, "dp-sgd", epsilon) for _ in range(3)]
     for process in processes:
         go(process)
     outputs = [process.communicate(timeout=120)[0].splitlines() for process in processes]
@@ -82,7 +83,7 @@ def test_processes_at_once_never_overspend(path: Path) -> None:
 
 def test_threads_at_once_never_overspend(path: Path) -> None:
     allowed, refusals = 6, []
-    budget = Budget(epsilon=accounting.epsilon([EVENT] * allowed, delta=DELTA), delta=DELTA)
+    budget = Budget(epsilon=cost(*[EVENT] * allowed), delta=DELTA)
     ledger = Ledger(path)
 
     def work() -> None:

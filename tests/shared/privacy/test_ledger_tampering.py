@@ -95,7 +95,7 @@ def test_a_ledger_cut_short_or_rewritten_is_told_by_a_remembered_head(path: Path
     with pytest.raises(LedgerError, match="rewritten"):
         ledger.verify(late)
     path.unlink()
-    with pytest.raises(LedgerError, match="cut short: 0 entries"):
+    with pytest.raises(LedgerError, match="is gone, but 9 entries were seen"):
         ledger.verify(late)
 
 
@@ -139,13 +139,61 @@ def test_a_cut_file_is_an_error(path: Path) -> None:
         ledger.verify()
 
 
-def test_an_empty_file_is_a_ledger_that_was_never_written(path: Path) -> None:
-    path.parent.mkdir()
-    path.touch()
-    ledger = Ledger(path)
-    assert ledger.head()[0] == 0
-    spend(ledger, 1)
-    assert ledger.head()[0] == 3
+@pytest.mark.parametrize("size", [0, 4096])
+def test_an_emptied_file_is_no_new_ledger(path: Path, size: int) -> None:
+    """A full disk, a crashed copy or a clever engineer: what was charged does not go away with the file's content."""
+    spend(Ledger(path), 1)
+    if size:
+        path.unlink()
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.close()
+    else:
+        os.truncate(path, 0)
+    for rest in path.parent.glob("ledger.sqlite-*"):
+        rest.unlink()
+    before = path.read_bytes()
+    for use in (lambda: Ledger(path), lambda: Ledger.open_readonly(path)):
+        with pytest.raises(LedgerError, match="empty" if size == 0 else "not a Wardpose ledger"):
+            use()
+    assert path.read_bytes() == before
+
+
+class Remembering:
+    """A witness in memory."""
+
+    def __init__(self) -> None:
+        self.known: tuple[int, str] | None = None
+
+    def head(self) -> tuple[int, str] | None:
+        return self.known
+
+    def remember(self, sequence: int, digest: str) -> None:
+        if self.known is None or sequence > self.known[0]:
+            self.known = (sequence, digest)
+
+
+@pytest.mark.parametrize("loss", ["deleted", "old backup", "rewritten"])
+def test_a_witness_tells_a_lost_ledger_from_a_new_one(path: Path, tmp_path: Path, loss: str) -> None:
+    witness = Remembering()
+    ledger = Ledger(path, witness=witness)
+    spend(ledger, 2)
+    shutil.copy(path, tmp_path / "backup.sqlite")
+    spend(ledger, 2)
+    assert witness.head() == ledger.head()
+    path.unlink()
+    if loss == "old backup":
+        shutil.copy(tmp_path / "backup.sqlite", path)
+    elif loss == "rewritten":
+        spend(Ledger(path), 6)
+    for use in (
+        lambda: Ledger(path, witness=witness),
+        lambda: ledger.reserve("ward", [EVENT], run_id="run", round=9, budget=UNLIMITED),
+        lambda: ledger.epsilon("ward", DELTA),
+    ):
+        with pytest.raises(LedgerError, match=r"is gone|cut short|rewritten"):
+            use()
+    assert path.exists() == (loss != "deleted")
 
 
 def test_folders_that_cannot_be_written_are_a_clear_error(tmp_path: Path) -> None:
