@@ -13,18 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wardpose.client.children import QUIET
 from wardpose.shared.files import write_text
 from wardpose.shared.version import version
 from wardpose.simulation.processes import ProcessError
 
 LOOPBACK = "127.0.0.1"
 
-_QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
-}
+_POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3"}
 _BUNDLE = """\
 [project]
 name = "wardpose"
@@ -63,7 +59,7 @@ def environment(home: Path) -> dict[str, str]:
     """Return the variables of a Flower process with its own home; no telemetry, no update check, no installing."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
     binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**inherited, **_QUIET, "PATH": binaries, "FLWR_HOME": str(home)}
+    return {**inherited, **QUIET, **_POLL, "PATH": binaries, "FLWR_HOME": str(home)}
 
 
 def ask(home: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
