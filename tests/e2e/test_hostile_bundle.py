@@ -4,13 +4,10 @@ Three hospitals are online: one under `wardpose dev up`, one under `wardpose sit
 demonstration of what is prevented, under Flower's own `flower-supernode` and `flower-superexec`.
 """
 
-import hashlib
-import io
 import json
 import os
 import signal
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from flwr.proto.control_pb2 import StartRunRequest
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from support.bundles import pack
 
 from wardpose.client.journal import SiteJournal
 from wardpose.server.journal import RunJournal
@@ -210,7 +208,7 @@ class Hospitals:
         """Start a run with a bundle; what comes out waits for its end and returns what each site answered."""
         attack = ATTACKS[name]
         out = self.folder / f"{name}.json"
-        bundle = pack({"pyproject.toml": BUNDLE.format(app=json.dumps(attack.app)[1:-1]), **attack.files})
+        bundle = pack(*attack.files.items(), pyproject=BUNDLE.format(app=json.dumps(attack.app)[1:-1]))
         settings = {"sites": ",".join(sites), "path": str(self.record), "out": str(out)}
         interceptors = [RuntimeVersionHttpInterceptor(component_name="flwr CLI")]
         with ControlHttpClient.from_server_address(
@@ -238,17 +236,6 @@ class Hospitals:
         """Return number and command line of what is alive of a role."""
         alive = {process.pid for process in self.processes.alive() if process.role == role}
         return {pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode() for pid in alive}
-
-
-def pack(files: dict[str, str]) -> bytes:
-    """Pack as Flower does, but whatever files there are."""
-    buffer = io.BytesIO()
-    hashes = {name: hashlib.sha256(content.encode()).hexdigest() for name, content in files.items()}
-    listed = "\n".join(f"{name},{hashes[name]},{8 * len(content)}" for name, content in files.items())
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in {**files, ".info/CONTENT": listed}.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +299,7 @@ def test_a_dead_executor_is_started_again_and_answers(hospitals: Hospitals) -> N
 
 def test_signals_reach_the_supernode_and_nothing_outlives_the_launcher(hospitals: Hospitals) -> None:
     (launcher,) = [pid for pid, line in hospitals.descendants(LAUNCHED).items() if "site run" in line]
-    assert len(hospitals.descendants(LAUNCHED)) == 3
+    wait_for(lambda: len(hospitals.descendants(LAUNCHED)) == 3, seconds=30, what="the last message's process to end")
     os.kill(launcher, signal.SIGTERM)
     wait_for(lambda: not hospitals.descendants(LAUNCHED), seconds=40, what="everything to end")
     wait_for(lambda: LAUNCHED not in hospitals.online(), seconds=10, what="the node to sign off")
