@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wardpose.server.bundle import write_bundle
 from wardpose.server.journal import RoundRow, RunJournal
 from wardpose.server.superlink import registered_nodes, run_ended
 from wardpose.shared.errors import ConfigError
@@ -23,7 +24,6 @@ from wardpose.simulation.flower import (
     free_ports,
     healthy,
     program,
-    write_bundle,
     write_connection,
 )
 from wardpose.simulation.keys import create_authority, create_node_key, create_secret, create_server_certificate

@@ -15,31 +15,11 @@ from typing import Any
 
 from wardpose.client.children import QUIET
 from wardpose.shared.files import write_text
-from wardpose.shared.version import version
 from wardpose.simulation.processes import ProcessError
 
 LOOPBACK = "127.0.0.1"
 
 _POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3"}
-_BUNDLE = """\
-[project]
-name = "wardpose"
-version = "{version}"
-description = "Federated, differentially private human-pose learning across hospital sites"
-license = "Apache-2.0"
-
-[tool.flwr.app]
-publisher = "wardpose"
-
-[tool.flwr.app.components]
-serverapp = "wardpose.server.app:app"
-clientapp = "wardpose.client.app:app"
-
-[tool.flwr.app.config]
-federation = "demo"
-run-directory = ""
-resume = false
-"""
 
 
 def program(name: str) -> str:
@@ -97,13 +77,6 @@ def write_connection(home: Path, *, name: str, address: str, authority: Path) ->
     settings = {"address": address, "root-certificates": str(authority)}
     lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
     write_text(home / "config.toml", f'[superlink]\ndefault = "{name}"\n[superlink.{name}]\n{lines}')
-
-
-def write_bundle(folder: Path) -> Path:
-    """Write the app that Flower ships: configuration only, because every machine runs the package it has installed."""
-    write_text(folder / "pyproject.toml", _BUNDLE.format(version=version()))
-    write_text(folder / "README.md", "Wardpose without code: every machine runs what it has installed.\n")
-    return folder
 
 
 def healthy(address: str, authority: Path) -> bool:

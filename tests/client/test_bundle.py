@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.bundles import PYPROJECT, clientapp, pack
 
 from wardpose.client.bundle import APP, MAXIMUM_BYTES, BundleRefused, check_bundle, quote
-from wardpose.simulation.flower import write_bundle
+from wardpose.server.bundle import write_bundle
 
 
 def check(content: bytes) -> None:

@@ -142,8 +142,8 @@ def federation() -> FederationConfig:
             "sites": [{"name": name, "data": ward} for name in (DEV, LAUNCHED)],
             "data": {"validation": [{**ward, "hospital": "south", "patients": 2}]},
             "model": {"input_size": [64, 64], "weights": "random"},
-            "privacy": {"delta": 1e-2, "sample_rate": 0.5, "noise_multiplier": 1.5},
-            "training": {"strategy": "head", "steps_per_round": 1},
+            "privacy": {"delta": 1e-2},
+            "training": {"strategy": "head"},
         }
     )
 
