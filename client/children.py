@@ -26,8 +26,7 @@ def start_child(
 ) -> Child:
     """Start a module of this installation in a process group of its own.
 
-    Neither the working folder nor the user's own packages are on its path. On Linux it is sent SIGTERM when this
-    process dies, however it dies.
+    The working folder is not on its path. On Linux it is sent SIGTERM when this process dies, however it dies.
 
     Args:
         module: run by `python -m`.
@@ -37,8 +36,8 @@ def start_child(
 
     """
     child = subprocess.Popen(  # noqa: S603 (a module of this package, by this interpreter)
-        [sys.executable, "-P", "-s", "-m", module, *arguments],
-        env={**os.environ, **QUIET, "PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1", **(environment or {})},
+        [sys.executable, "-P", "-m", module, *arguments],
+        env={**os.environ, **QUIET, "PYTHONSAFEPATH": "1", **(environment or {})},
         cwd="/",  # an empty entry of PYTHONPATH stands for the working folder
         stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
         text=True,

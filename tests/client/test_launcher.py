@@ -30,6 +30,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from support.bundles import PYPROJECT, clientapp, pack
 from support.hostile_superlink import HostileSuperlink, Order, serve_superlink
 
+from wardpose.client import app
 from wardpose.client.bundle import APP, check_bundle
 from wardpose.client.clientapp import answer
 from wardpose.client.contract import check_flower
@@ -191,6 +192,23 @@ def test_a_refusal_does_not_wait_for_a_site_that_can_be_read(site: Path) -> None
 def test_what_the_app_does_not_know_fails_without_a_word(site: Path, kind: str) -> None:
     reply = asked(site, Fab(digest(CLEAN), CLEAN, {}), kind=kind)
     assert (reply.error.code, reply.error.reason) == (Refusal.FAILED, Refusal.FAILED.sentence)
+
+
+def test_an_app_that_is_stopped_is_answered_for(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(message: Message, context: Context) -> Message:
+        raise SystemExit(f"{context.node_config} {context.run_config}")
+
+    monkeypatch.setattr(app, "app", stopped)
+    reply = asked(site, Fab(digest(CLEAN), CLEAN, {}))
+    assert (reply.error.code, reply.error.reason) == (Refusal.FAILED, Refusal.FAILED.sentence)
+
+
+def test_the_app_hears_of_its_site_from_the_command_line_alone(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Context] = []
+    monkeypatch.setattr(app, "app", lambda message, context: (heard.append(context), message)[1])
+    asked(site, Fab(digest(CLEAN), CLEAN, {}))
+    assert heard[0].node_config == {"site-config": str(site)}
+    assert heard[0].run_config == {}
 
 
 def test_no_process_of_a_site_uses_flowers_loader() -> None:
