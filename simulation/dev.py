@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wardpose.server.bundle import write_bundle
 from wardpose.server.journal import RoundRow, RunJournal
 from wardpose.server.superlink import registered_nodes, run_ended
 from wardpose.shared.errors import ConfigError
@@ -23,7 +24,6 @@ from wardpose.simulation.flower import (
     free_ports,
     healthy,
     program,
-    write_bundle,
     write_connection,
 )
 from wardpose.simulation.keys import create_authority, create_node_key, create_secret, create_server_certificate
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _CONNECTION = "dev"
 _DAYS = 30
 _START_SECONDS = 180.0
-_RESTART_SECONDS = 5  # a SuperExec ends at the first answer 500, which a busy SuperLink gives now and then
+_RESTART_SECONDS = 5  # Flower's processes end at the first answer 500, which a busy SuperLink gives now and then
 _SUPERLINK, _SUPERLINK_EXEC = "superlink", "superlink-exec"
 _NODE, _EXEC = "node-", "exec-"
 
@@ -211,21 +211,19 @@ class Deployment:
             list(pool.map(self._register, sites))
         for (site, config), port in zip(sites.items(), free_ports(len(sites)), strict=True):
             folder = config.parent
-            secret = ["--superexec-auth-secret-file", str(folder / "superexec.secret")]
+            secret = ["--secret-file", str(folder / "superexec.secret")]
             self._launch(
                 f"{_NODE}{site}",
                 folder,
-                "flower-supernode",
-                *("--root-certificates", str(self._certificate), "--superlink", address),
-                *("--auth-supernode-private-key", str(folder / "node.key")),
-                *("--node-config", f'site="{site}" site-config="{config}"'),
-                *("--host", LOOPBACK, "--port", str(port), "--isolation", "process", *secret),
+                "wardpose",
+                *("site", "node", "--superlink", address, "--root-certificates", str(self._certificate)),
+                *("--auth-private-key", str(folder / "node.key"), "--port", str(port), *secret),
             )
             self._launch(
                 f"{_EXEC}{site}",
                 folder,
-                "flower-superexec",
-                *("--insecure", "--runtime-api-address", f"{LOOPBACK}:{port}", *secret),
+                "wardpose",
+                *("site", "exec", str(config), "--runtime-api-address", f"{LOOPBACK}:{port}", *secret),
             )
         self._wait(lambda: self._online() >= set(sites), f"the sites {', '.join(sites)} to come online")
         report(f"online: {', '.join(sites)}")

@@ -13,37 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wardpose.client.children import QUIET
 from wardpose.shared.files import write_text
-from wardpose.shared.version import version
 from wardpose.simulation.processes import ProcessError
 
 LOOPBACK = "127.0.0.1"
 
-_QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
-}
-_BUNDLE = """\
-[project]
-name = "wardpose"
-version = "{version}"
-description = "Federated, differentially private human-pose learning across hospital sites"
-license = "Apache-2.0"
-
-[tool.flwr.app]
-publisher = "wardpose"
-
-[tool.flwr.app.components]
-serverapp = "wardpose.server.app:app"
-clientapp = "wardpose.client.app:app"
-
-[tool.flwr.app.config]
-federation = "demo"
-run-directory = ""
-resume = false
-"""
+_POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3"}
 
 
 def program(name: str) -> str:
@@ -63,7 +39,7 @@ def environment(home: Path) -> dict[str, str]:
     """Return the variables of a Flower process with its own home; no telemetry, no update check, no installing."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
     binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**inherited, **_QUIET, "PATH": binaries, "FLWR_HOME": str(home)}
+    return {**inherited, **QUIET, **_POLL, "PATH": binaries, "FLWR_HOME": str(home)}
 
 
 def ask(home: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -101,13 +77,6 @@ def write_connection(home: Path, *, name: str, address: str, authority: Path) ->
     settings = {"address": address, "root-certificates": str(authority)}
     lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
     write_text(home / "config.toml", f'[superlink]\ndefault = "{name}"\n[superlink.{name}]\n{lines}')
-
-
-def write_bundle(folder: Path) -> Path:
-    """Write the app that Flower ships: configuration only, because every machine runs the package it has installed."""
-    write_text(folder / "pyproject.toml", _BUNDLE.format(version=version()))
-    write_text(folder / "README.md", "Wardpose without code: every machine runs what it has installed.\n")
-    return folder
 
 
 def healthy(address: str, authority: Path) -> bool:

@@ -1,6 +1,7 @@
 """`wardpose site`: what a hospital engineer does."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,11 @@ app = typer.Typer(no_args_is_help=True)
 
 SiteFile = Annotated[Path, typer.Argument(help="The hospital's site.yaml.", metavar="SITE.yaml")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Superlink = Annotated[str, typer.Option(help="The server, host:port.", show_default=False)]
+RootCertificates = Annotated[Path, typer.Option(help="Certificate of the authority that signed the server's.")]
+PrivateKey = Annotated[Path, typer.Option(help="The node's key, whose public half is registered with the server.")]
+SecretFile = Annotated[Path, typer.Option(help="Secret that SuperNode and executor share: any bytes, kept private.")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Where SuperNode and executor meet.")]
 _COLOURS = {"ok": "green", "warning": "yellow", "failure": "red"}
 
 
@@ -26,6 +32,69 @@ def metrics(
 
     load_site(site)
     serve(SiteExporter(site).collector(), host=host, port=port)
+
+
+@app.command()
+def run(
+    site: SiteFile,
+    superlink: Superlink,
+    root_certificates: RootCertificates,
+    auth_private_key: PrivateKey,
+    port: Port = 9094,
+) -> None:
+    """Take part in federations until stopped: SuperNode and executor, of which only the installed app is run."""
+    from wardpose.client.children import log_to_stderr
+    from wardpose.client.launcher import run_site
+
+    log_to_stderr()
+    status = run_site(
+        site, superlink=superlink, root_certificates=root_certificates, private_key=auth_private_key, port=port
+    )
+    raise typer.Exit(status)
+
+
+@app.command()
+def node(
+    superlink: Superlink,
+    root_certificates: RootCertificates,
+    auth_private_key: PrivateKey,
+    secret_file: SecretFile,
+    host: Annotated[str, typer.Option(help="Address that the executor reaches this process at.")] = "127.0.0.1",
+    port: Port = 9094,
+) -> None:
+    """Run the half of `run` that holds the node's key and reaches the server, and sees no patient's data."""
+    from wardpose.client.children import QUIET, log_to_stderr
+
+    os.environ.update(QUIET)  # Flower reads them when it is imported
+    from wardpose.client.supernode import run_supernode
+
+    log_to_stderr()
+    run_supernode(
+        superlink=superlink,
+        root_certificates=root_certificates,
+        private_key=auth_private_key,
+        secret_file=secret_file,
+        host=host,
+        port=port,
+    )
+
+
+@app.command("exec")
+def execute(
+    site: SiteFile,
+    secret_file: SecretFile,
+    runtime_api_address: Annotated[
+        str, typer.Option(help="Where the SuperNode listens, host:port.")
+    ] = "127.0.0.1:9094",
+) -> None:
+    """Run the half of `run` that sees the patients' data and reaches nothing but the SuperNode."""
+    from wardpose.client.children import QUIET, log_to_stderr
+
+    os.environ.update(QUIET)  # Flower reads them when it is imported
+    from wardpose.client.executor import run_executor
+
+    log_to_stderr()
+    run_executor(site, address=runtime_api_address, secret_file=secret_file)
 
 
 @app.command()

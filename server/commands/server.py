@@ -60,3 +60,12 @@ def status(
     console.print(table)
     if summary["not_private"]:
         console.print(f"[bold red]NOT PRIVATE[/bold red]: {summary['not_private']}")
+
+
+@app.command()
+def bundle(folder: Annotated[Path, typer.Argument(help="Where it is written; made when missing.")]) -> None:
+    """Write the bundle without code that `flwr run` takes and sites accept."""
+    from wardpose.server.bundle import write_bundle
+
+    write_bundle(folder)
+    typer.echo(f"{folder}: written; start a run with: flwr run {folder}", err=True)

@@ -45,7 +45,7 @@ def flags(words: list[str]) -> set[str]:
     return {word.partition("=")[0] for word in words if word.startswith("--")}
 
 
-@pytest.mark.parametrize("name", ["flower-superlink", "flower-supernode", "flower-superexec"])
+@pytest.mark.parametrize("name", ["flower-superlink", "flower-superexec"])
 def test_every_flag_is_one_of_the_installed_flower(compose: dict[str, Any], name: str) -> None:
     known = subprocess.run([program(name), "--help"], capture_output=True, text=True, check=True).stdout
     found = [words for words in commands(compose) if words[0] == name]
@@ -65,9 +65,32 @@ def test_servers_and_nodes_are_isolated_authenticated_and_install_nothing(compos
                 "--database",
                 "--ssl-certfile",
             }
-        if words[0] in ("flower-superlink", "flower-supernode"):
             assert "--insecure" not in words
             assert "process" in " ".join(words).split("--isolation")[1][:9]
+
+
+def test_sites_are_started_by_wardpose_alone(compose: dict[str, Any]) -> None:
+    """Flower's own start commands would run whatever app a server names."""
+    started = list(commands(compose))
+    assert not [words for words in started if words[0] == "flower-supernode"]
+    for words in started:
+        if words[0] == "flower-superexec":  # the coordinator's, for the ServerApp
+            assert "--root-certificates" in flags(words)
+    for half, needed in (
+        ("node", {"--superlink", "--root-certificates", "--auth-private-key", "--secret-file"}),
+        ("exec", {"--runtime-api-address", "--secret-file"}),
+    ):
+        found = [words for words in started if words[:3] == ["wardpose", "site", half]]
+        assert len(found) == 2
+        known = subprocess.run(
+            [program("wardpose"), "site", half, "--help"], capture_output=True, text=True, check=True
+        )
+        for words in found:
+            assert needed <= flags(words)
+            for flag in flags(words):
+                assert re.search(rf"(?<!\S){flag}\b", known.stdout), flag
+            data = any("site.yaml" in word for word in words)
+            assert data == (half == "exec")
 
 
 def test_whoever_sees_the_data_sees_no_network(compose: dict[str, Any]) -> None:

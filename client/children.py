@@ -1,0 +1,93 @@
+"""Processes that a site starts: this interpreter, a clean path to its modules, and an end with their parent."""
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+
+# Nothing is reported, looked up or installed by Flower.
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+}
+_PR_SET_PDEATHSIG = 1
+
+Child = subprocess.Popen[str]
+
+
+def start_child(
+    module: str, *arguments: str, stdin: str | None = None, environment: Mapping[str, str] | None = None
+) -> Child:
+    """Start a module of this installation in a process group of its own.
+
+    The working folder is not on its path. On Linux it is sent SIGTERM when this process dies, however it dies.
+
+    Args:
+        module: run by `python -m`.
+        arguments: of the module.
+        stdin: what it reads on standard input; nothing when absent.
+        environment: variables beside the inherited ones.
+
+    """
+    child = subprocess.Popen(  # noqa: S603 (a module of this package, by this interpreter)
+        [sys.executable, "-P", "-m", module, *arguments],
+        env={**os.environ, **QUIET, "PYTHONSAFEPATH": "1", **(environment or {})},
+        cwd="/",  # an empty entry of PYTHONPATH stands for the working folder
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        text=True,
+        process_group=0,
+        preexec_fn=_end_with_parent(),  # safe: whoever starts a child here has no other thread
+    )
+    if stdin is not None and child.stdin is not None:
+        with suppress(BrokenPipeError), child.stdin as pipe:  # one that died at once says so by its exit status
+            pipe.write(stdin)
+    return child
+
+
+def signal_children(children: Iterable[Child], number: int) -> None:
+    """Signal living children and what they started."""
+    for child in children:
+        if child.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, number)
+
+
+def stop_children(children: Sequence[Child], *, grace: float, number: int = signal.SIGTERM) -> None:
+    """Ask children to end, wait, and end those that have not after `grace` seconds."""
+    signal_children(children, number)
+    until = time.monotonic() + grace
+    while any(child.poll() is None for child in children) and time.monotonic() < until:
+        time.sleep(0.05)
+    signal_children(children, signal.SIGKILL)
+    for child in children:
+        child.wait()
+
+
+def log_to_stderr() -> None:
+    """Write the site's log where systemd and containers collect it; Flower writes its own."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("wardpose")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    library = ctypes.CDLL(None)
+    parent = os.getpid()
+
+    def tie() -> None:
+        library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)  # the parent died before it was tied to
+
+    return tie

@@ -1,0 +1,158 @@
+"""Flower's SuperNode, which holds the node's key and speaks with the server, with a few things added to it.
+
+* A bundle that may not come to a site (`client.bundle`) is replaced by an empty one before Flower reads it, so that a
+  malformed one cannot end the SuperNode, and reaches the executor as a refusal with its reason.
+* A run's own settings are dropped: the executor is asked for the ClientApp and nothing else (Flower starts an
+  AgentApp where the server says so), and no run config comes in.
+* How long the app took is not reported: releases say no time below a second.
+* Flower 1.41 signs off after an answer it cannot deal with (HTTP 500 of a busy SuperLink) and then hangs: its loop
+  returns while the thread of its own HTTP server goes on. Here the process ends with `SIGNED_OFF`, and whoever started
+  it starts it again.
+
+It sees no patient's data. That no other code runs does not depend on it: `client.clientapp` decides for itself.
+"""
+
+import dataclasses
+import hashlib
+import io
+import logging
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from wardpose.client.bundle import PYPROJECT, BundleRefused, check_bundle
+from wardpose.client.contract import check_flower
+from wardpose.shared.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flwr.supercore.fab import Fab
+    from flwr.supercore.run import Run
+
+SIGNED_OFF = 75  # exit status: the connection to the server ended; to be started again (EX_TEMPFAIL)
+REFUSED = "refused"  # key of Flower's record of verifications under which the executor is told why
+_CALLBACKS = 8  # that Flower's connection yields: node, receive, send, get_run, get_fab and three more
+
+_EMPTY = """\
+[project]
+name = "refused"
+version = "0"
+
+[tool.flwr.app]
+publisher = "wardpose"
+
+[tool.flwr.app.components]
+serverapp = "refused:refused"
+clientapp = "refused:refused"
+"""
+
+logger = logging.getLogger("wardpose.client")
+
+Connect = Callable[..., AbstractContextManager[tuple[Any, ...]]]
+
+
+def run_supernode(
+    *, superlink: str, root_certificates: Path, private_key: Path, secret_file: Path, host: str, port: int
+) -> NoReturn:
+    """Be a SuperNode until signalled; the process ends with Flower's exit status, or with `SIGNED_OFF`.
+
+    Args:
+        superlink: the server's address, host:port.
+        root_certificates: PEM file of the authority that signed the server's certificate.
+        private_key: the node's key, OpenSSH format.
+        secret_file: what the executor proves itself with.
+        host: address that the executor reaches this process at.
+        port: likewise.
+
+    Raises:
+        ConfigError: a file is missing, or the installed Flower is not one that was checked.
+
+    """
+    for option, file in (
+        ("--root-certificates", root_certificates),
+        ("--auth-private-key", private_key),
+        ("--secret-file", secret_file),
+    ):
+        if not file.is_file():
+            raise ConfigError(f"{option} {file}: no such file")
+    check_flower()
+    import flwr.supernode.start_client_internal as flower
+    from flwr.supernode.cli import flower_supernode
+
+    vars(flower)["http_request_response"] = guard(vars(flower)["http_request_response"])
+    sys.argv = [
+        "flower-supernode",
+        *("--superlink", superlink, "--root-certificates", str(root_certificates)),
+        *("--auth-supernode-private-key", str(private_key)),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(secret_file)),
+        *("--host", host, "--port", str(port)),
+    ]
+    flower_supernode()
+    logger.error("the connection to %s ended; the SuperNode signed off", superlink)
+    logging.shutdown()
+    os._exit(SIGNED_OFF)  # Flower's HTTP server would keep the process for ever
+
+
+def guard(connect: Connect) -> Connect:
+    """Wrap Flower's connection to the server, so that what comes through it is checked before Flower reads it."""
+
+    @contextmanager
+    def connected(*arguments: Any, **keywords: Any) -> Iterator[tuple[Any, ...]]:
+        with connect(*arguments, **keywords) as callbacks:
+            if len(callbacks) != _CALLBACKS:
+                raise ConfigError(f"Flower's connection has {len(callbacks)} callbacks (allowed: {_CALLBACKS})")
+            node, receive, send, get_run, get_fab, *rest = callbacks
+            runs: dict[int, Run] = {}
+
+            def send_untimed(message: Any, tree: Any, _seconds: float) -> Any:
+                return send(message, tree, 0.0)
+
+            def get_plain_run(run_id: int) -> "Run":
+                runs[run_id] = plain_run(get_run(run_id))
+                return runs[run_id]
+
+            def get_checked_fab(announced: str, run_id: int) -> "Fab":
+                fab = checked_fab(get_fab(announced, run_id), announced)
+                runs.pop(run_id).fab_hash = fab.hash_str  # Flower looks the bundle up by it
+                return fab
+
+            yield node, receive, send_untimed, get_plain_run, get_checked_fab, *rest
+
+    return connected
+
+
+def plain_run(run: "Run") -> "Run":
+    """Return a run without settings of its own, to be answered by the ClientApp."""
+    from flwr.supercore.constant import TaskType
+
+    return dataclasses.replace(run, override_config={}, primary_task_type=TaskType.CLIENT_APP)
+
+
+def checked_fab(fab: "Fab", announced: str) -> "Fab":
+    """Return a bundle that may come to a site, or an empty one that says why this one may not."""
+    from flwr.common.config import get_fused_config_from_fab
+    from flwr.supercore.fab import Fab
+    from flwr.supercore.run import Run
+
+    try:
+        check_bundle(fab.content, announced=announced)
+        try:
+            get_fused_config_from_fab(fab.content, Run.create_empty(0))  # what Flower is about to do
+        except Exception as error:
+            digest = hashlib.sha256(fab.content).hexdigest()
+            raise BundleRefused(f"bundle {digest}: Flower cannot read it ({type(error).__name__})") from error
+    except BundleRefused as refused:
+        logger.warning("refused: %s", refused)
+        empty = _empty_bundle()
+        return Fab(hash_str=hashlib.sha256(empty).hexdigest(), content=empty, verifications={REFUSED: str(refused)})
+    return Fab(hash_str=announced, content=fab.content, verifications={})
+
+
+def _empty_bundle() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(PYPROJECT, _EMPTY)
+    return buffer.getvalue()

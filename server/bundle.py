@@ -1,0 +1,36 @@
+"""What a coordinator hands to Flower for a run: configuration that names the installed apps, and no code.
+
+Sites refuse any other (`wardpose.client.bundle`).
+"""
+
+from pathlib import Path
+
+from wardpose.shared.files import write_text
+from wardpose.shared.version import version
+
+_BUNDLE = """\
+[project]
+name = "wardpose"
+version = "{version}"
+description = "Federated, differentially private human-pose learning across hospital sites"
+license = "Apache-2.0"
+
+[tool.flwr.app]
+publisher = "wardpose"
+
+[tool.flwr.app.components]
+serverapp = "wardpose.server.app:app"
+clientapp = "wardpose.client.app:app"
+
+[tool.flwr.app.config]
+federation = "demo"
+run-directory = ""
+resume = false
+"""
+
+
+def write_bundle(folder: Path) -> Path:
+    """Write the folder that `flwr run` takes, and return it; every machine runs the package it has installed."""
+    write_text(folder / "pyproject.toml", _BUNDLE.format(version=version()))
+    write_text(folder / "README.md", "Wardpose without code: every machine runs what it has installed.\n")
+    return folder
