@@ -3,7 +3,13 @@
 A view is opened from a declaration in the site's configuration:
 
     view = open_public_view(PublicViewConfig(kind="blur", strength=8))
-    released = view(crop)
+    shown, affine = view.of_person(frame, box)
+
+**The geometry belongs to the view.** How much a blur of 12 pixels hides depends on how many pixels the person has, and
+whoever orders a larger crop, a zoom or more augmented copies would see more of the same person. phi is therefore one
+picture of each record, of the size that its certificate was measured at (`Geometry`), cut around the person's box
+without augmentation. Whatever crop an order asks for, what is public in it is that one picture, moved: post-processing
+of phi, which shows nothing more.
 
 `generator` views read weights of kind `public-view`. Weights of kind `recoverable` are refused: their output
 carries the original under a key, so it is not public against whoever holds, or one day gets, that key.
@@ -11,18 +17,22 @@ carries the original under a key, so it is not public against whoever holds, or 
 
 import hashlib
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, model_validator
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from wardpose.shared.anonymize.certificate import CertificatePolicy, require_certificate
 from wardpose.shared.anonymize.desensitise import Desensitise
+from wardpose.shared.data.crops import PADDING, Affine, box_to_affine, warp
 from wardpose.shared.data.records import Frame
 
 
-class PublicView(Protocol):
-    """A declared map phi from a crop to what is released of it.
+class CropMap(Protocol):
+    """A fixed map from a crop to what is released of it.
 
     Attributes:
         name: short human name, for example `blur(sigma=10)`.
@@ -32,7 +42,7 @@ class PublicView(Protocol):
     name: str
 
     def __call__(self, crop: Frame) -> Frame:
-        """Return phi(crop), (height, width, 3) uint8, the same size; deterministic, one crop at a time."""
+        """Return the changed crop, (height, width, 3) uint8, the same size; deterministic, one crop at a time."""
         ...
 
     def identity(self) -> str:
@@ -40,13 +50,41 @@ class PublicView(Protocol):
         ...
 
 
+class Geometry(BaseModel):
+    """At which size a view is computed: that of the crops its certificate was measured on.
+
+    Attributes:
+        height: of the crop in pixels, a multiple of 32.
+        width: of the crop in pixels, a multiple of 32.
+        padding: how much larger than the person's box the crop is.
+
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    height: int = Field(default=256, ge=32, le=1024, multiple_of=32)
+    width: int = Field(default=192, ge=32, le=1024, multiple_of=32)
+    padding: float = Field(default=PADDING, ge=1, le=4)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.height, self.width
+
+    @property
+    def person_pixels(self) -> float:
+        """The most pixels that the height of a person's box has."""
+        return self.height / self.padding
+
+
 class PublicViewConfig(BaseModel):
     """How a site declares its public view.
 
     Attributes:
         kind: a change without learning, or `generator` for a trained one.
-        strength: of blur, mosaic, noise, edges as in `Desensitise`; not allowed for `generator`.
-        weights: of `generator`; `None` takes the weights that come with the package.
+        strength: of a change without learning; its default when absent.
+        weights: of a `generator`; `None` takes the weights that come with the package.
+        geometry: at which size it is computed, whatever an order asks for.
         certificate: signed certificate of this very view; a site's policy demands one.
 
     """
@@ -56,6 +94,7 @@ class PublicViewConfig(BaseModel):
     kind: Literal["blur", "mosaic", "noise", "edges", "generator"] = "generator"
     strength: float | None = None
     weights: Path | None = None
+    geometry: Geometry = Geometry()
     certificate: Path | None = None
 
     @model_validator(mode="after")
@@ -70,8 +109,46 @@ class PublicViewConfig(BaseModel):
         return self
 
 
-class DesensitisedView:
-    """A public view made by `Desensitise` over the whole crop."""
+@dataclass(frozen=True)
+class PublicView:
+    """phi: a map, and the geometry at which it is applied.
+
+    Attributes:
+        map: what happens to a crop.
+        geometry: of that crop.
+
+    """
+
+    map: CropMap
+    geometry: Geometry = field(default_factory=Geometry)
+
+    @property
+    def name(self) -> str:
+        """Short human name."""
+        return self.map.name
+
+    def __call__(self, crop: Frame) -> Frame:
+        """Apply the map to a crop that is cut as the geometry says; for measuring. Training uses `of_person`."""
+        return self.map(crop)
+
+    def of_person(self, frame: Frame, box: NDArray[np.floating]) -> tuple[Frame, Affine]:
+        """Return phi of one record: the picture of the view's own geometry, and how frame pixels map to its pixels.
+
+        Args:
+            frame: (h, w, 3).
+            box: x, y, width, height of the person.
+
+        """
+        affine = box_to_affine(box, self.geometry.size, padding=self.geometry.padding)
+        return self.map(warp(frame, affine, self.geometry.size)), affine
+
+    def identity(self) -> str:
+        """Hexadecimal SHA-256 of everything that decides phi: the map and its geometry."""
+        return _digest({"map": self.map.identity(), "geometry": self.geometry.model_dump(), "version": 2})
+
+
+class DesensitisedCrop:
+    """A map made by `Desensitise` over the whole crop."""
 
     def __init__(self, change: Desensitise) -> None:
         self._change = change
@@ -97,18 +174,19 @@ def open_public_view(config: PublicViewConfig, policy: CertificatePolicy | None 
     Raises:
         ConfigError: the weights are of kind `recoverable`.
         DataError: the weights or the certificate cannot be read.
-        PolicyViolation: the certificate is missing, of another view, not trusted, or does not pass.
+        PolicyViolation: the certificate is missing, of another view or geometry, not trusted, or does not pass.
 
     """
-    view: PublicView
+    change: CropMap
     if config.kind == "generator":
         # Imported here: blur and edges need no network library.
         from wardpose.shared.anonymize.frame_methods import GeneratorView
         from wardpose.shared.anonymize.weights_file import bundled
 
-        view = GeneratorView(bundled("public-view") if config.weights is None else config.weights)
+        change = GeneratorView(bundled("public-view") if config.weights is None else config.weights)
     else:
-        view = DesensitisedView(Desensitise(kind=config.kind, strength=config.strength))
+        change = DesensitisedCrop(Desensitise(kind=config.kind, strength=config.strength))
+    view = PublicView(change, config.geometry)
     if policy is not None:
         require_certificate(view_name=view.name, view_identity=view.identity(), path=config.certificate, policy=policy)
     return view

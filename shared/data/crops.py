@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from wardpose.shared.data.records import Frame, PoseDataset
+from wardpose.shared.data.records import Frame, PoseDataset, PoseRecord
 from wardpose.shared.skeleton import Skeleton
 
 Size = tuple[int, int]
@@ -93,17 +93,33 @@ def crop_record(
     augmentation: Augmentation | None = None,
     generator: np.random.Generator | None = None,
 ) -> Crop:
-    """Cut record `index` out of its frame at `input_size` (height, width).
+    """Cut record `index` out of its frame at `input_size` (height, width); arguments and errors as `crop_frame`.
+
+    Raises:
+        DataError: the frame cannot be read.
+
+    """
+    frame, record = dataset.frame(index), dataset.record(index)
+    return crop_frame(frame, record, dataset.skeleton, input_size, augmentation=augmentation, generator=generator)
+
+
+def crop_frame(
+    frame: Frame,
+    record: PoseRecord,
+    skeleton: Skeleton,
+    input_size: Size,
+    *,
+    augmentation: Augmentation | None = None,
+    generator: np.random.Generator | None = None,
+) -> Crop:
+    """Cut a record out of its frame (h, w, 3) at `input_size` (height, width).
 
     Every call with an augmentation takes the same number of draws from `generator`, whatever the record is.
 
     Raises:
         ValueError: an augmentation without a generator.
-        DataError: the frame cannot be read.
 
     """
-    record = dataset.record(index)
-    skeleton = dataset.skeleton
     if augmentation is None:
         affine, mirrored = box_to_affine(record.box, input_size), False
     elif generator is None:
@@ -120,7 +136,7 @@ def crop_record(
             scale=draw.scale,
             flip=mirrored,
         )
-    image = warp(dataset.frame(index), affine, input_size)
+    image = warp(frame, affine, input_size)
     joints, visibility = crop_joints(record.joints, record.visibility, affine, input_size)
     if mirrored:
         joints, visibility = joints[skeleton.flip_order], visibility[skeleton.flip_order]
@@ -174,6 +190,12 @@ def invert(affine: Affine) -> Affine:
     """Return the map crop -> frame of a map frame -> crop."""
     inverse = np.linalg.inv(affine[:, :2])
     return np.concatenate([inverse, -(inverse @ affine[:, 2])[:, None]], axis=1)
+
+
+def compose(second: Affine, first: Affine) -> Affine:
+    """Return the map that applies `first`, then `second`."""
+    linear = second[:, :2] @ first[:, :2]
+    return np.concatenate([linear, transform(first[:, 2], second)[:, None]], axis=1)
 
 
 def crop_joints(

@@ -2,8 +2,12 @@
 
 Where the first stages do not train, their output for a frame never changes, so private training reads it from
 here instead of recomputing it. Random augmentation is pre-rendered: view 0 is the plain crop, views 1 .. V-1
-are augmented ones, drawn from a generator that depends on the record's place alone. Row `i * V + v` is view v
-of record i; it belongs to the unit that owns record i.
+are augmented ones. Row `i * V + v` is view v of record i; it belongs to the unit that owns record i.
+
+**A row is a function of its record alone.** The generator of a view is seeded by the record's name and the view's
+number, never by a place in the cohort, or whoever leaves would re-crop everybody behind them. Features are computed in
+batches of one size, padded, so that no row's last bit depends on how many there are. The public view of every row is
+that of its record (`PublicView.of_person`), moved to where the row's crop is.
 
 An entry is a folder named by a hash of everything that decides its content. It is built under a temporary
 name and renamed, so it exists whole or not at all. It holds patients' data: keep it where the frames are
@@ -26,16 +30,16 @@ import torch
 from numpy.typing import NDArray
 
 from wardpose.shared.anonymize.public_view import PublicView
-from wardpose.shared.data.crops import Augmentation, crop_record, to_tensor
+from wardpose.shared.data.crops import Augmentation, compose, crop_frame, invert, to_tensor, warp
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.errors import DataError
 from wardpose.shared.pose.model import ModelConfig, PoseModel, Strategy, trainable_names
 
 Precision = Literal["float16", "float32", "float64"]
 
-_FORMAT = 1
+_FORMAT = 2
 _MARKER = "entry.json"
-_SEED = 0x57415244  # of the pre-rendered augmentation, which hides nothing
+_VIEW_KEY = b"wardpose augmented view"  # of the pre-rendered augmentation, which hides nothing
 _BUILD_BATCH = 8
 
 
@@ -177,28 +181,44 @@ class _Job:
     layout: _Layout
 
     def fill(self, arrays: dict[str, NDArray[Any]]) -> None:
-        rows = [(record, view) for record in range(len(self.dataset)) for view in range(self.views)]
-        for start in range(0, len(rows), _BUILD_BATCH):
-            part = rows[start : start + _BUILD_BATCH]
-            crops = []
-            for offset, (record, view) in enumerate(part):
-                crop = crop_record(
-                    self.dataset,
+        size = self.model.config.input_size
+        crops: list[NDArray[np.uint8]] = []
+        shown: list[NDArray[np.uint8]] = []
+        rows = len(self.dataset) * self.views
+        for index in range(len(self.dataset)):
+            record, frame = self.dataset.record(index), self.dataset.frame(index)
+            public = None if self.public_view is None else self.public_view.of_person(frame, record.box)
+            for view in range(self.views):
+                crop = crop_frame(
+                    frame,
                     record,
-                    self.model.config.input_size,
+                    self.dataset.skeleton,
+                    size,
                     augmentation=self.augmentation if view else None,
-                    generator=np.random.default_rng([_SEED, record, view]),
+                    generator=_generator(record.record_id, view),
                 )
+                row = index * self.views + view
+                arrays["joints"][row], arrays["visibility"][row] = crop.joints, crop.visibility
                 crops.append(crop.image)
-                arrays["joints"][start + offset] = crop.joints
-                arrays["visibility"][start + offset] = crop.visibility
-            arrays["inputs"][start : start + len(part)] = self._stored(np.stack(crops))
-            if self.public_view is not None:
-                shown = np.stack([self.public_view(crop) for crop in crops])
-                arrays["public"][start : start + len(part)] = self._stored(shown)
+                if public is not None:
+                    shown.append(warp(public[0], compose(crop.affine, invert(public[1])), size))
+                if len(crops) == _BUILD_BATCH or row == rows - 1:
+                    for name, pictures in (("inputs", crops), ("public", shown)):
+                        if pictures:
+                            arrays[name][row + 1 - len(pictures) : row + 1] = self._stored(pictures)
+                        pictures.clear()
 
-    def _stored(self, crops: NDArray[np.uint8]) -> NDArray[Any]:
-        return crops if self.layout.kind == "uint8" else _features(self.model, self.strategy, crops, self.layout.kind)
+    def _stored(self, crops: list[NDArray[np.uint8]]) -> NDArray[Any]:
+        if self.layout.kind == "uint8":
+            return np.stack(crops)
+        full = np.stack(crops + crops[-1:] * (_BUILD_BATCH - len(crops)))
+        return _features(self.model, self.strategy, full, self.layout.kind)[: len(crops)]
+
+
+def _generator(record_id: str, view: int) -> np.random.Generator:
+    """Return the generator of one view of one record, the same in every process and every cohort."""
+    digest = hashlib.blake2b(f"{view}:{record_id}".encode(), key=_VIEW_KEY, digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest))
 
 
 def _features(model: PoseModel, strategy: Strategy, crops: NDArray[np.uint8], precision: str) -> NDArray[Any]:
@@ -261,10 +281,7 @@ def _build(entry: Path, job: _Job, limit_bytes: int | None) -> None:
     _make_room(folder, job, limit_bytes)
     temporary = Path(tempfile.mkdtemp(prefix=f".building-{os.getpid()}-", dir=folder))
     try:
-        arrays: dict[str, NDArray[Any]] = {
-            name: np.lib.format.open_memmap(temporary / f"{name}.npy", mode="w+", dtype=np.dtype(kind), shape=shape)
-            for name, shape, kind in job.layout.arrays()
-        }
+        arrays = {name: _reserve(temporary / f"{name}.npy", shape, kind) for name, shape, kind in job.layout.arrays()}
         job.fill(arrays)
         for array in arrays.values():
             cast("np.memmap[Any, Any]", array).flush()  # msync: the pages are on disk before the marker says so
@@ -276,9 +293,33 @@ def _build(entry: Path, job: _Job, limit_bytes: int | None) -> None:
             if not _is_whole(entry, job.layout):  # else another process built the same entry first
                 raise
             shutil.rmtree(temporary)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise _too_full(folder, job, str(error.strerror)) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _reserve(path: Path, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
+    """Make a memory-mapped array whose blocks the disk has promised: writing to it later cannot fail.
+
+    Raises:
+        OSError: the disk is full.
+
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(kind), shape=shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))
+    return cast(NDArray[Any], array)
+
+
+def _too_full(folder: Path, job: _Job, reason: str) -> DataError:
+    free = shutil.disk_usage(folder).free
+    return DataError(
+        f"{folder}: the cache of {job.dataset.name!r} needs {job.layout.bytes()} bytes and cannot be written "
+        f"({reason}; {free} bytes are free); nothing half-written stays"
+    )
 
 
 def _make_room(folder: Path, job: _Job, limit_bytes: int | None) -> None:
@@ -288,8 +329,8 @@ def _make_room(folder: Path, job: _Job, limit_bytes: int | None) -> None:
         allowed = min(allowed, limit_bytes)
     if needed > allowed:
         raise DataError(
-            f"{folder}: the cache of {job.dataset.name!r} needs {needed / 1e6:.0f} MB and may take "
-            f"{allowed / 1e6:.0f} MB; allow more, or use fewer views or float16"
+            f"{folder}: the cache of {job.dataset.name!r} needs {needed} bytes and may take {allowed}; "
+            "allow more, or use fewer views or float16"
         )
     for old in sorted(_entries(folder), key=lambda path: path.stat().st_mtime):
         if cache_bytes(folder) + needed <= allowed:

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from wardpose.shared.data.crops import Augmentation, crop_record
+from wardpose.shared.anonymize.public_view import Geometry, PublicView
+from wardpose.shared.data.crops import Augmentation, compose, crop_frame, crop_record, invert, warp
 from wardpose.shared.data.records import Frame, PoseRecord
 from wardpose.shared.errors import ConfigError, DataError
 from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.privacy.mechanisms import FeatureOptions, Mechanism
 from wardpose.shared.privacy.noise import seeded_streams
 from wardpose.shared.skeleton import LSP14
-from wardpose.shared.training.cache import build_rows, cache_bytes, delete_cache, trunk_hash
+from wardpose.shared.training.cache import _generator, build_rows, cache_bytes, delete_cache, trunk_hash
 from wardpose.shared.training.cohort import build_cohort, build_public
 from wardpose.shared.training.local import local_update
 from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
@@ -72,6 +73,9 @@ class Darken:
         return "darken"
 
 
+VIEW = PublicView(Darken(), Geometry(height=64, width=32))
+
+
 def build(model: PoseModel, folder: Path | None, frames: Frames, **options: object):  # type: ignore[no-untyped-def]
     return build_rows(frames, model, options.pop("strategy", "last-stage"), folder=folder, **options)
 
@@ -79,7 +83,7 @@ def build(model: PoseModel, folder: Path | None, frames: Frames, **options: obje
 def test_features_equal_those_computed_now(tmp_path: Path, small_model: ModelFactory) -> None:
     model, frames = small_model(torch.float32), Frames()
     for strategy in ("head", "last-stage"):
-        options = {"views": 3, "augmentation": Augmentation(), "public_view": Darken(), "strategy": strategy}
+        options = {"views": 3, "augmentation": Augmentation(), "public_view": VIEW, "strategy": strategy}
         stored = build(model, tmp_path, frames, **options)
         fresh = build(model, None, frames, **options)
         crops = build(model, None, frames, features=False, **options)
@@ -88,11 +92,77 @@ def test_features_equal_those_computed_now(tmp_path: Path, small_model: ModelFac
             np.testing.assert_array_equal(rows.inputs, expected.inputs)
             np.testing.assert_array_equal(rows.joints, expected.joints)
             assert (rows.are_crops, pixels.are_crops, len(rows)) == (False, True, 18)
-        np.testing.assert_array_equal(crops[1].inputs, crops[0].inputs // 2)
+        np.testing.assert_array_equal(crops[1].inputs[::3], crops[0].inputs[::3] // 2)
         plain = crop_record(frames, 4, (64, 32))
         np.testing.assert_array_equal(crops[0].inputs[12], plain.image)
         np.testing.assert_array_equal(crops[0].joints[12], plain.joints)
         assert not np.array_equal(crops[0].inputs[13], plain.image)
+
+
+class Some(Frames):
+    """The same records: some of them, in another order, under other names."""
+
+    def __init__(self, order: list[int], names: dict[int, str] | None = None) -> None:
+        super().__init__()
+        self.order, self.names = order, names or {}
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def record(self, index: int) -> PoseRecord:
+        number = self.order[index]
+        return replace(super().record(number), record_id=self.names.get(number, str(number)))
+
+    def frame(self, index: int) -> Frame:
+        return super().frame(self.order[index])
+
+    def identity(self) -> str:
+        return f"some-{self.order}-{self.names}"
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_whoever_leaves_comes_or_is_renamed_the_others_rows_stay(
+    tmp_path: Path, features: bool, small_model: ModelFactory
+) -> None:
+    """Bit by bit, augmented views and trunk features too; across the cache and memory."""
+    options = {"views": 3, "augmentation": Augmentation(), "public_view": VIEW, "features": features}
+    model = small_model(torch.float32)
+    whole = build(model, tmp_path, Frames(), **options)
+    for order, names in (
+        ([1, 2, 3, 4, 5], {}),  # the first leaves
+        ([0, 1, 3, 4, 5], {}),
+        ([0, 1, 2, 3, 4], {}),
+        ([5, 3, 1, 0, 2, 4], {}),
+        ([0, 1, 2, 3, 4, 5], {2: "another name"}),
+    ):
+        part = build(model, None, Some(order, names), **options)
+        for rows, expected in zip(part, whole, strict=True):
+            for place, number in enumerate(order):
+                views = slice(1 if number not in names else 3, 3)  # a new name is another draw of augmented views
+                for view in (0, *range(views.start, views.stop)):
+                    np.testing.assert_array_equal(rows.inputs[3 * place + view], expected.inputs[3 * number + view])
+                    np.testing.assert_array_equal(rows.joints[3 * place + view], expected.joints[3 * number + view])
+
+
+@pytest.mark.parametrize("size", [(64, 32), (256, 192)])
+def test_no_order_shows_more_of_a_person_than_the_view_of_its_own_geometry(
+    size: tuple[int, int], small_model: ModelFactory
+) -> None:
+    """Larger crops, zooms, turns and copies: each public row is the one picture of its record, moved."""
+    frames, model = Frames(), small_model(torch.float32, size)
+    zoom = Augmentation(scale=0.9, rotation=180.0, rotation_probability=1.0, half_body=0.5)
+    options = {"views": 4, "augmentation": zoom, "features": False}
+    private, public = build(model, None, frames, public_view=VIEW, **options)
+    for number in range(6):
+        shown, affine = VIEW.of_person(frames.frame(number), frames.record(number).box)
+        for view in range(4):
+            crop = crop_frame(
+                frames.frame(number), frames.record(number), LSP14, size,
+                augmentation=zoom if view else None, generator=_generator(str(number), view),
+            )  # fmt: skip
+            expected = warp(shown, compose(crop.affine, invert(affine)), size)
+            np.testing.assert_array_equal(public.inputs[4 * number + view], expected)
+            np.testing.assert_array_equal(private.inputs[4 * number + view], crop.image)
 
 
 def test_the_second_time_no_frame_is_read(tmp_path: Path, small_model: ModelFactory) -> None:
@@ -109,7 +179,7 @@ def test_the_key_holds_everything_that_decides_the_content(tmp_path: Path, small
         (Frames(), {}),
         (Frames(1), {}),
         (Frames(), {"strategy": "head"}),
-        (Frames(), {"public_view": Darken()}),
+        (Frames(), {"public_view": VIEW}),
         (Frames(), {"views": 2, "augmentation": Augmentation()}),
         (Frames(), {"views": 2, "augmentation": Augmentation(rotation=10.0)}),
         (Frames(), {"precision": "float16"}),
@@ -179,7 +249,7 @@ def test_the_cache_does_not_change_an_update(tmp_path: Path, strategy: str, smal
             chosen,
             LocalTraining(strategy=strategy, augmented_views=2),
             cache_folder=folder,
-            public_view=Darken(),
+            public_view=VIEW,
             features=features,
         )
         training = LocalTraining(strategy=strategy, steps=2, optimizer=OptimizerConfig(name="sgd", learning_rate=0.1))
@@ -203,9 +273,7 @@ def test_public_views_with_pseudo_labels_do_not_follow_the_keypoints(small_model
         chosen = Mechanism(name="feature", feature=FeatureOptions(labels=labels))
         training = LocalTraining(augmented_views=3, augmentation=Augmentation(half_body=1.0))
         shown = [
-            build_cohort(
-                frames, small_model(torch.float32), chosen, training, public_view=Darken(), features=False
-            ).public
+            build_cohort(frames, small_model(torch.float32), chosen, training, public_view=VIEW, features=False).public
             for frames in (Frames(), OtherPoses())
         ]
         first, second = (rows.inputs for rows in shown if rows is not None)
