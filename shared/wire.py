@@ -96,6 +96,8 @@ class RoundOrder(_Body):
     def _can_be_carried_out(self) -> Self:
         if self.protocol != PROTOCOL:
             raise ValueError(f"protocol is {self.protocol}; allowed: {PROTOCOL}")
+        if self.model.weights != "random":
+            raise ValueError(f'model.weights is "{self.model.weights[:80]}"; allowed: "random", the weights come along')
         if self.training.steps != self.course.steps:
             raise ValueError(f"training.steps is {self.training.steps}; the course declares {self.course.steps}")
         refuse_uplink(self.mechanism, self.training)
