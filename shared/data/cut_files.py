@@ -5,6 +5,7 @@ how long they are, and a cut falls into a part. (A stream of packets that is cut
 itself: nothing in it can tell.)
 """
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -138,28 +139,31 @@ def _program_packets(file: BinaryIO, size: int) -> int:
 
 
 def _tags(file: BinaryIO, size: int) -> int:
-    """FLV: tags of 11 bytes and their data, each followed by its size again."""
-    file.seek(5)
-    at = int.from_bytes(file.read(4), "big") + 4
+    """FLV: tags of 11 bytes and their data, each followed by its size again; the first may state the file's size."""
+    head = file.read(2048)
+    at = int.from_bytes(head[5:9], "big") + 4
+    mark = head.find(b"\x08filesize\0")
+    stated = struct.unpack_from(">d", head, mark + 10)[0] if 0 < mark < len(head) - 18 else 0
     while at < size:
         file.seek(at)
         head = file.read(11)
         at += 11 + int.from_bytes(head[1:4], "big") + 4
-    return at
+    return max(at, int(stated) if 0 < stated < 1 << 62 else 0)
 
 
 def _pages(file: BinaryIO, size: int) -> int:
-    """Ogg: pages whose heads list the lengths of what they hold (RFC 3533, 6)."""
-    at = 0
+    """Ogg: pages whose heads list the lengths of what they hold, and of which the last is marked (RFC 3533, 6)."""
+    at, marked = 0, True
     while at < size:
         file.seek(at)
         head = file.read(27 + 255)
         if head[:4] != b"OggS"[: len(head)]:
             return size
         if len(head) < 27 or len(head) < 27 + head[26]:
-            return at + 27
+            return at + 27 + 255
+        marked = bool(head[5] & 4)
         at += 27 + head[26] + sum(head[27 : 27 + head[26]])
-    return at
+    return at if marked else at + 1
 
 
 def _asf_size(file: BinaryIO, size: int) -> int:
@@ -176,29 +180,21 @@ def _asf_size(file: BinaryIO, size: int) -> int:
 
 
 def _triplets(file: BinaryIO, size: int) -> int:
-    """MXF: key, length, value (SMPTE ST 336)."""
-    at = 0
+    """MXF: key, length, value (SMPTE ST 336); the first of them says where the footer begins (ST 377-1, 7.1)."""
+    at = footer = 0
     while at < size:
         file.seek(at)
-        head = file.read(25)
+        head = file.read(57)
         if head[:4] != b"\x06\x0e\x2b\x34"[: len(head)]:
             return size
         if len(head) < 17:
             return at + 17
         long_form = head[16] & 0x7F if head[16] & 0x80 else 0
         length = int.from_bytes(head[17 : 17 + long_form], "big") if long_form else head[16]
+        if at == 0 and head[13] == 2:
+            footer = int.from_bytes(head[17 + long_form + 24 : 17 + long_form + 32], "big")
         at += 17 + long_form + length
-    return at
-
-
-def _ivf_frames(file: BinaryIO, size: int) -> int:
-    """IVF: a head, then frames of 12 bytes and their data."""
-    file.seek(6)
-    at = int.from_bytes(file.read(2), "little")
-    while at < size:
-        file.seek(at)
-        at += 12 + int.from_bytes(file.read(4), "little")
-    return at
+    return max(at, footer + 1)
 
 
 def _dv_frames(file: BinaryIO, size: int) -> int:
@@ -217,6 +213,5 @@ _CONTAINERS: dict[str, Callable[[BinaryIO, int], int]] = {
     "ogg": _pages,
     "asf": _asf_size,
     "mxf": _triplets,
-    "ivf": _ivf_frames,
     "dv": _dv_frames,
 }

@@ -5,10 +5,11 @@ JSON labels:
     {"skeleton": "lsp14", "records": [{"frame": 12, "joints": [[x, y, v], ...], "person": "0", "patient": "p01",
       "also": ["nurse"], "box": [x, y, w, h], "head_size": 20.5, "group": "lying"}]}
 
-`frame` is the file name in a folder; in a video it is the frame's number from 0, in the order a player shows them (see
-`video_index`). All after `joints` may be left out, and then `person` is 0 and the box goes around the joints. CSV labels
-have the same names as columns (`also` separated by `;`, the box as `box_x,box_y,box_width,box_height`) and each joint as
-`<joint>_x,<joint>_y,<joint>_v`; an empty cell is a value left out, a joint whose cells are empty is not labelled.
+`frame` is the file name in a folder; in a video it is the frame's number from 0, in the order a player shows them
+(see `video_index`). All after `joints` may be left out, and then `person` is 0 and the box goes around the joints. CSV
+labels have the same names as columns (`also` separated by `;`, the box as `box_x,box_y,box_width,box_height`) and each
+joint as `<joint>_x,<joint>_y,<joint>_v`; an empty cell is a value left out, a joint whose cells are empty is not
+labelled.
 """
 
 import csv

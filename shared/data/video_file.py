@@ -76,8 +76,8 @@ class Video:
                 found = reader.find(number)
             if found is None:
                 raise DataError(
-                    f"{self.path}: frame {number} does not decode to the same picture twice "
-                    "(allowed: a file that stays as it is)"
+                    f"{self.path}: frame {number} is corrupt: it does not decode to the same picture twice "
+                    f"(allowed: a frame that decodes, of {self.frame_count})"
                 )
             return picture(found)  # a frame's converter is not for two threads at once either
 
@@ -117,8 +117,9 @@ class Video:
 
     def _again(self) -> VideoIndex:
         index = make_index(self.path, threads=1)
-        same = len(index) == len(self.index) and np.array_equal(index.stamps, self.index.stamps)
-        if not same or not np.array_equal(index.states, self.index.states):
+        if not all(
+            np.array_equal(getattr(index, of), getattr(self.index, of)) for of in ("origin", "stamps", "states")
+        ):
             raise DataError(f"{self.path}: changed since it was opened (allowed: a file that stays as it is)")
         return index
 

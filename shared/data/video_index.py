@@ -59,7 +59,7 @@ class VideoIndex:
         seeks: (K,) time stamps by which a demuxer finds them.
         time_base: (2,) numerator and denominator of the seconds of one unit.
         aspect: (2,) numerator and denominator of a stored pixel's width by its height.
-        file: (2,) size in bytes and time of change in nanoseconds of the file.
+        origin: (2,) size in bytes and time of change in nanoseconds of the file.
         losses: sentences: what the file shows to be missing of it.
         notes: sentences: what else its reader should know.
 
@@ -73,7 +73,7 @@ class VideoIndex:
     seeks: NDArray[np.int64]
     time_base: NDArray[np.int64]
     aspect: NDArray[np.int64]
-    file: NDArray[np.int64]
+    origin: NDArray[np.int64]
     losses: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -141,7 +141,7 @@ def make_index(path: Path, *, threads: int = 0) -> VideoIndex:
         seeks=np.array([seek for _, seek in shown.keys], np.int64),
         time_base=np.array(unit.as_integer_ratio(), np.int64),
         aspect=np.array((aspect or Fraction(1)).as_integer_ratio(), np.int64),
-        file=np.array(state, np.int64),
+        origin=np.array(state, np.int64),
         losses=tuple(losses),
         notes=tuple(notes),
     )
@@ -158,6 +158,7 @@ class _Shown:
         self._failed: list[tuple[int, int, str]] = []  # stamp, frames before it, error
         self._marked: dict[int, int] = {}  # stamp of a packet that is called a key -> where a demuxer finds it
         self._keyed: set[int] = set()
+        self._partial: set[int] = set()  # stamps of packets that the container gave in part
 
     @property
     def damaged(self) -> bool:
@@ -172,11 +173,13 @@ class _Shown:
         if packet.is_keyframe and stamp != NO_STAMP:
             # Some demuxers seek by the time of decoding, which comes before that of showing.
             self._marked[stamp] = stamp if packet.dts is None else min(stamp, packet.dts)
+        if packet.is_corrupt:
+            self._partial.add(stamp)
         for frame in step.frames:
             shown = NO_STAMP if frame.pts is None else frame.pts
             if frame.key_frame:
                 self._keyed.add(shown)
-            state = HOLED if frame.is_corrupt else WHOLE
+            state = HOLED if frame.is_corrupt or shown in self._partial else WHOLE
             self.frames.append((shown, fingerprint(frame), state, upright_size(frame)))
         if step.error and packet.size and (self.frames or packet.is_keyframe):  # nothing is shown before a key frame
             self._failed.append((stamp, len(self.frames), step.error))
@@ -242,7 +245,7 @@ def _load(path: Path, state: tuple[int, int]) -> VideoIndex | None:
     index = VideoIndex(**arrays)
     count = len(index.stamps)
     fits = all(len(column) == count for column in (index.prints, index.states, index.sizes)) and count > 0
-    return index if fits and tuple(index.file.tolist()) == state else None
+    return index if fits and tuple(index.origin.tolist()) == state else None
 
 
 def _state(path: Path) -> tuple[int, int]:

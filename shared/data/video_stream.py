@@ -25,13 +25,13 @@ from wardpose.shared.errors import DataError
 VIDEO_ENDINGS = frozenset(
     f".{ending}"
     for ending in (
-        *("3g2", "3gp", "asf", "avi", "dv", "f4v", "flv", "ivf", "m2t", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg"),
+        *("3g2", "3gp", "asf", "avi", "dv", "f4v", "flv", "m2t", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg"),
         *("mpg", "mts", "mxf", "ogg", "ogv", "qt", "ts", "vob", "webm", "wmv"),
     )
 )
 """Usual endings of videos, lower case. What a file is, its content says."""
 
-_CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,mxf,ivf,dv"
+_CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,mxf,dv"
 _MAX_PIXELS = 1 << 27
 _STILL_BRANDS = {"heic", "heix", "heim", "heis", "mif1", "miaf", "avif"}
 _STILL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
@@ -134,7 +134,7 @@ def steps(container: InputContainer, stream: VideoStream) -> Iterator[Step]:
 
 def picture(frame: VideoFrame) -> Frame:
     """Return a frame upright, (h, w, 3) uint8 RGB: turned as its display matrix says, in its own colour space."""
-    pixels = frame.to_ndarray(format="rgb24")
+    pixels = _rgb(frame)
     a, b, c, d = _matrix(frame)
     if abs(a) >= abs(b):
         rows, columns = d < 0, a < 0
@@ -195,13 +195,18 @@ def _matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
     return int(numbers[0]), int(numbers[1]), int(numbers[3]), int(numbers[4])
 
 
+def _rgb(frame: VideoFrame) -> Frame:
+    # A converter's threads do not come along into a forked process, which would wait for them when it lets go of it.
+    return np.asarray(frame.reformat(format="rgb24", threads=1).to_ndarray(), np.uint8)
+
+
 def _samples(frame: VideoFrame) -> Iterator[NDArray[np.uint8]]:
     """Bytes of each plane (rows, bytes a row) without the padding behind the rows."""
     layout = frame.format
     components = layout.components
     planar = len({component.plane for component in components}) > 1 or len(components) == 1
     if not planar or layout.has_palette or layout.is_bit_stream or layout.is_bayer:
-        yield np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+        yield _rgb(frame)
         return
     widths: dict[int, int] = {}
     for component in components:

@@ -61,7 +61,7 @@ def film(
             context.time_base = unit
         for n, stamp in enumerate(shown_at):
             pixels_in = card(n, height, width) if picture is None else picture(n)
-            frame = av.VideoFrame.from_ndarray(pixels_in, format="rgb24").reformat(format=pixels)
+            frame = av.VideoFrame.from_ndarray(pixels_in, format="rgb24").reformat(format=pixels, threads=1)
             frame.pts, frame.time_base = stamp, unit
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
@@ -91,11 +91,18 @@ def turned(path: Path, degrees: int) -> Path:
     return path
 
 
-def truth(path: Path, stream: int = 0) -> list[np.ndarray]:
+def truth(path: Path) -> list[np.ndarray]:
     """Decode a file from its beginning to its end in one thread, as a player does; pictures as they are stored."""
-    with av.open(str(path)) as read:
-        read.streams.video[stream].codec_context.thread_count = 1
-        return [frame.to_ndarray(format="rgb24") for frame in read.decode(video=stream)]
+    shown = []
+    with av.open(str(path), metadata_errors="replace") as read:
+        read.streams.video[0].codec_context.thread_count = 1
+        for packet in read.demux(video=0):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                continue  # a player goes on
+            shown += [frame.reformat(format="rgb24", threads=1).to_ndarray() for frame in frames]
+    return shown
 
 
 def times(path: Path) -> list[Fraction]:
