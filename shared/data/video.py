@@ -76,7 +76,7 @@ def read_video(
         check_images=check_images,
     )
     video = None if path.is_dir() else Video(path, index_folder=index_folder)
-    for sentence in () if video is None else (*video.index.losses, *video.index.notes):
+    for sentence in () if video is None else video.index.sentences():
         reading.note(f"{path}: {sentence}")
     for position, entry in enumerate(entries):
         stated = entry.get("frame", "?") if isinstance(entry, dict) else "?"

@@ -30,6 +30,7 @@ from wardpose.shared.data.cut_files import cut_off
 from wardpose.shared.data.video_stream import (
     Step,
     fingerprint,
+    lies_on_its_side,
     open_stream,
     other_tracks,
     steps,
@@ -58,10 +59,11 @@ class VideoIndex:
         keys: (K,) numbers of the frames at which decoding may begin, ascending.
         seeks: (K,) time stamps by which a demuxer finds them.
         time_base: (2,) numerator and denominator of the seconds of one unit.
-        aspect: (2,) numerator and denominator of a stored pixel's width by its height.
+        aspect: (2,) numerator and denominator of an upright pixel's width by its height.
         origin: (2,) size in bytes and time of change in nanoseconds of the file.
+        other_tracks: () how many more moving pictures the file holds.
         losses: sentences: what the file shows to be missing of it.
-        notes: sentences: what else its reader should know.
+        notes: sentences: what else is odd about it.
 
     """
 
@@ -74,11 +76,22 @@ class VideoIndex:
     time_base: NDArray[np.int64]
     aspect: NDArray[np.int64]
     origin: NDArray[np.int64]
+    other_tracks: NDArray[np.int64]
     losses: tuple[str, ...]
     notes: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.stamps)
+
+    def tracks(self) -> str | None:
+        """Say that there are more moving pictures in the file than are read."""
+        more = int(self.other_tracks)
+        return f"{more} other video track{'s are' if more > 1 else ' is'} not read" if more else None
+
+    def sentences(self) -> list[str]:
+        """Everything about the file that its reader should know."""
+        tracks = self.tracks()
+        return [*self.losses, *self.notes, *([tracks] if tracks else [])]
 
     @property
     def unit(self) -> Fraction:
@@ -115,20 +128,22 @@ def make_index(path: Path, *, threads: int = 0) -> VideoIndex:
     state = _state(path)
     container, stream = open_stream(path, threads=threads)
     with container:
-        shown = _Shown()
+        streamed = container.format.name in ("mpegts", "mpeg")
+        shown = _Shown(streamed)
         for step in steps(container, stream):
             shown.add(step)
-        unit, aspect = stream.time_base or Fraction(1, 90_000), stream.codec_context.sample_aspect_ratio
+        unit = stream.time_base or Fraction(1, 90_000)
+        aspect = stream.sample_aspect_ratio or Fraction(1)
         tracks, stated, name = other_tracks(container, stream), stream.frames, container.format.name
     if threads != 1 and shown.damaged:
         return make_index(path, threads=1)
     cut = cut_off(path, name)
-    losses = ([cut] if cut else []) + shown.settle()
+    losses = ([cut] if cut else []) + shown.settle(cut=bool(cut))
     if not shown.frames:
         raise DataError(
             f"{path}: is no video that can be read: not one frame decodes{f'; {losses[0]}' if losses else ''}"
         )
-    notes = [f"{tracks} other video track{'s are' if tracks > 1 else ' is'} not read"] if tracks else []
+    notes = []
     if stated - shown.discarded > len(shown.frames) and not losses:
         notes.append(f"its header counts {stated} frames, {len(shown.frames)} are there")
     columns = list(zip(*shown.frames, strict=True))
@@ -140,8 +155,9 @@ def make_index(path: Path, *, threads: int = 0) -> VideoIndex:
         keys=np.array([number for number, _ in shown.keys], np.int64),
         seeks=np.array([seek for _, seek in shown.keys], np.int64),
         time_base=np.array(unit.as_integer_ratio(), np.int64),
-        aspect=np.array((aspect or Fraction(1)).as_integer_ratio(), np.int64),
+        aspect=np.array((1 / aspect if shown.on_its_side else aspect).as_integer_ratio(), np.int64),
         origin=np.array(state, np.int64),
+        other_tracks=np.array(tracks, np.int64),
         losses=tuple(losses),
         notes=tuple(notes),
     )
@@ -150,15 +166,18 @@ def make_index(path: Path, *, threads: int = 0) -> VideoIndex:
 class _Shown:
     """Frames as they come out of the decoder, and what came to nothing in between."""
 
-    def __init__(self) -> None:
+    def __init__(self, streamed: bool) -> None:
         self.frames: list[tuple[int, int, int, tuple[int, int]]] = []  # stamp, print, state, size
         self.keys: list[tuple[int, int]] = []
         self.discarded = 0
+        self.on_its_side = False
         self._broken = ""
         self._failed: list[tuple[int, int, str]] = []  # stamp, frames before it, error
         self._marked: dict[int, int] = {}  # stamp of a packet that is called a key -> where a demuxer finds it
         self._keyed: set[int] = set()
         self._partial: set[int] = set()  # stamps of packets that the container gave in part
+        self._streamed = streamed  # the container does not say how long a packet is, and marks whole ones at a splice
+        self._last = NO_STAMP
 
     @property
     def damaged(self) -> bool:
@@ -173,10 +192,14 @@ class _Shown:
         if packet.is_keyframe and stamp != NO_STAMP:
             # Some demuxers seek by the time of decoding, which comes before that of showing.
             self._marked[stamp] = stamp if packet.dts is None else min(stamp, packet.dts)
-        if packet.is_corrupt:
+        if packet.is_corrupt and not self._streamed and stamp != NO_STAMP:
             self._partial.add(stamp)
+        if packet.size:
+            self._last = stamp
         for frame in step.frames:
             shown = NO_STAMP if frame.pts is None else frame.pts
+            if not self.frames:
+                self.on_its_side = lies_on_its_side(frame)
             if frame.key_frame:
                 self._keyed.add(shown)
             state = HOLED if frame.is_corrupt or shown in self._partial else WHOLE
@@ -184,8 +207,12 @@ class _Shown:
         if step.error and packet.size and (self.frames or packet.is_keyframe):  # nothing is shown before a key frame
             self._failed.append((stamp, len(self.frames), step.error))
 
-    def settle(self) -> list[str]:
+    def settle(self, *, cut: bool) -> list[str]:
         """Give lost frames their places, end with the last whole frame, and say what is missing."""
+        if cut and self._streamed and self._last != NO_STAMP:  # what came last is a part of itself
+            place = max((number for number, frame in enumerate(self.frames) if frame[0] == self._last), default=None)
+            if place is not None:
+                self.frames[place] = (*self.frames[place][:2], HOLED, self.frames[place][3])
         losses = [f"the container is damaged ({self._broken})"] if self._broken else []
         stamps = [frame[0] for frame in self.frames]
         known = set(stamps)

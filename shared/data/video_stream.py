@@ -32,6 +32,7 @@ VIDEO_ENDINGS = frozenset(
 """Usual endings of videos, lower case. What a file is, its content says."""
 
 _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,mxf,dv"
+_ALLOWED = " (allowed: MP4, QuickTime, 3GP, Matroska, WebM, AVI, MPEG, AVCHD, WMV, FLV, Ogg, MXF, DV)"
 _MAX_PIXELS = 1 << 27
 _STILL_BRANDS = {"heic", "heix", "heim", "heis", "mif1", "miaf", "avif"}
 _STILL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
@@ -101,7 +102,7 @@ def why_no_video(path: Path) -> str | None:
     try:
         open_stream(path)[0].close()
     except DataError as error:
-        return str(error).removeprefix(f"{path}: ")
+        return str(error).removeprefix(f"{path}: ").removesuffix(_ALLOWED)
     return None
 
 
@@ -145,8 +146,13 @@ def picture(frame: VideoFrame) -> Frame:
 
 def upright_size(frame: VideoFrame) -> tuple[int, int]:
     """(height, width) of `picture(frame)`."""
+    return (frame.width, frame.height) if lies_on_its_side(frame) else (frame.height, frame.width)
+
+
+def lies_on_its_side(frame: VideoFrame) -> bool:
+    """Whether `picture(frame)` has the frame's rows as columns."""
     a, b, _, _ = _matrix(frame)
-    return (frame.height, frame.width) if abs(a) >= abs(b) else (frame.width, frame.height)
+    return abs(a) < abs(b)
 
 
 def fingerprint(frame: VideoFrame) -> int:
@@ -176,10 +182,7 @@ def _open(path: Path, patience: dict[str, str]) -> InputContainer:
 
 
 def _no_video(path: Path, why: str) -> DataError:
-    return DataError(
-        f"{path}: is no video that can be read: {why} (allowed: MP4, QuickTime, 3GP, Matroska, WebM, AVI, "
-        "MPEG, AVCHD, WMV, FLV, Ogg, MXF, DV)"
-    )
+    return DataError(f"{path}: is no video that can be read: {why}{_ALLOWED}")
 
 
 def _reason(error: BaseException) -> str:

@@ -244,7 +244,7 @@ def test_a_cover_is_not_the_film_and_of_two_films_the_marked_one_is_read(tmp_pat
     video = Video(path)
     assert video.frame_count == 30
     assert [number_of(video.frame(n)) for n in (0, 29, 11)] == [100, 129, 111]
-    assert video.index.notes == ("1 other video track is not read",)
+    assert video.index.sentences() == ["1 other video track is not read"]
 
 
 def test_colours_follow_the_stated_colour_space(tmp_path: Path) -> None:
