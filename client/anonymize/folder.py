@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wardpose.client.anonymize import disk
-from wardpose.client.anonymize.job import Job, Outcome, unreadable
+from wardpose.client.anonymize.job import Job, LeftOut, Outcome, unreadable
 from wardpose.client.anonymize.manifest import Manifest
 from wardpose.client.anonymize.picture import encode_picture
 from wardpose.client.anonymize.sources import Source, survey, without_ending
@@ -85,7 +85,11 @@ class _Work:
             self._cannot(unreadable(source.path, error))
             return
         except WardposeError as error:
-            self._cannot(error)
+            if _is_dicom(source.path):  # a report or a plan in DICOM is whole, and no picture
+                reason = str(error).removeprefix(f"{source.path}: ")
+                self.outcome.left_out.append(LeftOut(source.name, reason))
+            else:
+                self._cannot(error)
             return
         targets = _pages(_target(self._job, source), len(pages))
         for target in targets:
@@ -156,6 +160,11 @@ def _target(job: Job, source: Source) -> Path:
     ending = ".png" if source.kind == "picture" else ".mkv" if job.lossless else ".mp4"
     path = job.destination / source.name
     return path.with_name(without_ending(path.name) + ending)
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def _pages(target: Path, count: int) -> list[Path]:

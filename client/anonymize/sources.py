@@ -15,6 +15,8 @@ MANIFEST = ".wardpose-manifest.jsonl"
 WORK = ".wardpose-work"
 """Ending of the folder beside a video to be, of what is done of it."""
 
+_MORE_ENDINGS = {".heic", ".heif", ".hif", ".avif", ".dcm", ".dicom"}  # of pictures that are read where a library is
+
 Kind = Literal["picture", "video"]
 
 
@@ -82,8 +84,7 @@ def survey(folder: Path) -> Survey:
 def without_ending(name: str) -> str:
     """Take the ending off a file's name; a part after a dot that is no ending of a picture or video stays."""
     stem, ending = os.path.splitext(name)
-    known = PICTURE_ENDINGS | VIDEO_ENDINGS | {".heic", ".heif", ".dcm", ".avif", ".jfif"}
-    return stem if ending.lower() in known else name
+    return stem if ending.lower() in PICTURE_ENDINGS | VIDEO_ENDINGS | _MORE_ENDINGS else name
 
 
 def _name(folder: Path, path: str | Path) -> str:

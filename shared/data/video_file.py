@@ -98,13 +98,14 @@ class Video:
         return height, width
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "index": self.index}
+        return {"path": self._absolute, "index": self.index}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._open(state["path"], state["index"])
 
     def _open(self, path: Path, index: VideoIndex) -> None:
         self.path, self.index, self.frame_count = path, index, len(index)
+        self._absolute = path.absolute()
         self.height, self.width = index.sizes[0].tolist()
         self._readers: dict[int, _Reader] = {}
 
@@ -112,11 +113,11 @@ class Video:
         # A forked process shares its parent's place in the file, and perhaps a lock that nobody opens: it reads anew.
         process = os.getpid()
         if process not in self._readers:
-            self._readers.setdefault(process, _Reader(self.path, self.index))
+            self._readers.setdefault(process, _Reader(self._absolute, self.index))
         return self._readers[process]
 
     def _again(self) -> VideoIndex:
-        index = make_index(self.path, threads=1)
+        index = make_index(self._absolute, threads=1)
         if not all(
             np.array_equal(getattr(index, of), getattr(self.index, of)) for of in ("origin", "stamps", "states")
         ):

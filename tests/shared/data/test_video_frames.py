@@ -16,6 +16,7 @@ import pytest
 from support.films import HEIGHT, WIDTH, card, film, number_of, remux, truth, turned
 
 from wardpose.shared.data.video import Video, read_video
+from wardpose.shared.data.video_stream import why_no_video
 from wardpose.shared.errors import DataError
 
 OPEN_GOP_265 = {"x265-params": "open-gop=1:keyint=8:log-level=none"}
@@ -322,10 +323,14 @@ def test_a_file_that_was_exchanged_is_not_read_as_the_old_one(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["a:b.mp4", "pipe:0.mp4", "concat:a|b.mp4", "é ü.mp4", b"\xff\xfe.mp4", "%d.mp4"])
-def test_a_name_is_only_a_name(tmp_path: Path, name: str | bytes) -> None:
-    path = tmp_path / os.fsdecode(name)
-    film(tmp_path / "plain.mp4").rename(path)
-    assert number_of(Video(path).frame(9)) == 9
+def test_a_name_is_only_a_name(tmp_path: Path, name: str | bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(os.fsdecode(name))
+    film(tmp_path / "plain.mp4").rename(tmp_path / path)
+    monkeypatch.chdir(tmp_path)
+    assert why_no_video(path) is None
+    video = Video(path)
+    monkeypatch.chdir("/")
+    assert number_of(video.frame(9)) == 9
 
 
 def test_nothing_but_the_file_itself_is_read(tmp_path: Path) -> None:
