@@ -26,6 +26,8 @@ def needing(path: Path, count: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if hasattr(error, "__notes__"):
+            raise  # it knows better
         error.filename = str(path)
         error.filename2 = None
         if error.errno in _FULL:

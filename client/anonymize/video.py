@@ -46,15 +46,35 @@ def anonymise_video(
     facts = [files.sha256_file(job.source), job.identity, str(storage), str(av.library_versions)]
     digest = hashlib.sha256("|".join(facts).encode()).hexdigest()[:16]
     work = job.destination.with_name(f".{job.destination.name}.{digest}{WORK}")
+    try:
+        outcome = _anonymise(job, storage, work, name or job.source.name, before_naming)
+    except BaseException as error:
+        if not _segment_path(work, 0).exists():  # there is nothing to go on from
+            shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, av.FFmpegError):
+            raise DataError(
+                f"{job.destination}: FFmpeg cannot store it as {storage.codec} ({error.strerror})"
+            ) from error
+        raise
+    _clear(job.destination)
+    outcome.made.append((job.source, job.destination))
+    return outcome
+
+
+def _anonymise(
+    job: Job, storage: Storage, work: Path, label: str, before_naming: Callable[[Path, int], None] | None
+) -> Outcome:
     video = Video(job.source, index_folder=work)
-    label = name or job.source.name
     outcome = Outcome(left_out=_missing(video, label, job))
     stamps, unit = shown_at(video.index, storage, source=job.source, destination=job.destination)
-    segments = _finished(work)
+    work.mkdir(parents=True, exist_ok=True)
+    work.chmod(0o700)  # what lies here may be less hidden than what it becomes
+    segments = _finished(work, job)
     outcome.resumed = sum(segment.frames for segment in segments)
     segments += _change(video, job, label, storage, work, outcome)
     outcome.skipped = [sentence for segment in segments for sentence in segment.skipped]
     if len(outcome.skipped) == video.frame_count:
+        shutil.rmtree(work)
         raise DataError(f"{job.source}: not one frame of {video.frame_count} can be used ({outcome.skipped[0]})")
     temporary = work / f"whole{job.destination.suffix}"
     try:
@@ -67,8 +87,6 @@ def anonymise_video(
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    _clear(job.destination)
-    outcome.made.append((job.source, job.destination))
     return outcome
 
 
@@ -84,10 +102,12 @@ def _missing(video: Video, label: str, job: Job) -> list[LeftOut]:
     return [LeftOut(label, reason) for reason in (losses, tracks) if reason]
 
 
-def _finished(work: Path) -> list[Stored]:
+def _finished(work: Path, job: Job) -> list[Stored]:
     segments: list[Stored] = []
     number = 0
     while (segment := read_segment(_segment_path(work, number))) is not None:
+        if segment.skipped and job.on_bad == "error":
+            break  # an earlier run was content with black frames
         segments.append(segment)
         number += segment.frames
     return segments
@@ -113,7 +133,7 @@ def _change(video: Video, job: Job, label: str, storage: Storage, work: Path, ou
                 job.progress(number + 1, video.frame_count)
     except BaseException:
         if segment is not None and segment.frames:
-            with suppress(OSError):  # what was wrong first is what is said
+            with suppress(OSError, av.FFmpegError):  # what was wrong first is what is said
                 _store(segment, work, begin, job)
         raise
     if segment is not None:

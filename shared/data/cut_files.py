@@ -42,6 +42,18 @@ def cut_off(path: Path, container: str) -> str | None:
     return None
 
 
+def unfinished(path: Path) -> str | None:
+    """Say of an MP4 or QuickTime file without an index why it has none; `None` of any other file."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        return None
+    if head[4:8] not in (b"ftyp", b"mdat", b"wide", b"free", b"skip", b"moov"):
+        return None
+    return cut_off(path, "mov") or "it has no index, so its recorder never finished it"
+
+
 def _boxes(file: BinaryIO, size: int) -> int:
     """ISO base media (MP4, QuickTime, 3GP): boxes of a size and a name (ISO/IEC 14496-12, 4.2)."""
     at = 0

@@ -19,6 +19,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from wardpose.shared.data.cut_files import unfinished
 from wardpose.shared.data.records import Frame
 from wardpose.shared.errors import DataError
 
@@ -74,7 +75,7 @@ def open_stream(path: Path, *, threads: int = 1) -> tuple[InputContainer, VideoS
         try:
             container = _open(path, patience)
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise _no_video(path, getattr(error, "strerror", None) or str(error)) from error
+            raise _no_video(path, unfinished(path) or _reason(error)) from error
         streams = [stream for stream in container.streams.video if not stream.disposition & _STILL]
         if _STILL_BRANDS & {container.metadata.get("major_brand", "").strip()}:
             why, streams = "it is a picture (HEIF or AVIF)", []

@@ -231,3 +231,16 @@ def test_a_folder_that_cannot_be_written_is_no_hindrance(tmp_path: Path, films: 
     path.write_bytes((films / "h264.mkv").read_bytes())
     (tmp_path / "file").write_bytes(b"")
     assert Video(path, index_folder=tmp_path / "file" / "videos").frame_count == COUNT
+
+
+def test_a_phone_video_that_was_never_finished_is_told_apart_from_no_video(tmp_path: Path, films: Path) -> None:
+    """Its index comes last."""
+    content = (films / "plain.mp4").read_bytes()
+    path = tmp_path / "plain.mp4"
+    for length, words in {
+        len(content) // 2: "the file is cut off",
+        content.index(b"moov") - 4: "never finished it",
+    }.items():
+        path.write_bytes(content[:length])
+        with pytest.raises(DataError, match=f"is no video that can be read: .*{words}"):
+            Video(path)
