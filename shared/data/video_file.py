@@ -197,8 +197,10 @@ class _Reader:
 
     def _following(self, number: int) -> int | None:
         """Return the next frame that the decoder will give out; `None` after the last."""
-        after = np.flatnonzero(self.index.states[number + 1 :] != LOST)
-        return number + 1 + int(after[0]) if len(after) else None
+        number += 1
+        while number < len(self.index) and self.index.states[number] == LOST:
+            number += 1
+        return number if number < len(self.index) else None
 
     def _seek(self, stamp: int) -> bool:
         if self._opened is None:

@@ -90,8 +90,12 @@ class VideoIndex:
 
     def sentences(self) -> list[str]:
         """Everything about the file that its reader should know."""
-        tracks = self.tracks()
-        return [*self.losses, *self.notes, *([tracks] if tracks else [])]
+        tracks, damaged = self.tracks(), np.flatnonzero(self.states != WHOLE).tolist()
+        sentences = [*self.losses, *self.notes, *([tracks] if tracks else [])]
+        if damaged:
+            numbers = ", ".join(map(str, damaged[:10])) + (", ..." if len(damaged) > 10 else "")
+            sentences.append(f"{len(damaged)} frame{'s do' if len(damaged) > 1 else ' does'} not decode ({numbers})")
+        return sentences
 
     @property
     def unit(self) -> Fraction:

@@ -151,6 +151,7 @@ def test_damaged_frames_keep_their_numbers(tmp_path: Path, films: Path) -> None:
     video = Video(path)
     assert video.frame_count == COUNT
     assert np.flatnonzero(video.index.states != WHOLE).tolist() == [3, 4]
+    assert video.index.sentences() == ["2 frames do not decode (3, 4)"]
     for number in (15, 5, 0, 2):
         assert number_of(video.frame(number)) == number
     with pytest.raises(DataError, match=r"mjpeg\.avi: frame 3 is corrupt"):
