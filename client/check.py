@@ -1,7 +1,8 @@
 """The preflight of a hospital's engineer: would this site take part, and if not, what is to be done.
 
-Everything stays on the screen of whoever calls it; nothing is sent or written. Counts of records and patients
-are shown because the caller may see them: they never reach the server.
+Everything stays on the screen of whoever calls it; nothing is sent, and nothing written but the indexes of videos, into
+the site's own state. Counts of records and patients are shown because the caller may see them: they never reach the
+server.
 """
 
 import ctypes
@@ -195,7 +196,7 @@ def _clock(site: Site) -> Iterator[Finding]:
 
 def _data(site: Site, skeleton: str) -> Iterator[Finding]:
     config = site.config
-    dataset = open_source(config.cohort.data, skeleton=get_skeleton(skeleton))
+    dataset = open_source(config.cohort.data, skeleton=get_skeleton(skeleton), index_folder=config.state / "videos")
     records = [dataset.record(index) for index in range(len(dataset))]
     patients = len({record.patient_id for record in records})
     labelled = np.mean([(record.visibility > 0).sum() for record in records])

@@ -124,7 +124,8 @@ def network(config: ModelConfig, device: torch.device) -> PoseModel:
 
 @lru_cache(maxsize=64)
 def _open_data(path: Path, _modified: int, skeleton: str) -> PoseDataset:
-    return open_source(_open_site(path, _modified).config.cohort.data, skeleton=get_skeleton(skeleton))
+    config = _open_site(path, _modified).config
+    return open_source(config.cohort.data, skeleton=get_skeleton(skeleton), index_folder=config.state / "videos")
 
 
 def open_cohort_data(path: Path, skeleton: str) -> PoseDataset:

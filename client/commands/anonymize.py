@@ -1,8 +1,7 @@
 """`wardpose anonymize`: pictures, folders and videos before they go anywhere."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,14 +9,16 @@ from wardpose.client.commands.outcome import say_outcome
 from wardpose.shared.terminal import Json, progress
 
 if TYPE_CHECKING:
-    from wardpose.client.recovery.vault import Vault
-    from wardpose.shared.anonymize.frame_methods import Box, FrameMethod
-
-_METHODS = ("recoverable", "public-view", "blur", "mosaic", "noise", "edges")
+    from wardpose.client.anonymize.job import OnBad as Rule
 
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 OnBad = Annotated[
-    str, typer.Option(help="A frame that cannot be read: error, or skip (left out of a folder, black in a video).")
+    str,
+    typer.Option(
+        help="What cannot be read: error stops there (the rest is kept, and the next run goes on); skip leaves a "
+        "picture out, makes a frame in the middle of a video black so that the others keep their numbers, and takes of "
+        "a video that was cut off what is there. Either way it is said."
+    ),
 ]
 
 
@@ -27,11 +28,20 @@ def register(app: typer.Typer) -> None:
 
 
 def anonymize(
-    source: Annotated[Path, typer.Argument(help="Picture, folder of pictures, or video.")],
-    destination: Annotated[Path, typer.Argument(help="Of the same sort; recoverable results are stored without loss.")],
+    source: Annotated[Path, typer.Argument(help="Picture, video, or folder of them.")],
+    destination: Annotated[
+        Path,
+        typer.Argument(
+            help="Of the same sort; recoverable results are stored without loss. In a folder pictures become .png, "
+            "each page of several one of its own (scan-0001.png), videos .mp4, or .mkv where nothing may be lost."
+        ),
+    ],
     method: Annotated[
         str | None,
-        typer.Option(help=f"{', '.join(_METHODS)}; recoverable with --vault, else public-view, unless said."),
+        typer.Option(
+            help="recoverable, public-view, blur, mosaic, noise, edges; recoverable with --vault, else public-view, "
+            "unless said."
+        ),
     ] = None,
     strength: Annotated[float | None, typer.Option(help="Of blur, mosaic, noise, edges.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Other weights than the bundled ones.")] = None,
@@ -48,34 +58,33 @@ def anonymize(
     on_bad: OnBad = "error",
     as_json: Json = False,
 ) -> None:
-    """Anonymise a picture, a folder or a video; can be interrupted and run again."""
-    from wardpose.client.anonymize.apply import Job, run
-    from wardpose.client.recovery.vault import Vault
-    from wardpose.shared import files
+    """Anonymise a picture, a video or a folder; can be interrupted and run again.
+
+    A video keeps its frames and their times; sound and metadata are gone. What is not in the result is named at the
+    end.
+    """
+    from wardpose.client.anonymize import request
     from wardpose.shared.errors import ConfigError
 
     if keep_originals and vault is None:
         raise ConfigError("--keep-originals needs --vault")
-    chosen = _method(method, strength, weights, vault)
-    persons = _read_boxes(boxes)
+    rule = checked_on_bad(on_bad)
+    chosen = request.choose_method(method, strength=strength, weights=weights, vault=vault)
     with progress(f"anonymising with {chosen.name}") as update:
-        job = Job(
-            source=source,
-            destination=destination,
-            change=lambda frame, name: chosen(frame, persons.get(name, persons.get(name.split("#")[0]))),
-            identity=chosen.identity() + ("" if boxes is None else files.sha256_file(boxes)),
-            lossless=chosen.lossless,
+        outcome = request.anonymize(
+            source,
+            destination,
+            chosen,
+            boxes=boxes,
+            originals=vault if keep_originals else None,
             force=force,
-            on_bad=checked_on_bad(on_bad),
+            on_bad=rule,
             progress=update,
         )
-        outcome = run(job)
-    if keep_originals and vault is not None:
-        _seal_originals(Vault(vault), source, destination)
     say_outcome(outcome, as_json=as_json, method=chosen.name, destination=str(destination))
 
 
-def checked_on_bad(value: str) -> Literal["error", "skip"]:
+def checked_on_bad(value: str) -> "Rule":
     """Return the option's value.
 
     Raises:
@@ -87,56 +96,3 @@ def checked_on_bad(value: str) -> Literal["error", "skip"]:
     if value not in ("error", "skip"):
         raise ConfigError(f'--on-bad "{value}" is not allowed (error, skip)')
     return "skip" if value == "skip" else "error"
-
-
-def _method(method: str | None, strength: float | None, weights: Path | None, vault: Path | None) -> "FrameMethod":
-    from pydantic import ValidationError
-
-    from wardpose.client.recovery.vault import Vault
-    from wardpose.shared.anonymize.desensitise import Desensitise
-    from wardpose.shared.anonymize.frame_methods import DesensitiseMethod, PublicViewMethod, RecoverableMethod
-    from wardpose.shared.anonymize.weights_file import bundled, read_info
-    from wardpose.shared.errors import ConfigError
-
-    name = method or ("public-view" if vault is None else "recoverable")
-    if name not in _METHODS:
-        raise ConfigError(f'--method "{name}" is not allowed ({", ".join(_METHODS)})')
-    if name == "public-view":
-        return PublicViewMethod(bundled("public-view") if weights is None else weights)
-    if name == "recoverable":
-        if vault is None:
-            raise ConfigError("method recoverable needs --vault: whose people may recover?")
-        path = bundled("recoverable") if weights is None else weights
-        opened = Vault(vault)
-        if read_info(path).sha256 != opened.weights_sha256:
-            raise ConfigError(f"{path}: the vault {vault} holds the G_Y of other weights, it could not recover these")
-        return RecoverableMethod(path, opened.public_key)
-    try:
-        return DesensitiseMethod(Desensitise.model_validate({"kind": name, "strength": strength}))
-    except ValidationError as error:
-        raise ConfigError(f"--strength {strength}: {error.errors()[0]['msg']}") from error
-
-
-def _seal_originals(vault: "Vault", source: Path, destination: Path) -> None:
-    from wardpose.client.anonymize.apply import pairs
-    from wardpose.shared import files
-
-    for original, anonymised in pairs(source, destination):
-        digest = files.sha256_file(anonymised)
-        if not vault.original_path(digest).exists():
-            vault.seal_original(digest, original.name, original.read_bytes())
-
-
-def _read_boxes(path: Path | None) -> "dict[str, list[Box]]":
-    from wardpose.shared.errors import ConfigError
-
-    if path is None:
-        return {}
-    try:
-        content = json.loads(path.read_text())
-        return {
-            str(name): [(float(x), float(y), float(w), float(h)) for x, y, w, h in rows]
-            for name, rows in content.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: must map file names to lists of [x, y, width, height]") from error

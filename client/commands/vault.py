@@ -10,7 +10,7 @@ from wardpose.client.commands.outcome import say_outcome
 from wardpose.shared.terminal import Json, progress, say
 
 if TYPE_CHECKING:
-    from wardpose.client.anonymize.apply import Change
+    from wardpose.client.anonymize.job import Change
     from wardpose.client.recovery.keyholders import Credential
     from wardpose.client.recovery.vault import OpenVault
     from wardpose.shared.anonymize.frame_methods import Recoverer
@@ -108,7 +108,8 @@ def recover(
     as_json: Json = False,
 ) -> None:
     """Recover what a recoverable anonymiser wrote; every use is logged in the vault."""
-    from wardpose.client.anonymize.apply import Job, run
+    from wardpose.client.anonymize.apply import run
+    from wardpose.client.anonymize.job import Job
     from wardpose.client.recovery.vault import Vault
     from wardpose.shared import files
     from wardpose.shared.anonymize.frame_methods import Recoverer
@@ -141,13 +142,14 @@ def recover(
 
 
 def _recovering(recoverer: "Recoverer", unlocked: "OpenVault", source: Path) -> "Change":
+    from wardpose.client.anonymize.job import file_of
     from wardpose.shared import files
     from wardpose.shared.data.records import Frame
 
     keys: dict[str, bytes] = {}
 
     def change(frame: Frame, name: str) -> Frame:
-        file = name.split("#")[0]
+        file = file_of(name)
         if file not in keys:
             path = source / file if source.is_dir() else source
             keys[file] = unlocked.authorise(f"{file} {files.sha256_file(path)}")

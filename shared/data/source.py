@@ -138,15 +138,20 @@ def names_patients(source: DataSource) -> bool:
     return isinstance(source, WardSource) or source.patients is not None
 
 
-def open_source(source: DataSource, *, skeleton: Skeleton) -> PoseDataset:
+def open_source(source: DataSource, *, skeleton: Skeleton, index_folder: Path | None = None) -> PoseDataset:
     """Open a source with its joints expressed in `skeleton`.
+
+    Args:
+        source: what to open.
+        skeleton: joint layout of the data set.
+        index_folder: where the indexes of videos are kept between processes.
 
     Raises:
         DataError: it cannot be read, holds a bad record (unless they are skipped), or nothing is left.
         ConfigError: a name in it is unknown.
 
     """
-    dataset = _open(source, skeleton)
+    dataset = _open(source, skeleton, index_folder)
     if source.records is None:
         return dataset
     records = read_json(source.records)
@@ -194,8 +199,8 @@ def find_data_root() -> Path:
     raise ConfigError(f"real data is not here: set WARDPOSE_DATA to its folder, or put it at {beside}")
 
 
-def _open(source: DataSource, skeleton: Skeleton) -> PoseDataset:
-    # A reader is imported when it is used: configuration files are read without OpenCV's video or a renderer.
+def _open(source: DataSource, skeleton: Skeleton, index_folder: Path | None) -> PoseDataset:
+    # A reader is imported when it is used: configuration files are read without FFmpeg or a renderer.
     if isinstance(source, WardSource):
         from wardpose.shared.data.ward import WardDataset
 
@@ -226,7 +231,14 @@ def _open(source: DataSource, skeleton: Skeleton) -> PoseDataset:
         return read_lsp(source.path, split=source.split, skeleton=skeleton, **_options(source))
     from wardpose.shared.data.video import read_video
 
-    return read_video(source.path, source.labels, layout=source.layout, skeleton=skeleton, **_options(source))
+    return read_video(
+        source.path,
+        source.labels,
+        layout=source.layout,
+        skeleton=skeleton,
+        index_folder=index_folder,
+        **_options(source),
+    )
 
 
 class _Options(TypedDict):

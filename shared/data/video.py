@@ -5,24 +5,24 @@ JSON labels:
     {"skeleton": "lsp14", "records": [{"frame": 12, "joints": [[x, y, v], ...], "person": "0", "patient": "p01",
       "also": ["nurse"], "box": [x, y, w, h], "head_size": 20.5, "group": "lying"}]}
 
-`frame` is the frame number from 0 in a video, the file name in a folder; all after `joints` may be left out, and then
-`person` is 0 and the box goes around the joints. CSV labels have the same names as columns (`also` separated by `;`,
-the box as `box_x,box_y,box_width,box_height`) and each joint as `<joint>_x,<joint>_y,<joint>_v`; an empty cell is a
-value left out, a joint whose cells are empty is not labelled.
+`frame` is the file name in a folder; in a video it is the frame's number from 0, in the order a player shows them
+(see `video_index`). All after `joints` may be left out, and then `person` is 0 and the box goes around the joints. CSV
+labels have the same names as columns (`also` separated by `;`, the box as `box_x,box_y,box_width,box_height`) and each
+joint as `<joint>_x,<joint>_y,<joint>_v`; an empty cell is a value left out, a joint whose cells are empty is not
+labelled.
 """
 
 import csv
-import threading
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from wardpose.shared.data.dataset import FrameSource, ImageFile, ListDataset
 from wardpose.shared.data.patients import Owners, PatientRule
 from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading, field, numbers, read_json, short
 from wardpose.shared.data.records import Frame
+from wardpose.shared.data.video_file import Video
 from wardpose.shared.errors import ConfigError, DataError
 from wardpose.shared.skeleton import SKELETONS, Skeleton, get_skeleton
 
@@ -39,6 +39,7 @@ def read_video(
     patients: PatientRule | None = None,
     on_bad_record: OnBadRecord = "error",
     check_images: CheckImages = "header",
+    index_folder: Path | None = None,
 ) -> ListDataset:
     """Read a video file or a frame folder. Record ids are `frame:person`.
 
@@ -51,7 +52,9 @@ def read_video(
         skeleton: layout wanted; the labels' own when `None`.
         patients: where patient ids come from.
         on_bad_record: stop, or skip and list.
-        check_images: headers and frame counts only, or decode every frame.
+        check_images: frame sizes and counts only, or decode every frame.
+        index_folder: where the indexes of videos are kept between processes; without it each process makes its own, for
+            which it decodes the whole video once.
 
     Raises:
         DataError: a file is missing or malformed, or a record is bad and `on_bad_record` is `error`.
@@ -72,70 +75,14 @@ def read_video(
         on_bad_record=on_bad_record,
         check_images=check_images,
     )
-    video = None if path.is_dir() else Video(path)
+    video = None if path.is_dir() else Video(path, index_folder=index_folder)
+    for sentence in () if video is None else video.index.sentences():
+        reading.note(f"{path}: {sentence}")
     for position, entry in enumerate(entries):
         stated = entry.get("frame", "?") if isinstance(entry, dict) else "?"
         with reading.record(f"#{position} (frame {stated})"):
             _read_entry(entry, reading, path, video, source)
     return reading.finish()
-
-
-class Video:
-    """An open video file; frames by number, in any order, from any thread."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        self._next = 0
-        self._capture = self._open()
-        self.frame_count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.height = int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
-        self.width = int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH))
-
-    def frame(self, number: int) -> Frame:
-        """Decode frame `number`, from 0.
-
-        Raises:
-            DataError: it does not decode; names file and number.
-
-        """
-        with self._lock:
-            if number != self._next:
-                self._capture.set(cv2.CAP_PROP_POS_FRAMES, number)
-            good, picture = self._capture.read()
-            self._next = number + 1
-            # A decoder that passed over a damaged frame has counted fewer frames than were asked for.
-            if not good or round(self._capture.get(cv2.CAP_PROP_POS_FRAMES)) != number + 1:
-                self._next = -1
-                picture = self._from_the_start(number)
-            if picture is None:
-                raise DataError(
-                    f"{self.path}: frame {number} is corrupt (allowed: a frame that decodes, of {self.frame_count})"
-                )
-        return np.ascontiguousarray(picture[..., ::-1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]  # the file is opened anew in the other process
-
-    def _from_the_start(self, number: int) -> Any:
-        """Read on from the first frame until the time stamp is that of `number`; `None` when it is passed over."""
-        self._capture = self._open()
-        rate = self._capture.get(cv2.CAP_PROP_FPS)
-        for _ in range(self.frame_count):
-            good, picture = self._capture.read()
-            arrived = round(self._capture.get(cv2.CAP_PROP_POS_MSEC) * rate / 1000) if good else -1
-            if arrived >= number:
-                return picture if arrived == number else None
-        return None
-
-    def _open(self) -> Any:
-        capture = cv2.VideoCapture(str(self.path))
-        if not capture.isOpened():
-            raise DataError(f"{self.path}: is no video that can be opened (allowed: a file that OpenCV decodes)")
-        return capture
 
 
 class _VideoFrame:
@@ -147,7 +94,7 @@ class _VideoFrame:
         return self._video.frame(self._number)
 
     def size(self) -> tuple[int, int]:
-        return self._video.height, self._video.width
+        return self._video.size(self._number)
 
     def fingerprint(self) -> str:
         return f"{self._video.path.name}:{self._video.path.stat().st_size}:{self._number}"
@@ -160,8 +107,9 @@ def _read_entry(entry: Any, reading: Reading, path: Path, video: Video | None, s
         name = str(stated)
         frame = ImageFile(root=path, name=name)
     else:
-        if not isinstance(stated, int) or not 0 <= stated < video.frame_count:
-            raise DataError(f"frame is {stated!r} (allowed: 0 to {video.frame_count - 1})")
+        if not isinstance(stated, int):
+            raise DataError(f"{path}: frame is {stated!r} (allowed: 0 to {video.frame_count - 1})")
+        video.check(stated)
         name = str(stated)
         frame = _VideoFrame(video, stated)
     joints = numbers(field(entry, "joints", list), "joints", 3 * len(source)).reshape(-1, 3)

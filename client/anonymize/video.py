@@ -1,0 +1,178 @@
+"""A video in, the anonymised (or recovered) one out, with the same frames at the same times.
+
+Frames are numbered as `shared.data.video_index` numbers them, so a label's frame is the same frame before and after.
+What is done is kept in segments beside the destination; the next run goes on after the last of them.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from wardpose.client.anonymize import disk
+from wardpose.client.anonymize.encoding import Segment, Storage, Stored, assemble, read_segment, storage_for
+from wardpose.client.anonymize.job import Job, LeftOut, Outcome, refuse_existing
+from wardpose.client.anonymize.sources import WORK
+from wardpose.client.anonymize.timing import shown_at
+from wardpose.shared import files
+from wardpose.shared.data.records import Frame
+from wardpose.shared.data.video_file import Video
+from wardpose.shared.errors import DataError, WardposeError
+
+
+def anonymise_video(
+    job: Job, *, name: str | None = None, before_naming: Callable[[Path, int], None] | None = None
+) -> Outcome:
+    """Do a job whose source is a video.
+
+    Args:
+        job: what to do.
+        name: of the video in the names of its frames; that of its file when absent.
+        before_naming: called with the finished file and its number of frames before it gets its name.
+
+    Raises:
+        ConfigError: the destination exists, or cannot hold the result.
+        DataError: the source cannot be read, or not all of it and `on_bad` is `error`.
+        OSError: something cannot be written.
+
+    """
+    refuse_existing(job)
+    storage = storage_for(job.destination, source=job.source, lossless=job.lossless)
+    facts = [files.sha256_file(job.source), job.identity, str(storage), str(av.library_versions)]
+    digest = hashlib.sha256("|".join(facts).encode()).hexdigest()[:16]
+    work = job.destination.with_name(f".{job.destination.name}.{digest}{WORK}")
+    try:
+        outcome = _anonymise(job, storage, work, name or job.source.name, before_naming)
+    except BaseException as error:
+        if not _segment_path(work, 0).exists():  # there is nothing to go on from
+            shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, av.FFmpegError):
+            raise DataError(
+                f"{job.destination}: FFmpeg cannot store it as {storage.codec} ({error.strerror})"
+            ) from error
+        raise
+    _clear(job.destination)
+    outcome.made.append((job.source, job.destination))
+    return outcome
+
+
+def _anonymise(
+    job: Job, storage: Storage, work: Path, label: str, before_naming: Callable[[Path, int], None] | None
+) -> Outcome:
+    video = Video(job.source, index_folder=work)
+    outcome = Outcome(left_out=_missing(video, label, job))
+    stamps, unit = shown_at(video.index, storage, source=job.source, destination=job.destination)
+    work.mkdir(parents=True, exist_ok=True)
+    work.chmod(0o700)  # what lies here may be less hidden than what it becomes
+    segments = _finished(work, job)
+    outcome.resumed = sum(segment.frames for segment in segments)
+    segments += _change(video, job, label, storage, work, outcome)
+    outcome.skipped = [sentence for segment in segments for sentence in segment.skipped]
+    if len(outcome.skipped) == video.frame_count:
+        shutil.rmtree(work)
+        raise DataError(f"{job.source}: not one frame of {video.frame_count} can be used ({outcome.skipped[0]})")
+    temporary = work / f"whole{job.destination.suffix}"
+    try:
+        with disk.needing(job.destination, sum(segment.path.stat().st_size for segment in segments)):
+            assemble(segments, temporary, storage, stamps, unit)
+            if before_naming is not None:
+                before_naming(temporary, video.frame_count)
+            disk.move(temporary, job.destination, mode=job.mode)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    return outcome
+
+
+def _missing(video: Video, label: str, job: Job) -> list[LeftOut]:
+    """List what of the file is not among its frames."""
+    losses = "; ".join(video.index.losses)
+    if losses and job.on_bad == "error":
+        raise DataError(
+            f"{job.source}: {losses} (allowed: a whole video; --on-bad skip takes the {video.frame_count} frames that "
+            "are there)"
+        )
+    tracks = video.index.tracks()
+    return [LeftOut(label, reason) for reason in (losses, tracks) if reason]
+
+
+def _finished(work: Path, job: Job) -> list[Stored]:
+    segments: list[Stored] = []
+    number = 0
+    while (segment := read_segment(_segment_path(work, number))) is not None:
+        if segment.skipped and job.on_bad == "error":
+            break  # an earlier run was content with black frames
+        segments.append(segment)
+        number += segment.frames
+    return segments
+
+
+def _change(video: Video, job: Job, label: str, storage: Storage, work: Path, outcome: Outcome) -> list[Stored]:
+    """Change the frames that are not done yet, and store them."""
+    height, width = video.height, video.width
+    aspect = Fraction(*video.index.aspect.tolist())
+    segments: list[Stored] = []
+    segment, begin = None, outcome.resumed
+    try:
+        for number in range(outcome.resumed, video.frame_count):
+            if segment is None:
+                segment, begin = Segment(storage, height, width, aspect), number
+            frame, why = _changed(video, number, job, label)
+            segment.add(frame, why)
+            outcome.frames += not why
+            if segment.full:
+                done, segment = segment, None
+                segments.append(_store(done, work, begin, job))
+            if job.progress is not None:
+                job.progress(number + 1, video.frame_count)
+    except BaseException:
+        if segment is not None and segment.frames:
+            with suppress(OSError, av.FFmpegError):  # what was wrong first is what is said
+                _store(segment, work, begin, job)
+        raise
+    if segment is not None:
+        segments.append(_store(segment, work, begin, job))
+    return segments
+
+
+def _changed(video: Video, number: int, job: Job, label: str) -> tuple[Frame, str]:
+    """Return the changed frame, or a black one and why."""
+    try:
+        frame = video.frame(number)
+        if frame.shape[:2] != (video.height, video.width):
+            raise DataError(
+                f"{job.source}: frame {number} is {frame.shape[1]} x {frame.shape[0]} pixels, the first "
+                f"{video.width} x {video.height} (allowed: one size)"
+            )
+        return job.change(frame, f"{label}#{number}"), ""
+    except WardposeError as error:
+        message = f"{job.source}: frame {number} of {video.frame_count} cannot be used ({error})"
+        if job.on_bad == "error":
+            raise type(error)(f"{message}; the frames before it are kept, --on-bad skip makes it black") from error
+        return np.zeros((video.height, video.width, 3), np.uint8), message
+
+
+def _store(segment: Segment, work: Path, begin: int, job: Job) -> Stored:
+    path = _segment_path(work, begin)
+    disk.write(path, segment.content(), mode=job.mode)
+    return Stored(path, segment.frames, segment.skipped)
+
+
+def _segment_path(work: Path, begin: int) -> Path:
+    return work / f"{begin:09d}.segment"
+
+
+def _clear(destination: Path) -> None:
+    """Remove what earlier runs left of this video, those on another source or with another method too."""
+    for work in destination.parent.glob(f".{_literal(destination.name)}.*{WORK}"):
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
