@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from wardpose.client.commands.findings import say_findings
+
 app = typer.Typer(no_args_is_help=True)
 
 SiteFile = Annotated[Path, typer.Argument(help="The hospital's site.yaml.", metavar="SITE.yaml")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-_COLOURS = {"ok": "green", "warning": "yellow", "failure": "red"}
 
 
 @app.command()
@@ -39,23 +40,8 @@ def check(
 
     findings = check_site(site, skeleton=skeleton)
     failed = any(finding.status == "failure" for finding in findings)
-    if as_json:
-        typer.echo(json.dumps({"ok": not failed, "findings": [vars(finding) for finding in findings]}))
-    else:
-        from rich.console import Console
-
-        console = Console()
-        for finding in findings:
-            colour = _COLOURS[finding.status]
-            console.print(
-                f"[{colour}]{finding.status:8}[/{colour}] {finding.name:14}",
-                finding.text,
-                highlight=False,
-                soft_wrap=True,
-            )
-        console.print("this site cannot take part" if failed else "this site can take part", style="bold")
-    if failed:
-        raise typer.Exit(1)
+    verdict = "this site cannot take part" if failed else "this site can take part"
+    say_findings(findings, ok=not failed, verdict=verdict, counts={}, as_json=as_json)
 
 
 @app.command()
