@@ -5,53 +5,40 @@ the site's own state. Counts of records and patients are shown because the calle
 server.
 """
 
+import contextlib
 import ctypes
 import math
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
+from wardpose.client.findings import Finding, finding
+from wardpose.client.journal import SiteJournal
 from wardpose.client.site import Site, open_site
 from wardpose.shared.anonymize.public_view import open_public_view
 from wardpose.shared.data.records import PoseDataset
-from wardpose.shared.data.source import open_source
-from wardpose.shared.errors import WardposeError
+from wardpose.shared.data.source import names_patients, open_source
+from wardpose.shared.errors import LedgerError, WardposeError
+from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.privacy.noise import secure_streams, self_test
 from wardpose.shared.site_config import SiteConfig
 from wardpose.shared.skeleton import get_skeleton
+from wardpose.shared.training.cohort import index_units
 from wardpose.shared.version import code_hash, version
-
-Status = Literal["ok", "warning", "failure"]
 
 _CROP_BYTES = 256 * 192 * 3  # one cached view of one record
 _SPARE_BYTES = 1 << 30
 _CLOCK_SECONDS = 300  # what Flower's node authentication tolerates
 _TIME_ERROR = 5  # return value of adjtimex(2) when the clock is not synchronised
 _FRAMES_READ = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What one check found.
-
-    Attributes:
-        name: of the check.
-        status: `failure` keeps the site from taking part.
-        text: what was found, and what to do about it.
-
-    """
-
-    name: str
-    status: Status
-    text: str
+_TRIES = 5
 
 
 def check_site(path: Path, *, skeleton: str = "lsp14") -> list[Finding]:
@@ -66,7 +53,7 @@ def check_site(path: Path, *, skeleton: str = "lsp14") -> list[Finding]:
 
     """
     site = open_site(path)
-    findings = [Finding(name="configuration", status="ok", text=f'site "{site.config.site}", {path}'), _code()]
+    findings = [_ok("configuration", f'site "{site.config.site}", {path}'), _code()]
     checks: dict[str, Callable[[Site], Iterator[Finding]]] = {
         "policy": _policy,
         "ledger": _ledger,
@@ -86,8 +73,9 @@ def _guarded(name: str, check: Callable[[Site], Iterator[Finding]], site: Site) 
     findings: list[Finding] = []
     try:
         findings.extend(check(site))
-    except (WardposeError, OSError, RuntimeError) as error:
-        findings.append(Finding(name=name, status="failure", text=str(error)))
+    except Exception as error:  # a check that fails is a finding, whatever it failed over
+        known = isinstance(error, WardposeError | OSError | RuntimeError)
+        findings.append(_failure(name, str(error) if known else f"{type(error).__name__}: {error}"))
     return findings
 
 
@@ -96,15 +84,15 @@ def _code() -> Finding:
 
 
 def _ok(name: str, text: str) -> Finding:
-    return Finding(name=name, status="ok", text=text)
+    return finding(name, "ok", text)
 
 
 def _warning(name: str, text: str) -> Finding:
-    return Finding(name=name, status="warning", text=text)
+    return finding(name, "warning", text)
 
 
 def _failure(name: str, text: str) -> Finding:
-    return Finding(name=name, status="failure", text=text)
+    return finding(name, "failure", text)
 
 
 def _policy(site: Site) -> Iterator[Finding]:
@@ -123,6 +111,12 @@ def _policy(site: Site) -> Iterator[Finding]:
         yield _failure(
             "policy", f"cohort.declared_patients = {patients} is below {minimum}: every order will be refused"
         )
+    if policy.unit == "patient" and not names_patients(site.config.cohort.data):
+        yield _failure(
+            "policy",
+            "policy.unit = patient, but cohort.data names no patients, so nobody can tell them apart: every order will be "
+            "refused (name them with cohort.data.patients, or say policy.unit: record, or frame for whole pictures)",
+        )
     if "none" in policy.mechanisms:
         yield _warning("policy", "policy.mechanisms allows none: updates without any privacy may leave")
     if site.config.simulation_seed is not None:
@@ -133,20 +127,33 @@ def _policy(site: Site) -> Iterator[Finding]:
 
 def _ledger(site: Site) -> Iterator[Finding]:
     config, policy = site.config, site.config.policy
-    if config.ledger.exists():
-        ledger = site.ledger()
-        ledger.verify()
-        sequence, head = ledger.head()
-        yield _ok("ledger", f"{config.ledger}: {sequence} entries, chain unbroken, head {head[:12]}")
-        newest = max((int(entry.body["time"]) for entry in ledger.entries()), default=0)
-        if newest > time.time() + _CLOCK_SECONDS:
-            yield _failure("clock", "the ledger's last entry lies in the future: set the clock")
-    else:
-        yield _ok("ledger", f"{config.ledger}: none yet; the first order makes it")
     folder = _existing(config.ledger.parent)
     if not os.access(folder, os.W_OK):
         yield _failure("ledger", f"{folder}: not writable by this user; orders will be refused")
-    spent = site.ledger().epsilon(config.cohort.name, delta=policy.delta, adjacency=policy.adjacency)
+    spent = 0.0
+    whole = not names_patients(config.cohort.data)
+    with _copy_of(site.journal.path) as journal:
+        known = SiteJournal(journal).head() if journal.exists() else None
+    if config.ledger.exists():
+        with _copy_of(config.ledger) as copy:
+            ledger = Ledger.open_readonly(copy)
+            ledger.verify(known)
+            sequence, head = ledger.head()
+            yield _ok("ledger", f"{config.ledger}: {sequence} entries, chain unbroken, head {head[:12]}")
+            newest = max((int(entry.body["time"]) for entry in ledger.entries()), default=0)
+            if newest > time.time() + _CLOCK_SECONDS:
+                yield _failure("clock", "the ledger's last entry lies in the future: set the clock")
+            account = ledger.account(config.cohort.name, policy.delta, adjacency=policy.adjacency, whole_ledger=whole)
+            spent = account.epsilon
+            if ledger.seeded(config.cohort.name):
+                yield _warning("ledger", "NOT PRIVATE: charges were made with noise from a seed")
+    elif known is not None:
+        raise LedgerError(
+            f"{config.ledger}: is gone, but {known[0]} entries were seen before; what they charged stays charged "
+            "(restore the newest backup)"
+        )
+    else:
+        yield _ok("ledger", f"{config.ledger}: none yet; the first order makes it")
     text = (
         f'cohort "{config.cohort.name}": epsilon {spent:.4f} of {policy.epsilon:g} is spent at delta {policy.delta:g}'
     )
@@ -154,6 +161,42 @@ def _ledger(site: Site) -> Iterator[Finding]:
         yield _failure("budget", f"{text}: nothing is left, every private order will be refused")
     else:
         yield (_warning if spent > 0.9 * policy.epsilon else _ok)("budget", text)
+
+
+@contextlib.contextmanager
+def _copy_of(path: Path) -> Iterator[Path]:
+    """Copy a ledger and its log for as long as it is read: SQLite makes files beside whatever it opens.
+
+    Raises:
+        LedgerError: it is being written to all the time; or what the caller raises, of the ledger itself.
+
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        parts = [path.with_name(path.name + ending) for ending in ("", "-wal")]
+        for _ in range(_TRIES):
+            before = [_state(part) for part in parts]
+            for part in parts:
+                target = copy.with_name(part.name)
+                target.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copyfile(part, target)
+            if [_state(part) for part in parts] == before:
+                break
+        else:
+            raise LedgerError(f"{path}: is being written to; try again")
+        try:
+            yield copy
+        except LedgerError as error:
+            raise LedgerError(str(error).replace(str(copy), str(path))) from error
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _device(site: Site) -> Iterator[Finding]:
@@ -196,13 +239,14 @@ def _clock(site: Site) -> Iterator[Finding]:
 
 def _data(site: Site, skeleton: str) -> Iterator[Finding]:
     config = site.config
-    dataset = open_source(config.cohort.data, skeleton=get_skeleton(skeleton), index_folder=config.state / "videos")
+    dataset = open_source(config.cohort.data, skeleton=get_skeleton(skeleton))
     records = [dataset.record(index) for index in range(len(dataset))]
     patients = len({record.patient_id for record in records})
     labelled = np.mean([(record.visibility > 0).sum() for record in records])
     yield _ok("data", f"{dataset.name}: {len(records)} records of {patients} patients, {labelled:.1f} joints a record")
     for note in dataset.notes:
         yield _warning("data", note)
+    yield from _owners(site, dataset)
     declared = config.cohort.declared_patients
     if not declared / 2 <= patients <= 2 * declared:
         yield _warning(
@@ -210,8 +254,27 @@ def _data(site: Site, skeleton: str) -> Iterator[Finding]:
         )
     for index in np.linspace(0, len(records) - 1, num=min(_FRAMES_READ, len(records)), dtype=int):
         dataset.frame(int(index))
-    yield _ok("data", f"{min(_FRAMES_READ, len(records))} frames decoded")
+    yield _ok("data", f"{min(_FRAMES_READ, len(records))} frames decoded (all of them: wardpose data check)")
     yield _disk(config, dataset)
+
+
+def _owners(site: Site, dataset: PoseDataset) -> Iterator[Finding]:
+    """Say what becomes of pictures that show several people."""
+    cohort, unit = site.config.cohort, site.config.policy.unit
+    units = index_units(dataset, unit=unit, multi_owner=cohort.multi_owner)
+    pictures: dict[str, set[str]] = {}
+    for record in (dataset.record(index) for index in range(len(dataset))):
+        shown = pictures.setdefault(record.picture or record.record_id, set())
+        shown.update((record.patient_id, *record.also_patients))
+    several = sum(len(shown) > 1 for shown in pictures.values())
+    if several and unit == "patient":
+        yield _warning(
+            "owners",
+            f"{several} of {len(pictures)} pictures show several people; cohort.multi_owner = {cohort.multi_owner} leaves "
+            f"{units.dropped} of {len(dataset)} records out and makes {len(units)} units of the rest",
+        )
+    else:
+        yield _ok("owners", f"{len(units)} units of {len(dataset)} records, {several} pictures show several people")
 
 
 def _disk(config: SiteConfig, dataset: PoseDataset) -> Finding:

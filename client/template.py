@@ -19,6 +19,7 @@ cohort:
     images: data/images
     # patients:             # who is on which frame; without it every frame counts as a patient of its own,
     #   file: data/patients.csv   # and then patients with many frames are protected less than epsilon says
+    #   ids: fold           # P017 and "p 017" are one patient; exact: two; without it such ids are refused
 
 policy:
   mechanisms: [dp-sgd]      # of dp-sgd, projected, feature, feature-projective; none gives no privacy at all

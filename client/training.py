@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from wardpose.client.site import Site, network, open_public_data
-from wardpose.shared.data.records import PoseDataset
+from wardpose.shared.data.records import PoseDataset, patients_named
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import DataError, WireError
 from wardpose.shared.privacy.noise import secure_streams, seeded_streams, self_test
@@ -108,6 +108,10 @@ def patients_of(cohort: CohortConfig, data: PoseDataset) -> dict[str, str] | Non
     """Return everybody who is named in a cohort's records, with their consent tiers; `None` where nobody is named."""
     if not names_patients(cohort.data):
         return None
+    if not patients_named(data):
+        raise DataError(
+            f"{data.name}: some records name no patient (allowed: every record of cohort.data names its own)"
+        )
     tiers = patient_tiers(cohort) or {}
     records = (data.record(index) for index in range(len(data)))
     named = dict.fromkeys(name for record in records for name in (record.patient_id, *record.also_patients))

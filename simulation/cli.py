@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from wardpose.client.commands import anonymize, site, vault
+from wardpose.client.commands import anonymize, data, site, vault
 from wardpose.server.commands import server
 from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.errors import WardposeError
@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 app.add_typer(site.app, name="site", help="What a hospital engineer does.")
 app.add_typer(server.app, name="server", help="What a coordinator does.")
-for _group in (anonymize, vault, anonymizer, audit, benchmark, dev, plan, pretrain, simulate):
+for _group in (data, anonymize, vault, anonymizer, audit, benchmark, dev, plan, pretrain, simulate):
     _group.register(app)
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from wardpose.client.commands.findings import say_findings
+
 app = typer.Typer(no_args_is_help=True)
 
 SiteFile = Annotated[Path, typer.Argument(help="The hospital's site.yaml.", metavar="SITE.yaml")]
@@ -16,7 +18,6 @@ RootCertificates = Annotated[Path, typer.Option(help="Certificate of the authori
 PrivateKey = Annotated[Path, typer.Option(help="The node's key, whose public half is registered with the server.")]
 SecretFile = Annotated[Path, typer.Option(help="Secret that SuperNode and executor share: any bytes, kept private.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Where SuperNode and executor meet.")]
-_COLOURS = {"ok": "green", "warning": "yellow", "failure": "red"}
 
 
 @app.command()
@@ -108,23 +109,8 @@ def check(
 
     findings = check_site(site, skeleton=skeleton)
     failed = any(finding.status == "failure" for finding in findings)
-    if as_json:
-        typer.echo(json.dumps({"ok": not failed, "findings": [vars(finding) for finding in findings]}))
-    else:
-        from rich.console import Console
-
-        console = Console()
-        for finding in findings:
-            colour = _COLOURS[finding.status]
-            console.print(
-                f"[{colour}]{finding.status:8}[/{colour}] {finding.name:14}",
-                finding.text,
-                highlight=False,
-                soft_wrap=True,
-            )
-        console.print("this site cannot take part" if failed else "this site can take part", style="bold")
-    if failed:
-        raise typer.Exit(1)
+    verdict = "this site cannot take part" if failed else "this site can take part"
+    say_findings(findings, ok=not failed, verdict=verdict, counts={}, as_json=as_json)
 
 
 @app.command()

@@ -1,20 +1,30 @@
-"""COCO person keypoints: native JSON with several persons an image, crowd boxes and masks as polygons or RLE.
+"""COCO person keypoints: native JSON with several persons an image, and what annotation tools export in its form.
 
-Left out, and said in the notes: crowd boxes (`iscrowd`), people without a labelled joint, other categories.
+A category with COCO's 17 joints, in whatever order and whatever it is called, is a person; merged exports have several,
+and Roboflow and CVAT add categories without joints. Ids are numbers or texts. Left out, and counted in the notes: crowd
+boxes (`iscrowd`), people without a labelled joint, other categories, and annotations that repeat another one. Patients
+are those of the patient rule, or else of `patient` (and `also`, a list) in an annotation or its `attributes`.
 """
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as masks
 
+from wardpose.shared.data.coco_masks import segmentation_mask
 from wardpose.shared.data.dataset import ImageFile, ListDataset
-from wardpose.shared.data.patients import PatientRule
-from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading, field, numbers, read_json, short
+from wardpose.shared.data.fields import field, flag, identifier, numbers, read_json, short, size, visibility
+from wardpose.shared.data.patient_ids import PatientError
+from wardpose.shared.data.patients import Owners, PatientRule
+from wardpose.shared.data.picture_folder import PictureFolder
+from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading
 from wardpose.shared.errors import DataError
 from wardpose.shared.skeleton import COCO17, Skeleton
+
+_Id = int | str
 
 
 def read_coco(
@@ -33,6 +43,7 @@ def read_coco(
     Raises:
         DataError: a file is missing or malformed, joints are not COCO's 17, or a record is bad and `on_bad_record` is
             `error`.
+        PatientError: it is not certain which records are of one patient.
 
     """
     reading = Reading(
@@ -46,91 +57,162 @@ def read_coco(
     )
     content = read_json(annotations)
     try:
-        person = _person_category(content)
-        image_list = field(content, "images", list)
-        known = {field(image, "id", int): image for image in image_list}
+        people = _People(content, reading, reading.folder(images))
         entries = field(content, "annotations", list)
-        if len(known) < len(image_list):
-            numbers_seen = [image["id"] for image in image_list]
-            twice = next(number for number in numbers_seen if numbers_seen.count(number) > 1)
-            raise DataError(f"image id {twice} appears twice (allowed: each id once)")
     except DataError as error:
         raise DataError(f"{annotations}: {error}") from error
-    crowds = without_joints = 0
     for position, entry in enumerate(entries):
         label = entry.get("id", f"#{position}") if isinstance(entry, dict) else f"#{position}"
         with reading.record(str(label)):
-            if field(entry, "category_id", int) != person:
-                continue
-            if entry.get("iscrowd", 0):
-                crowds += 1
-                continue
-            keypoints = numbers(field(entry, "keypoints", list), "keypoints", 3 * len(COCO17)).reshape(-1, 3)
-            if not keypoints[:, 2].any():
-                without_joints += 1
-                continue
-            number = field(entry, "image_id", int)
-            if number not in known:
-                raise DataError(f"image_id {number} is not among the images (allowed: {len(known)} ids)")
-            image = known[number]
-            name = field(image, "file_name", str)
-            size = (field(image, "height", int), field(image, "width", int))
-            reading.add(
-                str(field(entry, "id", int)),
-                joints=keypoints[:, :2].astype(np.float32),
-                visibility=_visibility(keypoints[:, 2]),
-                box=numbers(field(entry, "bbox", list), "bbox", 4).astype(np.float32),
-                frame=ImageFile(root=images, name=name),
-                frame_name=name,
-                stated_size=size,
-                area=_area(entry, size),
-            )
-    if crowds:
-        reading.note(f"{annotations}: {crowds} crowd boxes left out")
-    if without_joints:
-        reading.note(f"{annotations}: {without_joints} people without labelled joints left out")
+            people.add(entry)
+    people.finish()
     return reading.finish()
 
 
-def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Draw a COCO segmentation (polygons, RLE or compressed RLE) as a mask (height, width) of 0 and 1.
+class _People:
+    """The people of one file, and what of it was left out."""
 
-    Raises:
-        DataError: it is none of the three.
+    def __init__(self, content: Any, reading: Reading, images: PictureFolder) -> None:
+        self._reading = reading
+        self._folder = images
+        self._orders, self._names = _categories(content)
+        self._images: dict[_Id, Any] = {}
+        for image in field(content, "images", list):
+            number = identifier(image, "id")
+            if number in self._images:
+                raise DataError(f"image id {number} appears twice (allowed: each id once)")
+            self._images[number] = image
+        self._used: set[_Id] = set()
+        self._seen: set[tuple[_Id, bytes]] = set()
+        self._others: Counter[str] = Counter()
+        self._crowds = self._without_joints = self._repeated = 0
 
-    """
-    height, width = size
-    try:
-        if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
-            runs = masks.frPyObjects(segmentation, height, width)
-        elif isinstance(segmentation, dict):
-            runs = segmentation
-        else:
-            runs = masks.merge(masks.frPyObjects(segmentation, height, width))
-        return np.asarray(masks.decode(runs), np.uint8)
-    except Exception as error:  # pycocotools' C code raises whatever it likes
-        raise DataError(f"segmentation is {short(segmentation)} (allowed: polygons or RLE): {error}") from error
+    def add(self, entry: Any) -> None:
+        """Keep an annotation, or count why not."""
+        category = identifier(entry, "category_id")
+        if category not in self._orders:
+            self._others[self._names.get(category, f"of id {category}")] += 1
+            return
+        if flag(entry, "iscrowd"):
+            self._crowds += 1
+            return
+        keypoints = self._keypoints(entry, self._orders[category])
+        if keypoints is None:
+            self._without_joints += 1
+            self._bystander(entry)
+            return
+        number = identifier(entry, "image_id")
+        if number not in self._images:
+            raise DataError(f"image_id {number} is not among the images (allowed: {len(self._images)} ids)")
+        person = (number, keypoints.tobytes())
+        if person in self._seen:
+            self._repeated += 1
+            return
+        image = self._images[number]
+        name = field(image, "file_name", str)
+        frame = self._folder.find(name)
+        self._reading.add(
+            str(identifier(entry, "id")),
+            joints=keypoints[:, :2].astype(np.float32),
+            visibility=visibility(keypoints[:, 2], "keypoints"),
+            box=numbers(field(entry, "bbox", list), "bbox", 4).astype(np.float32),
+            frame=frame,
+            frame_name=name.replace("\\", "/"),
+            stated_size=size(image),
+            area=_area(entry, frame),
+            owners=_owners(entry),
+        )
+        self._seen.add(person)
+        self._used.add(number)
+
+    def _bystander(self, entry: Any) -> None:
+        """Note a person who is in the picture although nobody labelled their joints."""
+        image = self._images.get(identifier(entry, "image_id"))
+        if image is None or not isinstance(image.get("file_name"), str):
+            return
+        frame = self._folder.find(image["file_name"])
+        try:
+            self._reading.bystander(
+                str(entry.get("id")), frame=frame, frame_name=frame.name.replace("\\", "/"), owners=_owners(entry)
+            )
+        except PatientError:
+            raise
+        except DataError:
+            return  # no side file names this person: nobody whose records are here
+
+    def finish(self) -> None:
+        """Say what was left out."""
+        for number, image in self._images.items():
+            if number not in self._used and isinstance(image.get("file_name"), str):
+                self._folder.mention(image["file_name"])
+        others = ", ".join(f"{name}: {count}" for name, count in sorted(self._others.items()))
+        for count, what in (
+            (self._crowds, "crowd boxes"),
+            (self._without_joints, "people without labelled joints"),
+            (self._repeated, "annotations that repeat another one of the same picture"),
+            (self._others.total(), f"annotations of other categories ({others})"),
+        ):
+            if count:
+                self._reading.note(f"{self._reading.file}: {count} {what} left out")
+
+    @staticmethod
+    def _keypoints(entry: Any, order: list[int]) -> NDArray[np.float64] | None:
+        """Joints (17, 3) in COCO's order; `None` where none is labelled."""
+        count = entry.get("num_keypoints")
+        if not entry.get("keypoints") and ("keypoints" in entry or count is not None):
+            if count not in (None, 0, "0"):
+                raise DataError(f"num_keypoints is {short(count)}, but keypoints is empty (allowed: both or neither)")
+            return None
+        keypoints = numbers(field(entry, "keypoints", list), "keypoints", 3 * len(COCO17)).reshape(-1, 3)[order]
+        return keypoints if keypoints[:, 2].any() else None
 
 
-def _area(entry: dict[str, Any], size: tuple[int, int]) -> float | None:
-    if entry.get("area") is not None:
+def _area(entry: dict[str, Any], frame: ImageFile) -> float | None:
+    if entry.get("area"):
         return float(field(entry, "area", (int, float)))
     if entry.get("segmentation"):
-        return float(segmentation_mask(entry["segmentation"], size).sum())
+        return float(segmentation_mask(entry["segmentation"], frame.size()).sum()) or None
     return None
 
 
-def _visibility(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    if not np.isin(values, (0, 1, 2)).all():
-        raise DataError(f"keypoints have visibility {values[~np.isin(values, (0, 1, 2))][0]} (allowed: 0, 1, 2)")
-    return values.astype(np.uint8)
+def _owners(entry: dict[str, Any]) -> Owners | None:
+    notes = entry.get("attributes")
+    notes = {**notes, **entry} if isinstance(notes, dict) else entry
+    patient, also = notes.get("patient"), notes.get("also") or []
+    if patient is None or patient == "":
+        return None
+    if not isinstance(patient, str | int) or isinstance(patient, bool):
+        raise DataError(f"patient is {short(patient)} (allowed: a text)")
+    if not isinstance(also, list) or not all(isinstance(other, str) for other in also):
+        raise DataError(f"also is {short(also)} (allowed: a list of patients)")
+    return Owners(str(patient), tuple(also))
 
 
-def _person_category(content: Any) -> int:
+def _categories(content: Any) -> tuple[dict[_Id, list[int]], dict[_Id, str]]:
+    """For each category of people, where COCO's joints are in its list; and all categories' names."""
+    orders: dict[_Id, list[int]] = {}
+    names: dict[_Id, str] = {}
+    refused = ""
     for category in field(content, "categories", list):
-        if field(category, "name", str) == "person":
-            joints = tuple(field(category, "keypoints", list))
-            if joints != COCO17.joints:
-                raise DataError(f"categories: person has keypoints {short(joints)} (allowed: COCO's 17, in order)")
-            return int(field(category, "id", int))
-    raise DataError("categories: no person (allowed: a category named person with 17 keypoints)")
+        number, name = identifier(category, "id"), field(category, "name", str)
+        if number in names:
+            raise DataError(f"category id {number} appears twice (allowed: each id once)")
+        names[number] = name
+        joints = category.get("keypoints") or []
+        if not isinstance(joints, list):
+            raise DataError(f'categories: "{name}" has keypoints {short(joints)} (allowed: a list of names)')
+        given = [_joint_name(joint) for joint in joints]
+        if sorted(given) == sorted(COCO17.joints):
+            orders[number] = [given.index(joint) for joint in COCO17.joints]
+        elif given or name.strip().lower() == "person":
+            refused = refused or f'"{name}" has keypoints {short(tuple(joints))}'
+    if not orders:
+        found = refused or "no person"
+        raise DataError(f"categories: {found} (allowed: a category, as person, with COCO's 17 joints)")
+    return orders, names
+
+
+def _joint_name(joint: Any) -> str:
+    """Write `Left Eye`, `left-eye` and `leftEye` as COCO does."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(joint).strip())
+    return re.sub(r"[\s_.-]+", "_", words).lower()

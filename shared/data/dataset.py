@@ -5,12 +5,10 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-import numpy as np
-from PIL import Image
-
-from wardpose.shared.data.records import Frame, PoseDataset, PoseRecord
+from wardpose.shared.data.pictures import PictureError, PictureHeader, picture_header, picture_size, read_picture
+from wardpose.shared.data.records import Frame, PoseDataset, PoseRecord, patients_named
 from wardpose.shared.errors import DataError
 from wardpose.shared.skeleton import Skeleton, convert
 
@@ -30,10 +28,23 @@ class FrameSource(Protocol):
         """Say cheaply which file this is: relative name and size in bytes."""
         ...
 
+    def changed(self) -> str:
+        """Say cheaply which state of the file this is: inode and times of change, which a copy over it moves."""
+        ...
+
+
+def changed(path: Path) -> str:
+    """Inode and times of change of a file; `PictureError` when it is missing."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise PictureError(f"{path}: is missing (allowed: an existing file)") from error
+    return f"{found.st_ino}:{found.st_mtime_ns}:{found.st_ctime_ns}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFile:
-    """A frame stored as an image file; stored orientation marks (EXIF) are ignored, as annotations do.
+    """A frame stored as an image file, read by the rule of `pictures`.
 
     Attributes:
         root: folder of the data set.
@@ -44,34 +55,33 @@ class ImageFile:
     root: Path
     name: str
 
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.root / self.name
+
     def load(self) -> Frame:
-        """Decode the file; a truncated one is an error, not a half-grey frame."""
-        try:
-            with Image.open(self.root / self.name) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise self._broken(error) from error
+        """Decode the file; a cut one is an error, not a half-grey frame."""
+        return read_picture(self.path)
 
     def size(self) -> tuple[int, int]:
-        """Read the header alone."""
-        try:
-            with Image.open(self.root / self.name) as image:
-                return image.height, image.width
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise self._broken(error) from error
+        """(height, width) of the upright picture, from the header alone."""
+        return picture_size(self.path)
+
+    def header(self) -> PictureHeader:
+        """Read what the file says about its picture."""
+        return picture_header(self.path)
 
     def fingerprint(self) -> str:
         """Relative name and size in bytes."""
         try:
-            return f"{self.name}:{(self.root / self.name).stat().st_size}"
+            return f"{self.name}:{self.path.stat().st_size}"
         except OSError as error:
-            raise self._broken(error) from error
+            raise PictureError(f"{self.path}: image is missing (allowed: an existing picture)") from error
 
-    def _broken(self, error: Exception) -> DataError:
-        path = self.root / self.name
-        if not path.is_file():
-            return DataError(f"{path}: image is missing (allowed: an existing JPEG or PNG file)")
-        return DataError(f"{path}: image is broken: {error} (allowed: a complete JPEG or PNG file)")
+    def changed(self) -> str:
+        """Inode and times of change."""
+        return changed(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +91,13 @@ class Skipped:
     Attributes:
         record: which one, as its file names it.
         reason: what is wrong with it.
+        kind: whether its picture, its place in the frame, or anything else of it is bad.
 
     """
 
     record: str
     reason: str
+    kind: Literal["picture", "outside", "record"] = "record"
 
 
 class ListDataset:
@@ -96,6 +108,7 @@ class ListDataset:
         skeleton: joint layout of every record.
         notes: sentences the user should read.
         skipped: bad records that were left out, in file order.
+        patients_named: whether patients were named, and not invented, one for each record.
 
     """
 
@@ -108,11 +121,13 @@ class ListDataset:
         frames: Sequence[FrameSource],
         notes: Sequence[str] = (),
         skipped: Sequence[Skipped] = (),
+        patients_named: bool = True,
     ) -> None:
         self.name = name
         self.skeleton = skeleton
         self.notes = list(notes)
         self.skipped = tuple(skipped)
+        self.patients_named = patients_named
         self._records = tuple(records)
         self._frames = tuple(frames)
         if len(self._records) != len(self._frames):
@@ -128,6 +143,10 @@ class ListDataset:
     def frame(self, index: int) -> Frame:
         """Decode the record's frame; `DataError` names the file."""
         return self._frames[index].load()
+
+    def source(self, index: int) -> FrameSource:
+        """Return where the record's pixels come from."""
+        return self._frames[index]
 
     def frame_size(self, index: int) -> tuple[int, int]:
         """(height, width) of the record's frame without decoding it."""
@@ -148,6 +167,13 @@ class ListDataset:
                 digest.update(array.tobytes())
         return digest.hexdigest()
 
+    def pixels_marker(self) -> str:
+        """Hexadecimal SHA-256 over when each frame's file last changed: what was made of its pixels is as old."""
+        digest = hashlib.sha256()
+        for frame in self._frames:
+            digest.update(frame.changed().encode() + b"\0")
+        return digest.hexdigest()
+
     def select(self, indices: Sequence[int]) -> "ListDataset":
         """Return the records at `indices`, in that order."""
         return ListDataset(
@@ -157,6 +183,7 @@ class ListDataset:
             frames=[self._frames[index] for index in indices],
             notes=self.notes,
             skipped=self.skipped,
+            patients_named=self.patients_named,
         )
 
     def only_patients(self, patients: Collection[str]) -> "ListDataset":
@@ -213,6 +240,7 @@ class ListDataset:
             frames=self._frames,
             notes=self.notes,
             skipped=self.skipped,
+            patients_named=self.patients_named,
         )
 
     def _parts(self) -> tuple[tuple[PoseRecord, ...], tuple[FrameSource, ...]]:
@@ -236,6 +264,9 @@ class _DatasetFrame:
     def fingerprint(self) -> str:
         return f"{self._dataset.identity()}:{self._index}"
 
+    def changed(self) -> str:
+        return ""  # made, not stored: what decides its pixels is in the identity
+
 
 def listed(dataset: PoseDataset) -> ListDataset:
     """Hold any data set's annotations as a list; its frames are still made by itself."""
@@ -247,6 +278,7 @@ def listed(dataset: PoseDataset) -> ListDataset:
         records=[dataset.record(index) for index in range(len(dataset))],
         frames=[_DatasetFrame(dataset, index) for index in range(len(dataset))],
         notes=dataset.notes,
+        patients_named=patients_named(dataset),
     )
 
 
@@ -285,6 +317,7 @@ def concatenate(datasets: Sequence[PoseDataset]) -> ListDataset:
         frames=frames,
         notes=list(dict.fromkeys(note for part in parts for note in part.notes)),
         skipped=[skip for part in parts for skip in part.skipped],
+        patients_named=all(part.patients_named for part in parts),
     )
 
 

@@ -20,8 +20,9 @@ from typing import Any, Literal
 import numpy as np
 
 from wardpose.shared.data.dataset import ImageFile, ListDataset
+from wardpose.shared.data.fields import field, identifier, numbers, read_json, size, visibility
 from wardpose.shared.data.patients import PatientRule
-from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading, field, numbers, read_json
+from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading
 from wardpose.shared.errors import DataError
 from wardpose.shared.skeleton import LSP14, Skeleton
 
@@ -81,7 +82,7 @@ def torso_group(angle: float | None) -> str:
 def _read_part(reading: Reading, path: Path, part: str, split: LspSplit) -> None:
     content = read_json(reading.file)
     try:
-        images = {field(image, "id", int): image for image in field(content, "images", list)}
+        images = {identifier(image, "id"): image for image in field(content, "images", list)}
         annotations = field(content, "annotations", list)
     except DataError as error:
         raise DataError(f"{reading.file}: {error}") from error
@@ -91,20 +92,20 @@ def _read_part(reading: Reading, path: Path, part: str, split: LspSplit) -> None
             group = torso_group(_optional(annotation, "torso_angle_deg"))
             if part == "train" and (group == "upright") != (split == "public"):
                 continue
-            number = field(annotation, "image_id", int)
+            number = identifier(annotation, "image_id")
             if number not in images:
                 raise DataError(f"image_id {number} is not among the images (allowed: {len(images)} ids)")
             image = images[number]
             points = numbers(field(annotation, "lsp14", list), "lsp14", 42).reshape(14, 3)
-            name = field(image, "file_name", str)
+            name = field(image, "file_name", str).replace("\\", "/").rsplit("/", 1)[-1]
             reading.add(
                 Path(name).stem,
                 joints=points[:, :2].astype(np.float32),
-                visibility=points[:, 2].astype(np.uint8),
+                visibility=visibility(points[:, 2], "lsp14"),
                 box=numbers(field(annotation, "bbox", list), "bbox", 4).astype(np.float32),
                 frame=ImageFile(root=path, name=f"images/{part}/{name}"),
                 frame_name=name,
-                stated_size=(field(image, "height", int), field(image, "width", int)),
+                stated_size=size(image),
                 head_size=_optional(annotation, "head_size") or None,  # 0: neck and head top coincide
                 area=float(field(annotation, "area", (int, float))),
                 group=group,

@@ -1,4 +1,4 @@
-"""MPII Human Pose: the JSON list that top-down code bases use, and the official `.mat` (`RELEASE`).
+"""MPII Human Pose: the JSON list that top-down code bases use, and the official `.mat` (`RELEASE`), told by content.
 
 A person's box is the square of 200 `scale` pixels around `center`, moved down by 15 `scale` so that feet are inside
 (the convention of the literature's MPII crops). The head size is 0.6 of the head box's diagonal, where there is one.
@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 
-from wardpose.shared.data.dataset import ImageFile, ListDataset
+from wardpose.shared.data.dataset import ListDataset
+from wardpose.shared.data.fields import field, numbers, read_json, short
+from wardpose.shared.data.matlab import is_matlab, read_matlab
 from wardpose.shared.data.patients import PatientRule
-from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading, field, numbers, read_json
+from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading
 from wardpose.shared.errors import DataError
 from wardpose.shared.skeleton import MPII16, Skeleton
 
@@ -34,7 +35,7 @@ def read_mpii(
     on_bad_record: OnBadRecord = "error",
     check_images: CheckImages = "header",
 ) -> ListDataset:
-    """Read MPII's JSON or, when the name ends in `.mat`, the official file.
+    """Read MPII's JSON or the official MATLAB file.
 
     Record ids are the image's name without ending and the person's place in it, as `005808361:0`.
 
@@ -61,7 +62,7 @@ def read_mpii(
         check_images=check_images,
     )
     people = _People(reading, images, index_base)
-    if annotations.suffix == ".mat":
+    if is_matlab(annotations):
         _read_mat(annotations, reading, people)
     else:
         content = read_json(annotations)
@@ -94,7 +95,8 @@ class _People:
         head_size: float | None,
     ) -> None:
         """Add one person; the same joints twice in one image are a duplicate."""
-        people = self._people.setdefault(name, [])
+        frame = self._reading.folder(self._images).find(name)
+        people = self._people.setdefault(frame.name, [])
         number = len(people)
         person = joints.tobytes() + visibility.tobytes()
         if person in people:
@@ -105,13 +107,13 @@ class _People:
         side = _PIXELS_OF_SCALE * scale
         middle = centre - self._base + [0.0, _DOWN * scale]
         self._reading.add(
-            f"{Path(name).stem}:{number}",
+            f"{Path(frame.name).stem}:{number}",
             joints=(joints - self._base).astype(np.float32),
             visibility=visibility,
             box=np.concatenate([middle - side / 2, [side, side]]).astype(np.float32),
             box_may_stick_out=True,
-            frame=ImageFile(root=self._images, name=name),
-            frame_name=name,
+            frame=frame,
+            frame_name=name.replace("\\", "/"),
             head_size=head_size,
         )
 
@@ -137,13 +139,7 @@ def _read_json_entry(entry: Any, people: _People) -> None:
 
 
 def _read_mat(path: Path, reading: Reading, people: _People) -> None:
-    try:
-        content = scipy.io.loadmat(str(path), struct_as_record=False, squeeze_me=True)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: file is missing (allowed: MPII's official .mat)") from error
-    except Exception as error:  # scipy raises many kinds on a damaged file
-        raise DataError(f"{path}: is no MATLAB file that can be read: {error}") from error
-    release = content.get("RELEASE")
+    release = read_matlab(path, "RELEASE")
     for part in ("annolist", "img_train"):
         if not hasattr(release, part):
             raise DataError(f"{path}: RELEASE.{part} is missing (allowed: MPII's official .mat)")
@@ -151,7 +147,7 @@ def _read_mat(path: Path, reading: Reading, people: _People) -> None:
     train = np.atleast_1d(np.asarray(release.img_train)).astype(bool)
     if len(train) != len(entries):
         raise DataError(f"{path}: img_train has {len(train)} entries (allowed: {len(entries)}, one an image)")
-    unlabelled = 0
+    unlabelled = without_joints = 0
     for position, (entry, is_train) in enumerate(zip(entries, train, strict=True)):
         if not is_train:
             unlabelled += 1
@@ -162,11 +158,15 @@ def _read_mat(path: Path, reading: Reading, people: _People) -> None:
                 raise DataError("image.name is missing (allowed: a file name)")
             continue
         for number, rectangle in enumerate(_listed(getattr(entry, "annorect", None))):
-            if _points(rectangle):
-                with reading.record(f"annolist({position + 1}).annorect({number + 1}) {name}"):
-                    _read_rectangle(rectangle, name, people)
+            if not _points(rectangle):
+                without_joints += 1
+                continue
+            with reading.record(f"annolist({position + 1}).annorect({number + 1}) {name}"):
+                _read_rectangle(rectangle, name, people)
     if unlabelled:
         reading.note(f"{path}: {unlabelled} test images without joints left out")
+    if without_joints:
+        reading.note(f"{path}: {without_joints} people without labelled joints left out")
 
 
 def _read_rectangle(rectangle: Any, name: str, people: _People) -> None:
@@ -179,9 +179,7 @@ def _read_rectangle(rectangle: Any, name: str, people: _People) -> None:
         if visibility[joint]:
             raise DataError(f"annopoints.point.id {joint} appears twice (allowed: once)")
         joints[joint] = _number(point, "x"), _number(point, "y")
-        # Hidden joints say 0; the head's two points carry no mark at all and can be seen.
-        mark: Any = getattr(point, "is_visible", None)
-        visibility[joint] = 1 if np.size(mark) == 1 and str(mark) == "0" else 2
+        visibility[joint] = 1 if _is_hidden(point) else 2
     head = None
     corners = ("x1", "y1", "x2", "y2")
     if all(hasattr(rectangle, corner) and np.size(getattr(rectangle, corner)) == 1 for corner in corners):
@@ -201,6 +199,17 @@ def _head_size(corners: NDArray[np.float64]) -> float:
     return HEAD_OF_BOX * float(np.hypot(corners[2] - corners[0], corners[3] - corners[1]))
 
 
+def _is_hidden(point: Any) -> bool:
+    """Hidden joints say 0, as a number or a text; the head's two points carry no mark at all and can be seen."""
+    mark: Any = getattr(point, "is_visible", None)
+    if mark is None or np.size(mark) == 0 or not str(mark).strip():
+        return False
+    visible = _number(point, "is_visible")
+    if visible not in (0, 1):
+        raise DataError(f"is_visible is {visible} (allowed: 0, 1)")
+    return visible == 0
+
+
 def _points(rectangle: Any) -> list[Any]:
     return _listed(getattr(getattr(rectangle, "annopoints", None), "point", None))
 
@@ -210,7 +219,7 @@ def _number(struct: Any, name: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{name} is {value!r} (allowed: a number)") from error
+        raise DataError(f"{name} is {short(value)} (allowed: a number)") from error
     if not np.isfinite(number):
         raise DataError(f"{name} is {number} (allowed: a finite number)")
     return number

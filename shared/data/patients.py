@@ -1,26 +1,39 @@
-"""Whose record is it? Patient ids come from a side file or a rule; without either every record is its own patient."""
+"""Whose record is it? Patient ids come from a side file, a rule or the labels; else every record is its own patient."""
 
-import csv
 import json
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from wardpose.shared.data.patient_ids import (
+    Ids,
+    Mention,
+    PatientError,
+    clean,
+    is_rounded,
+    plain_number,
+    same_patients,
+    strip,
+)
+from wardpose.shared.data.tables import read_table, read_text
 from wardpose.shared.errors import DataError
 
 
 class PatientRule(BaseModel):
-    """Where a source's patient ids come from: exactly one of the two.
+    """Where a source's patient ids come from: a file, a pattern, or (with `ids` alone) the labels.
 
     Attributes:
         file: CSV with columns `record`, `patient` and optionally `also` (further patients in the frame, separated by
             `;`), or JSON `{record: patient}` or `{record: [patient, also ...]}`. `record` is a record id or the
-            frame's file name, with or without folder.
+            frame's file name, with or without folder and ending; a number may have lost its leading zeros.
         pattern: regular expression searched in the frame's file name (or, in a video, in the record id); its group
             `patient`, or else its first group, is the patient.
+        ids: what is meant by ids that differ only in how they are written; see `patient_ids`. Without it they are
+            refused.
 
     """
 
@@ -28,11 +41,14 @@ class PatientRule(BaseModel):
 
     file: Path | None = None
     pattern: str | None = None
+    ids: Ids | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
-        if (self.file is None) == (self.pattern is None):
-            raise ValueError("patients needs exactly one of file and pattern")
+        if self.file is not None and self.pattern is not None:
+            raise ValueError("patients has both file and pattern (allowed: one)")
+        if self.file is None and self.pattern is None and self.ids is None:
+            raise ValueError("patients needs file, pattern, or ids alone")
         if self.pattern is not None:
             try:
                 groups = re.compile(self.pattern).groups
@@ -57,83 +73,177 @@ class Owners:
     also_patients: tuple[str, ...] = ()
 
 
+@dataclass
+class _Row:
+    """A row of the side file, and for which frames it was used by their bare names."""
+
+    where: str
+    owners: Owners
+    used: bool = False
+    frames: set[str] = field(default_factory=set)
+
+
 class PatientLookup:
-    """A rule, ready to be asked; `None` makes every record its own patient."""
+    """A rule, ready to be asked; `None` makes every record its own patient.
+
+    Attributes:
+        file: the side file, where there is one.
+
+    """
 
     def __init__(self, rule: PatientRule | None) -> None:
-        self._rule = rule
-        self._table = {} if rule is None or rule.file is None else _read_table(rule.file)
+        self.file = None if rule is None else rule.file
         self._pattern = re.compile(rule.pattern) if rule is not None and rule.pattern is not None else None
+        self._ids = None if rule is None else rule.ids
+        self._table = {} if self.file is None else _read_side_file(self.file, self._ids)
+        self._loose = _loose_keys(self._table)
 
     @property
     def known(self) -> bool:
-        """Whether patients are known at all."""
-        return self._rule is not None
+        """Whether there is a file or a pattern."""
+        return self.file is not None or self._pattern is not None
 
     def owners(self, record_id: str, frame_name: str) -> Owners:
         """Find a record's patients.
 
         Raises:
             DataError: the side file does not list the record, or the pattern does not match.
+            PatientError: a row of the side file fits frames of several folders.
 
         """
-        if self._rule is None:
-            return Owners(record_id)
         if self._pattern is not None:
             match = self._pattern.search(frame_name)
             patient = match and (match["patient"] if "patient" in self._pattern.groupindex else match[1])
-            if not patient:
+            if not patient or not strip(patient):
                 raise DataError(f'patients.pattern "{self._pattern.pattern}" finds no patient in "{frame_name}"')
-            return Owners(patient)
-        for key in (record_id, frame_name, Path(frame_name).name):
+            return Owners(clean(patient, self._ids))
+        if self.file is None:
+            return Owners(record_id)
+        row = self._row(record_id, PurePosixPath(frame_name.replace("\\", "/")))
+        if row is None:
+            raise DataError(f'{self.file}: no patient for record "{record_id}" (frame "{frame_name}")')
+        row.used = True
+        return row.owners
+
+    def settle(self, found: Sequence[tuple[str, Owners]]) -> list[Owners]:
+        """Bring all records' patients (each with its record's name) to one spelling, as the rule says.
+
+        Raises:
+            PatientError: ids differ only in how they are written, and the rule does not say what is meant.
+
+        """
+        named = [
+            Owners(clean(owners.patient_id, self._ids), _cleaned(owners.also_patients, self._ids))
+            for _, owners in found
+        ]
+        mentions = [
+            Mention(patient, f"record {record}")
+            for (record, _), owners in zip(found, named, strict=True)
+            for patient in (owners.patient_id, *owners.also_patients)
+        ]
+        names = same_patients(mentions, self._ids)
+        return [_under(names, owners) for owners in named]
+
+    def unused(self) -> list[str]:
+        """Rows of the side file that no record asked for, as `row 4 "x.png"`."""
+        return [f'{row.where} "{key}"' for key, row in self._table.items() if not row.used]
+
+    def _row(self, record_id: str, frame: PurePosixPath) -> _Row | None:
+        for key in (record_id, str(frame)):
             if key in self._table:
                 return self._table[key]
-        raise DataError(f'{self._rule.file}: no patient for record "{record_id}" (frame "{frame_name}")')
+        loose = (_loose(record_id), _loose(frame.stem))
+        bare = (frame.name, str(frame.with_suffix("")) if frame.suffix else "", frame.stem)
+        row = next((self._table[key] for key in bare if key in self._table), None)
+        row = row or next((self._loose[key] for key in loose if key in self._loose), None)
+        if row is not None:
+            # Such a row does not say which folder or ending is meant: it may fit one frame only.
+            row.frames.add(str(frame))
+            if len(row.frames) > 1:
+                one, other = sorted(row.frames)[:2]
+                raise PatientError(f'{self.file}: {row.where} fits frames "{one}" and "{other}" (allowed: whole names)')
+        return row
 
 
-def _read_table(path: Path) -> dict[str, Owners]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: patients file cannot be read: {error}") from error
-    rows = _json_rows(path, text) if path.suffix.lower() == ".json" else _csv_rows(path, text)
-    table: dict[str, Owners] = {}
-    for record, patients in rows:
-        if record in table:
-            raise DataError(f'{path}: record "{record}" is listed twice (allowed: once)')
-        if not patients or not all(patients):
-            raise DataError(f'{path}: record "{record}" has an empty patient (allowed: a non-empty text)')
-        table[record] = Owners(patients[0], tuple(patients[1:]))
+def _under(names: dict[str, str], owners: Owners) -> Owners:
+    patient = names[owners.patient_id]
+    also = dict.fromkeys(names[other] for other in owners.also_patients)
+    return Owners(patient, tuple(other for other in also if other != patient))
+
+
+def _cleaned(patients: Sequence[str], ids: Ids | None) -> tuple[str, ...]:
+    return tuple(filter(None, (clean(patient, ids) for patient in patients)))
+
+
+def _loose(key: str) -> str:
+    """Digits of a whole number without leading zeros, as a spreadsheet would keep it; empty for anything else."""
+    digits = plain_number(key)
+    return (digits.lstrip("0") or "0") if digits.isascii() and digits.isdigit() else ""
+
+
+def _loose_keys(table: dict[str, _Row]) -> dict[str, _Row]:
+    loose: dict[str, list[_Row]] = {}
+    for key, row in table.items():
+        if number := _loose(key):
+            loose.setdefault(number, []).append(row)
+    return {number: rows[0] for number, rows in loose.items() if len(rows) == 1}
+
+
+def _read_side_file(path: Path, ids: Ids | None) -> dict[str, _Row]:
+    rows = _json_rows(path) if path.suffix.lower() == ".json" else _csv_rows(path)
+    table: dict[str, _Row] = {}
+    mentions = []
+    for where, record, patients in rows:
+        key = strip(record).replace("\\", "/").removeprefix("./")
+        if not key or is_rounded(key):
+            raise DataError(f'{path}: {where}: record "{key}" is no record id or file name (allowed: its full text)')
+        owners = [clean(patient, ids) for patient in patients]
+        if not owners or not all(owners):
+            raise DataError(f'{path}: {where}: record "{key}" has an empty patient (allowed: a non-empty text)')
+        if key in table:
+            raise DataError(f'{path}: {table[key].where} and {where}: record "{key}" is listed twice (allowed: once)')
+        table[key] = _Row(where, Owners(owners[0], tuple(owners[1:])))
+        mentions += [Mention(owner, where) for owner in owners]
     if not table:
         raise DataError(f"{path}: patients file lists no record (allowed: at least one)")
+    try:
+        names = same_patients(mentions, ids)
+    except PatientError as error:
+        raise PatientError(f"{path}: {error}") from error
+    for row in table.values():
+        row.owners = _under(names, row.owners)
     return table
 
 
-def _csv_rows(path: Path, text: str) -> list[tuple[str, list[str]]]:
-    reader = csv.DictReader(text.splitlines())
-    columns = set(reader.fieldnames or ())
+def _csv_rows(path: Path) -> list[tuple[str, str, list[str]]]:
+    table = read_table(path)
+    columns = set(table.columns)
     if not {"record", "patient"} <= columns or columns - {"record", "patient", "also"}:
         raise DataError(f"{path}: columns are {sorted(columns)} (allowed: record, patient, and optionally also)")
     return [
-        (row["record"] or "", [row["patient"] or "", *filter(None, (row.get("also") or "").split(";"))])
-        for row in reader
+        (
+            f"row {row.line}",
+            row.cells["record"],
+            [row.cells["patient"], *filter(strip, row.cells.get("also", "").split(";"))],
+        )
+        for row in table.rows
     ]
 
 
-def _json_rows(path: Path, text: str) -> list[tuple[str, list[str]]]:
+def _json_rows(path: Path) -> list[tuple[str, str, list[str]]]:
     try:
         # Pairs, not a dict: a record that is listed twice must be seen.
-        content = json.loads(text, object_pairs_hook=_Pairs)
-    except json.JSONDecodeError as error:
+        content = json.loads(read_text(path), object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: malformed JSON: {error}") from error
     if not isinstance(content, _Pairs):
         raise DataError(f"{path}: holds a {type(content).__name__} (allowed: an object of record: patient)")
     rows = []
-    for record, value in content:
+    for position, (record, value) in enumerate(content, start=1):
         patients = [value] if isinstance(value, str) else value
         if not isinstance(patients, list) or not all(isinstance(patient, str) for patient in patients):
             raise DataError(f'{path}: record "{record}" has {value!r} (allowed: a patient or [patient, also ...])')
-        rows.append((record, patients))
+        rows.append((f"entry {position}", record, patients))
     return rows
 
 

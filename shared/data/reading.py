@@ -1,16 +1,28 @@
 """The border every reader shares: a record is checked here once, and is an error or a listed skip when it is bad."""
 
-import json
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wardpose.shared.data.dataset import FrameSource, ListDataset, Skipped
+from wardpose.shared.data.dataset import FrameSource, ImageFile, ListDataset, Skipped
+from wardpose.shared.data.patient_ids import PatientError
 from wardpose.shared.data.patients import Owners, PatientLookup, PatientRule
+from wardpose.shared.data.picture_folder import PictureFolder
+from wardpose.shared.data.pictures import PictureError, PictureHeader
+from wardpose.shared.data.record_checks import (
+    OutsideError,
+    box_of_joints,
+    check_box,
+    check_joints,
+    clipped,
+    is_of_joints,
+)
 from wardpose.shared.data.records import PoseRecord
 from wardpose.shared.errors import DataError
 from wardpose.shared.skeleton import Skeleton, convert
@@ -21,13 +33,10 @@ OnBadRecord = Literal["error", "skip"]
 CheckImages = Literal["header", "decode"]
 """Whether opening a source reads image headers only (fast), or decodes every frame once (finds truncated files)."""
 
-BOX_TOLERANCE = 2.0
-"""Pixels by which a box may stick out of its frame (rounding); it is clipped."""
-
 AREA_OF_BOX = 0.53
 """A person's area in parts of the box where there is no mask (COCO's mean)."""
 
-_NOTED_SKIPS = 5
+_NOTED = 5
 
 
 class Reading:
@@ -61,26 +70,42 @@ class Reading:
         self._check_images = check_images
         self._records: list[PoseRecord] = []
         self._frames: list[FrameSource] = []
+        self._owners: list[Owners | None] = []
+        self._bystanders: list[tuple[str, Owners]] = []
         self._ids: set[str] = set()
         self._skipped: list[Skipped] = []
         self._notes: list[str] = []
+        self._folders: dict[Path, PictureFolder] = {}
+        self._header: tuple[FrameSource, PictureHeader] | None = None
+        self._turned: dict[Path, int] = {}
         self._outside = 0
         self._unmapped = 0
-        self._own_patients = not self._lookup.known
+        self._boxes_of_joints = 0
 
     def note(self, sentence: str) -> None:
         """Add a sentence that the user should read."""
         self._notes.append(sentence)
+
+    def folder(self, root: Path) -> PictureFolder:
+        """Open a folder of pictures that the labels name; what is odd about it will be noted."""
+        if root not in self._folders:
+            self._folders[root] = PictureFolder(root)
+        return self._folders[root]
 
     @contextmanager
     def record(self, label: str) -> Iterator[None]:
         """Guard the reading of one record: a `DataError` inside names file and record, or becomes a skip."""
         try:
             yield
+        except PatientError as error:  # leaving the record out would not make the other ones certain
+            raise PatientError(f"{self.file}: record {label}: {error}") from error
         except DataError as error:
             if self._on_bad_record == "error":
                 raise DataError(f"{self.file}: record {label}: {error}") from error
-            self._skipped.append(Skipped(record=label, reason=str(error)))
+            kind: Literal["picture", "outside", "record"] = "record"
+            if isinstance(error, PictureError | OutsideError):
+                kind = "picture" if isinstance(error, PictureError) else "outside"
+            self._skipped.append(Skipped(record=label, reason=str(error), kind=kind))
 
     def add(
         self,
@@ -121,15 +146,19 @@ class Reading:
         if record_id in self._ids:
             raise DataError(f'duplicate record id "{record_id}" (allowed: each id once)')
         height, width = self._frame_size(frame, stated_size)
-        _check_joints(joints, visibility, self.source)
+        check_joints(joints, visibility, self.source)
         inside = (joints >= -0.5).all(axis=1) & (joints[:, 0] <= width) & (joints[:, 1] <= height)
         outside = (visibility > 0) & ~inside
         visibility = np.where(outside, 0, visibility).astype(np.uint8)
         if not visibility.any():
-            raise DataError(f"no labelled joint lies in the frame of {width} x {height} pixels (allowed: one or more)")
+            raise OutsideError(
+                f"no labelled joint lies in the frame of {width} x {height} pixels (allowed: one or more)"
+            )
         joints = np.where(visibility[:, None] > 0, joints, 0).astype(np.float32)
-        box = box_of_joints(joints, visibility) if box is None else box
-        box = _check_box(box, height, width, may_stick_out=box_may_stick_out)
+        computed = box is None
+        box = clipped(box_of_joints(joints, visibility), height, width) if box is None else box
+        box = check_box(box, height, width, may_stick_out=box_may_stick_out)
+        computed = computed or is_of_joints(box, joints, visibility, height, width)
         for what, value in (("head_size", head_size), ("area", area)):
             if value is not None and not (np.isfinite(value) and value > 0):
                 raise DataError(f"{what} is {value} (allowed: a finite number above 0, or null)")
@@ -139,22 +168,23 @@ class Reading:
             # The record is sound; the layout asked for has none of its joints (a face alone, for example).
             self._ids.add(record_id)
             self._unmapped += 1
+            self.bystander(record_id, frame=frame, frame_name=frame_name, owners=owners)
             return
-        if owners is None or self._lookup.known:
+        if self._lookup.known:
             owners = self._lookup.owners(record_id, frame_name)
-        else:
-            self._own_patients = False
         self._ids.add(record_id)
         self._outside += int(outside.sum())
+        self._boxes_of_joints += computed
         self._frames.append(frame)
+        self._owners.append(owners)
         self._records.append(
             PoseRecord(
                 record_id=record_id,
-                patient_id=owners.patient_id,
-                also_patients=owners.also_patients,
+                patient_id=record_id,
                 joints=joints,
                 visibility=visibility,
                 box=box,
+                box_source="joints" if computed else "given",
                 scale=float(max(box[2], box[3])),
                 head_size=head_size,
                 area=float(AREA_OF_BOX * box[2] * box[3]) if area is None else area,
@@ -163,17 +193,30 @@ class Reading:
             )
         )
 
+    def bystander(self, record_id: str, *, frame: FrameSource, frame_name: str, owners: Owners | None) -> None:
+        """Note a person who can be seen in a frame but gives no record; they are among the owners of its records.
+
+        Raises:
+            DataError: the patient rule knows nobody of this name.
+
+        """
+        if self._lookup.known:
+            owners = self._lookup.owners(record_id, frame_name)
+        if owners is not None:
+            self._bystanders.append((frame.fingerprint(), owners))
+
     def finish(self) -> ListDataset:
         """Return the data set.
 
         Raises:
             DataError: no record is left.
+            PatientError: it is not certain which records are of one patient.
 
         """
         notes = list(self._notes)
         if self._skipped:
-            shown = "; ".join(f"{skip.record}: {skip.reason}" for skip in self._skipped[:_NOTED_SKIPS])
-            more = "; ..." if len(self._skipped) > _NOTED_SKIPS else ""
+            shown = "; ".join(f"{skip.record}: {skip.reason}" for skip in self._skipped[:_NOTED])
+            more = "; ..." if len(self._skipped) > _NOTED else ""
             notes.append(f"{self.file}: {len(self._skipped)} bad records skipped ({shown}{more})")
         if self._unmapped:
             notes.append(
@@ -184,122 +227,86 @@ class Reading:
             raise DataError(f"{self.file}: the set is empty{reason} (allowed: at least one usable record)")
         if self._outside:
             notes.append(f"{self.file}: {self._outside} joints outside their frame taken as not labelled")
-        if self._own_patients:
-            notes.append(f"{self.name}: patients are not known, so every record counts as its own patient")
+        if self._boxes_of_joints:
+            notes.append(f"{self.file}: {self._boxes_of_joints} boxes were computed from the joints, not drawn")
+        if self._turned:
+            path, orientation = next(iter(self._turned.items()))
+            notes.append(
+                f"{self.file}: {len(self._turned)} pictures carry an EXIF orientation that turns or mirrors them "
+                f"({path.name}: {orientation} ...): their labels are taken to be of the upright picture"
+            )
+        notes += [sentence for folder in self._folders.values() for sentence in folder.notes()]
+        records, named = self._settle_patients(notes)
         return ListDataset(
             name=self.name,
             skeleton=self.target,
-            records=self._records,
+            records=records,
             frames=self._frames,
             notes=notes,
             skipped=self._skipped,
+            patients_named=named,
         )
+
+    def _settle_patients(self, notes: list[str]) -> tuple[list[PoseRecord], bool]:
+        """Give each record its patients, in one spelling; say whether all were named."""
+        named = [i for i, owners in enumerate(self._owners) if owners is not None]
+        try:
+            found = [(self._records[i].record_id, self._owners[i] or Owners("")) for i in named]
+            settled = self._lookup.settle(found + list(self._bystanders))
+        except PatientError as error:
+            raise PatientError(f"{self.file}: {error}") from error
+        records = list(self._records)
+        seen: dict[str, list[str]] = defaultdict(list)
+        for (picture, _), owners in zip(self._bystanders, settled[len(named) :], strict=True):
+            seen[picture] += [owners.patient_id, *owners.also_patients]
+        for i, owners in zip(named, settled[: len(named)], strict=True):
+            others = dict.fromkeys([*owners.also_patients, *seen[records[i].picture]])
+            also = tuple(other for other in others if other != owners.patient_id)
+            records[i] = replace(records[i], patient_id=owners.patient_id, also_patients=also)
+        if not named:
+            notes.append(f"{self.name}: patients are not known, so every record counts as its own patient")
+        elif len(named) < len(records):
+            missing = [record.record_id for i, record in enumerate(records) if self._owners[i] is None]
+            notes.append(
+                f"{self.file}: {len(missing)} records name no patient ({', '.join(missing[:_NOTED])} ...), so each of "
+                "them counts as its own"
+            )
+        if unused := self._lookup.unused():
+            notes.append(f"{self._lookup.file}: {len(unused)} rows name no record here ({', '.join(unused[:_NOTED])})")
+        return records, len(named) == len(records)
 
     def _frame_size(self, frame: FrameSource, stated: tuple[int, int] | None) -> tuple[int, int]:
+        if isinstance(frame, ImageFile):
+            if self._header is None or self._header[0] != frame:
+                if self._check_images == "decode":
+                    frame.load()
+                self._header = frame, frame.header()
+            header = self._header[1]
+            return self._upright_size(frame, header, stated)
         height, width = frame.size() if self._check_images == "header" else frame.load().shape[:2]
-        if stated is not None and stated != (height, width):
-            raise DataError(
-                f"image is {width} x {height} pixels, the annotation says {stated[1]} x {stated[0]} (allowed: the same)"
-            )
+        _check_size((height, width), stated)
         return height, width
 
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file.
-
-    Raises:
-        DataError: missing, unreadable or malformed.
-
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: file is missing (allowed: an existing JSON file)") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: file cannot be read: {error}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: malformed JSON: {error}") from error
+    def _upright_size(self, frame: ImageFile, header: PictureHeader, stated: tuple[int, int] | None) -> tuple[int, int]:
+        """Size of the upright picture, of which labels are taken to be unless their size says otherwise."""
+        upright = header.height, header.width
+        if stated == header.stored != upright:
+            raise DataError(
+                f"{frame.name} is stored with {_size(header.stored)} pixels and turned to {_size(upright)} by its EXIF "
+                f"orientation {header.orientation}, but its labels say {_size(header.stored)}: they were made on the "
+                "picture as it is stored (allowed: labels of the upright picture; or remove the orientation from the "
+                "file, as by exiftool -Orientation=)"
+            )
+        _check_size(upright, stated)
+        if header.orientation != 1 and (stated is None or header.stored == upright):
+            self._turned[frame.path] = header.orientation
+        return upright
 
 
-def field(entry: Any, key: str, allowed: type | tuple[type, ...]) -> Any:
-    """Take `entry[key]` of a JSON object, of an allowed type.
-
-    Raises:
-        DataError: no object, no such key, or a value of another type (a truth value is no number).
-
-    """
-    kinds = allowed if isinstance(allowed, tuple) else (allowed,)
-    names = " or ".join(kind.__name__ for kind in kinds)
-    if not isinstance(entry, dict):
-        raise DataError(f"entry is {short(entry)} (allowed: an object with {key})")
-    if key not in entry:
-        raise DataError(f"{key} is missing (allowed: {names})")
-    value = entry[key]
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise DataError(f"{key} is {short(value)} (allowed: {names})")
-    return value
+def _check_size(found: tuple[int, int], stated: tuple[int, int] | None) -> None:
+    if stated is not None and stated != found:
+        raise DataError(f"image is {_size(found)} pixels, the annotation says {_size(stated)} (allowed: the same)")
 
 
-def numbers(value: Any, what: str, count: int) -> NDArray[np.float64]:
-    """Turn a JSON list (nested or not) into `count` finite numbers.
-
-    Raises:
-        DataError: another count, something that is no number, or a number that is not finite.
-
-    """
-    try:
-        array = np.asarray(value, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{what} is {short(value)} (allowed: {count} numbers)") from error
-    if array.size != count:
-        raise DataError(f"{what} has {array.size} numbers (allowed: {count})")
-    if not np.isfinite(array).all():
-        raise DataError(f"{what} holds {array[~np.isfinite(array)][0]} (allowed: finite numbers)")
-    return array
-
-
-def box_of_joints(joints: NDArray[np.float32], visibility: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Box (4,) around the labelled joints (J, 2), larger by 12 % of its long side on each side."""
-    points = joints[visibility > 0]
-    low, high = points.min(axis=0), points.max(axis=0)
-    margin = 0.12 * max(float((high - low).max()), 1.0)
-    return np.concatenate([low - margin, high - low + 2 * margin]).astype(np.float32)
-
-
-def short(value: Any) -> str:
-    """Show a value in an error message, cut at 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _check_joints(joints: NDArray[np.float32], visibility: NDArray[np.uint8], skeleton: Skeleton) -> None:
-    if joints.shape != (len(skeleton), 2) or visibility.shape != (len(skeleton),):
-        raise DataError(f"{len(joints)} joints (allowed: the {len(skeleton)} joints of {skeleton.name})")
-    bad = visibility > 2
-    if bad.any():
-        raise DataError(
-            f"joint {skeleton.joints[int(bad.argmax())]} has visibility {visibility[bad][0]} (allowed: 0, 1, 2)"
-        )
-    bad = (visibility > 0) & ~np.isfinite(joints).all(axis=1)
-    if bad.any():
-        raise DataError(
-            f"joint {skeleton.joints[int(bad.argmax())]} is at {joints[bad][0].tolist()} (allowed: finite pixels)"
-        )
-
-
-def _check_box(box: NDArray[np.float32], height: int, width: int, *, may_stick_out: bool) -> NDArray[np.float32]:
-    if box.shape != (4,) or not np.isfinite(box).all() or box[2] <= 0 or box[3] <= 0:
-        raise DataError(f"box is {box.tolist()} (allowed: finite x, y and width, height above 0)")
-    low, high = box[:2], box[:2] + box[2:]
-    limit = np.array([width, height], np.float32)
-    if may_stick_out:
-        centre = (low + high) / 2
-        if (centre < 0).any() or (centre > limit).any():
-            raise DataError(f"box {box.tolist()} has its centre outside the frame of {width} x {height} pixels")
-        return box.astype(np.float32)
-    if (low < -BOX_TOLERANCE).any() or (high > limit + BOX_TOLERANCE).any():
-        raise DataError(f"box {box.tolist()} lies outside the frame of {width} x {height} pixels (allowed: inside it)")
-    low, high = np.clip(low, 0, limit), np.clip(high, 0, limit)
-    if (high - low <= 0).any():
-        raise DataError(f"box {box.tolist()} lies outside the frame of {width} x {height} pixels (allowed: inside it)")
-    return np.concatenate([low, high - low]).astype(np.float32)
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[1]} x {size[0]}"

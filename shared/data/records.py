@@ -1,10 +1,10 @@
 """What every data set is to the rest of the project: frames with one annotated person each, owned by patients.
 
-Units: pixels of the stored frame, origin at its top-left corner, x to the right, y down.
+Units: pixels of the upright frame (see `pictures`), origin at its top-left corner, x to the right, y down.
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,10 @@ from wardpose.shared.skeleton import Skeleton
 
 Frame = NDArray[np.uint8]
 """An RGB image, (height, width, 3)."""
+
+
+BoxSource = Literal["given", "joints", "frame"]
+"""Where a person's box comes from: drawn around the person, computed from the labelled joints, or the whole frame."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,6 +29,7 @@ class PoseRecord:
         joints: (J, 2) float32, pixels; rows of joints that are not labelled are zero.
         visibility: (J,) uint8, COCO's values: 0 not labelled, 1 labelled but hidden, 2 labelled and visible.
         box: (4,) float32, x, y, width, height of the person in pixels.
+        box_source: whether the box knows more than the joints do.
         scale: long side of the box in pixels; the length that PCK@a is relative to.
         head_size: length of the head segment in pixels for PCKh; `None` when unknown.
         area: person's area in square pixels for OKS; box area times 0.53 where there is no mask.
@@ -40,6 +45,7 @@ class PoseRecord:
     joints: NDArray[np.float32]
     visibility: NDArray[np.uint8]
     box: NDArray[np.float32]
+    box_source: BoxSource = "given"
     scale: float
     head_size: float | None
     area: float
@@ -83,3 +89,11 @@ class PoseDataset(Protocol):
     def identity(self) -> str:
         """Hexadecimal SHA-256 over names, annotations and sources: the same data set gives the same string."""
         ...
+
+
+def patients_named(dataset: PoseDataset) -> bool:
+    """Tell whether patients were named (by a side file, a rule or the labels), and not invented, one for each record.
+
+    A data set that does not say so made its people itself, and knows them.
+    """
+    return bool(getattr(dataset, "patients_named", True))

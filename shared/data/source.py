@@ -13,9 +13,10 @@ from typing import Annotated, Literal, TypedDict
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardpose.shared.data.dataset import listed
+from wardpose.shared.data.fields import read_json
 from wardpose.shared.data.lsp import LspSplit
 from wardpose.shared.data.patients import PatientRule
-from wardpose.shared.data.reading import CheckImages, OnBadRecord, read_json
+from wardpose.shared.data.reading import CheckImages, OnBadRecord
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.errors import ConfigError, DataError
 from wardpose.shared.skeleton import Skeleton

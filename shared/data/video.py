@@ -12,22 +12,20 @@ joint as `<joint>_x,<joint>_y,<joint>_v`; an empty cell is a value left out, a j
 labelled.
 """
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wardpose.shared.data.dataset import FrameSource, ImageFile, ListDataset
+from wardpose.shared.data.dataset import FrameSource, ListDataset, changed
+from wardpose.shared.data.fields import field, numbers, short
+from wardpose.shared.data.labels import label_of, read_labels
 from wardpose.shared.data.patients import Owners, PatientRule
-from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading, field, numbers, read_json, short
+from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading
 from wardpose.shared.data.records import Frame
 from wardpose.shared.data.video_file import Video
-from wardpose.shared.errors import ConfigError, DataError
-from wardpose.shared.skeleton import SKELETONS, Skeleton, get_skeleton
-
-_BOX_COLUMNS = ("box_x", "box_y", "box_width", "box_height")
-_OPTIONAL_COLUMNS = ("person", "patient", "also", "head_size", "group", *_BOX_COLUMNS)
+from wardpose.shared.errors import DataError
+from wardpose.shared.skeleton import Skeleton
 
 
 def read_video(
@@ -62,10 +60,7 @@ def read_video(
     """
     if not path.exists():
         raise DataError(f"{path}: is missing (allowed: a video file or a folder of frames)")
-    if labels.suffix.lower() == ".csv":
-        entries, source = _csv_entries(labels, layout)
-    else:
-        entries, source = _json_entries(labels, layout)
+    entries, source = read_labels(labels, layout, numbered=not path.is_dir())
     reading = Reading(
         name=path.stem,
         file=labels,
@@ -79,8 +74,7 @@ def read_video(
     for sentence in () if video is None else video.index.sentences():
         reading.note(f"{path}: {sentence}")
     for position, entry in enumerate(entries):
-        stated = entry.get("frame", "?") if isinstance(entry, dict) else "?"
-        with reading.record(f"#{position} (frame {stated})"):
+        with reading.record(label_of(position, entry)):
             _read_entry(entry, reading, path, video, source)
     return reading.finish()
 
@@ -99,13 +93,16 @@ class _VideoFrame:
     def fingerprint(self) -> str:
         return f"{self._video.path.name}:{self._video.path.stat().st_size}:{self._number}"
 
+    def changed(self) -> str:
+        return changed(self._video.path)
+
 
 def _read_entry(entry: Any, reading: Reading, path: Path, video: Video | None, source: Skeleton) -> None:
     stated = field(entry, "frame", (int, str))
     frame: FrameSource
     if video is None:
         name = str(stated)
-        frame = ImageFile(root=path, name=name)
+        frame = reading.folder(path).find(name)
     else:
         if not isinstance(stated, int):
             raise DataError(f"{path}: frame is {stated!r} (allowed: 0 to {video.frame_count - 1})")
@@ -139,77 +136,3 @@ def _read_entry(entry: Any, reading: Reading, path: Path, video: Video | None, s
         group=str(entry.get("group") or ""),
         owners=None if patient is None else Owners(patient, tuple(also)),
     )
-
-
-def _json_entries(labels: Path, layout: str | None) -> tuple[list[Any], Skeleton]:
-    content = read_json(labels)
-    try:
-        entries: list[Any] = field(content, "records", list)
-        name = content.get("skeleton", layout)
-        if layout is not None and name != layout:
-            raise DataError(f'skeleton is "{name}" (allowed: "{layout}", the layout of the source)')
-        return entries, _layout(name)
-    except DataError as error:
-        raise DataError(f"{labels}: {error}") from error
-
-
-def _csv_entries(labels: Path, layout: str | None) -> tuple[list[Any], Skeleton]:
-    try:
-        with labels.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = tuple(reader.fieldnames or ())
-            rows = list(reader)
-    except FileNotFoundError as error:
-        raise DataError(f"{labels}: file is missing (allowed: an existing CSV file)") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{labels}: malformed CSV: {error}") from error
-    given = set(columns) - {"frame", *_OPTIONAL_COLUMNS}
-    fitting = [
-        skeleton
-        for skeleton in ([_layout(layout)] if layout else SKELETONS.values())
-        if given == {f"{joint}_{part}" for joint in skeleton.joints for part in "xyv"}
-    ]
-    if "frame" not in columns or not fitting:
-        raise DataError(
-            f"{labels}: columns {short(list(columns))} do not fit (allowed: frame, {', '.join(_OPTIONAL_COLUMNS)} and "
-            f"<joint>_x, <joint>_y, <joint>_v of each joint of {layout or ' or '.join(SKELETONS)})"
-        )
-    return [_csv_entry(row, fitting[0]) for row in rows], fitting[0]
-
-
-def _csv_entry(row: dict[str, str], skeleton: Skeleton) -> dict[str, Any]:
-    def cell(column: str) -> Any:
-        return _value(row.get(column))
-
-    entry: dict[str, Any] = {
-        "frame": cell("frame"),
-        "joints": [[cell(f"{joint}_{part}") or 0 for part in "xyv"] for joint in skeleton.joints],
-    }
-    for column in ("person", "patient", "group"):
-        if row.get(column):
-            entry[column] = row[column]
-    if row.get("also"):
-        entry["also"] = row["also"].split(";")
-    if row.get("head_size"):
-        entry["head_size"] = cell("head_size")
-    if any(row.get(column) for column in _BOX_COLUMNS):
-        entry["box"] = [cell(column) for column in _BOX_COLUMNS]
-    return entry
-
-
-def _value(text: str | None) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text or "")
-        except ValueError:
-            continue
-    return text or ""
-
-
-def _layout(name: Any) -> Skeleton:
-    if name is None:
-        raise DataError(f"skeleton is missing (allowed: {', '.join(sorted(SKELETONS))})")
-    try:
-        return get_skeleton(str(name))
-    except ConfigError as error:
-        raise DataError(str(error)) from error

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from wardpose.shared.anonymize.public_view import PublicView
 from wardpose.shared.data.crops import Augmentation, compose, crop_frame, invert, to_tensor, warp
+from wardpose.shared.data.dataset import ListDataset
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.errors import DataError
 from wardpose.shared.pose.model import ModelConfig, PoseModel, Strategy, trainable_names
@@ -248,6 +249,7 @@ def _key(job: _Job, trunk: str) -> str:
     content = {
         "format": _FORMAT,
         "dataset": job.dataset.identity(),
+        "pixels": job.dataset.pixels_marker() if isinstance(job.dataset, ListDataset) else "",
         "strategy": job.strategy if trunk else "",
         "trunk": trunk,
         "input_size": job.model.config.input_size,

@@ -1,12 +1,19 @@
 """The engineer's preflight finds what would keep a site from taking part, and writes nothing."""
 
+import contextlib
 import json
+import shutil
+import sqlite3
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
+from support.coco_files import content
+from support.untouched import untouched
 from typer.testing import CliRunner
 
 from wardpose.client.check import check_site
@@ -63,6 +70,94 @@ def test_a_good_site_has_no_failure_and_nothing_is_written(tmp_path: Path) -> No
         "disk",
     }
     assert [file.name for file in tmp_path.iterdir()] == ["site.yaml"]
+
+
+def ledger_states(folder: Path) -> dict[str, Callable[[], None]]:
+    """Make a ledger beside site.yaml in each state that a check may meet; two orders are charged where any is."""
+    path = folder / "ledger.sqlite"
+
+    def charge(times: int) -> None:
+        for number in range(times):
+            Ledger(path).reserve("ward-7", [EVENT], run_id="r", round=number, budget=Budget(epsilon=100.0, delta=1e-3))
+
+    def killed() -> None:
+        """Leave what a killed process leaves: the second order is in the log alone."""
+        charge(1)
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM entries").fetchone()
+            charge(1)
+            for ending in ("", "-wal", "-shm"):
+                shutil.copy(folder / f"ledger.sqlite{ending}", folder / f"kept{ending}")
+        for ending in ("", "-wal", "-shm"):
+            (folder / f"kept{ending}").rename(folder / f"ledger.sqlite{ending}")
+
+    return {"none": lambda: None, "empty": path.touch, "settled": lambda: charge(2), "killed": killed}
+
+
+@pytest.mark.parametrize("state", ["none", "empty", "settled", "killed"])
+def test_a_check_touches_nothing(tmp_path: Path, state: str) -> None:
+    path = write_site(tmp_path)
+    ledger_states(tmp_path)[state]()
+    cache = tmp_path / "state" / "cache" / "abc"
+    cache.mkdir(parents=True)
+    (cache / "entry.json").write_text("{}")
+    with untouched(tmp_path):
+        found = check_site(path)
+    assert not [item for item in found if item.status == "failure" and item.name != "budget"]
+    (budget,) = [item.text for item in found if item.name == "budget"]
+    spent = 0.0
+    if state in ("settled", "killed"):
+        spent = Ledger.open_readonly(tmp_path / "ledger.sqlite").epsilon("ward-7", 1e-3)
+        assert any("3 entries" in item.text for item in found if item.name == "ledger")
+    assert f"epsilon {spent:.4f} of" in budget
+
+
+def test_a_ledger_in_use_is_read_and_not_touched(tmp_path: Path) -> None:
+    path = write_site(tmp_path)
+    ledger_states(tmp_path)["settled"]()
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        with untouched(tmp_path):
+            assert any("3 entries" in item.text for item in check_site(path) if item.name == "ledger")
+
+
+def test_an_error_of_the_ledger_names_the_ledger(tmp_path: Path) -> None:
+    path = write_site(tmp_path)
+    (tmp_path / "ledger.sqlite").write_bytes(b"not a ledger" * 100)
+    with untouched(tmp_path):
+        (found,) = [item for item in check_site(path) if item.status == "failure"]
+    assert str(tmp_path / "ledger.sqlite") in found.text
+
+
+COCO = {"kind": "coco", "annotations": "people.json", "images": "."}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("people.json", "{", "people.json: malformed JSON"),
+        ("people.json", "\ud800", "people.json: "),
+        ("people.json", json.dumps(content()).replace('"bbox": [5', '"bbox": [900', 1), "people.json: record 1: box"),
+        ("people.json", json.dumps(content()).replace("8.png", "\ud800.png"), "record 3: "),
+        ("8.png", "not a picture", "record 3: "),
+        ("patients.csv", "record,patient\n1,P1\n2,p1\n3,x\n", "patients.csv: row 2 and row 3"),
+        ("patients.csv", "record,patient\n1,P1\n2,P2\n", "record 3: "),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_it(tmp_path: Path, file: str, text: str, message: str) -> None:
+    for name in ("7.png", "8.png"):
+        Image.new("RGB", (80, 70)).save(tmp_path / name)
+    (tmp_path / "people.json").write_text(json.dumps(content()))
+    (tmp_path / "patients.csv").write_text("record,patient\n1,a\n2,b\n3,c\n")
+    (tmp_path / file).write_text(text, errors="surrogatepass")
+    path = write_site(tmp_path, **cohort({**COCO, "patients": {"file": "patients.csv"}}))
+    with untouched(tmp_path):
+        (found,) = [item for item in check_site(path) if item.status == "failure"]
+    assert found.name == "data"
+    assert message in found.text
+    assert "\n" not in found.text
+    assert CliRunner().invoke(app, ["check", str(path)]).exit_code == 1
 
 
 @pytest.mark.parametrize(

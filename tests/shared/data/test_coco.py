@@ -1,40 +1,18 @@
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as masks
+from support.coco_files import content, edit, write
 
-from wardpose.shared.data.coco import read_coco, segmentation_mask
+from wardpose.shared.data.coco import read_coco
+from wardpose.shared.data.coco_masks import segmentation_mask
 from wardpose.shared.errors import DataError
 from wardpose.shared.skeleton import COCO17, LSP14
-
-Content = dict[str, Any]
-
-
-def content() -> Content:
-    people = []
-    for number in (1, 2, 3):
-        joints = [[10 + number + i, 20 + i, 2] for i in range(17)]
-        people.append(
-            {
-                "id": number,
-                "image_id": 7 if number < 3 else 8,
-                "category_id": 1,
-                "iscrowd": 0,
-                "bbox": [5, 5, 50, 60],
-                "area": 900.0,
-                "keypoints": [value for joint in joints for value in joint],
-            }
-        )
-    return {
-        "images": [{"id": i, "file_name": f"{i}.png", "width": 80, "height": 70} for i in (7, 8)],
-        "annotations": people,
-        "categories": [{"id": 1, "name": "person", "keypoints": list(COCO17.joints)}],
-    }
 
 
 @pytest.fixture
@@ -44,12 +22,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write(folder: Path, value: Any) -> Path:
-    path = folder / "people.json"
-    path.write_text(value if isinstance(value, str) else json.dumps(value))
-    return path
-
-
 def test_several_people_share_a_frame(folder: Path) -> None:
     dataset = read_coco(write(folder, content()), images=folder)
     assert [dataset.record(i).record_id for i in range(3)] == ["1", "2", "3"]
@@ -57,19 +29,6 @@ def test_several_people_share_a_frame(folder: Path) -> None:
     assert dataset.record(0).patient_id == "1"
     assert "own patient" in dataset.notes[-1]
     np.testing.assert_allclose(dataset.record(1).joints[3], [15, 23])
-
-
-def edit(path: list[Any], value: Any) -> Callable[[Content], None]:
-    def apply(document: Content) -> None:
-        target: Any = document
-        for key in path[:-1]:
-            target = target[key]
-        if value is KeyError:
-            del target[path[-1]]
-        else:
-            target[path[-1]] = value
-
-    return apply
 
 
 BAD_RECORDS = {
@@ -230,6 +189,23 @@ def test_real_masks_have_their_stated_area(data_root: Path) -> None:
         assert mask.shape == sizes[person["image_id"]]
         assert mask.sum() == pytest.approx(person["area"], rel=0.15, abs=60)
         kinds.add(type(person["segmentation"]))
+        packed = masks.encode(np.asfortranarray(mask))
+        packed = {"size": [*mask.shape], "counts": packed["counts"].decode()}
+        np.testing.assert_array_equal(segmentation_mask(packed, mask.shape), mask)
     assert kinds == {dict, list}
-    with pytest.raises(DataError, match="segmentation"):
-        segmentation_mask({"counts": "nonsense"}, (10, 10))
+    for bad in (
+        {"counts": "nonsense"},
+        {"counts": "nonsense", "size": [10, 10]},
+        {"counts": [50, 60], "size": [10, 10]},
+        {"counts": [-1, 101], "size": [10, 10]},
+        {"counts": [50, 50], "size": [99999, 99999]},
+        {"counts": "\x7f" * 5, "size": [10, 10]},
+        {"counts": "o" * 50, "size": [10, 10]},
+        [[1, 2]],
+        [[1, 1, 5, 1, 5, 1e9]],
+        [[1, 1, 5, 1, 5, float("nan")]],
+        [],
+        5,
+    ):
+        with pytest.raises(DataError, match="segmentation"):
+            segmentation_mask(bad, (10, 10))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from wardpose.shared.data.dataset import ImageFile, ListDataset, concatenate
-from wardpose.shared.data.records import Frame, PoseDataset, PoseRecord
+from wardpose.shared.data.records import Frame, PoseDataset, PoseRecord, patients_named
 from wardpose.shared.errors import DataError
 from wardpose.shared.skeleton import COCO17, LSP14, Skeleton
 
@@ -72,13 +72,17 @@ def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
         assert (frame.shape, frame.dtype) == ((5, 7, 3), np.uint8)
 
 
-def test_orientation_marks_are_ignored(tmp_path: Path) -> None:
+def test_frames_are_upright(tmp_path: Path) -> None:
     image = Image.new("RGB", (40, 20))
+    image.paste((255, 255, 255), (0, 0, 40, 10))
     exif = image.getexif()
     exif[0x0112] = 6  # "turn me"
     image.save(tmp_path / "x.jpg", exif=exif)
     source = ImageFile(root=tmp_path, name="x.jpg")
-    assert source.load().shape[:2] == source.size() == (20, 40)
+    frame = source.load()
+    assert frame.shape[:2] == source.size() == (40, 20)
+    assert frame[:, 15].min() > 200 > 50 > frame[:, 5].max()
+    assert source.header().stored == (20, 40)
 
 
 def test_identity_is_of_annotations_and_files_not_of_the_place(tmp_path: Path) -> None:
@@ -128,6 +132,24 @@ def test_concatenate(tmp_path: Path) -> None:
     assert joined.notes == ["said"]
     assert joined.identity() == concatenate([one, Rendered()]).identity()
     assert concatenate([one]) is one
+
+
+def test_whether_patients_are_named_is_kept(tmp_path: Path) -> None:
+    named = dataset(tmp_path / "one", [record("a"), record("b")], "one")
+    invented = ListDataset(
+        name="two",
+        skeleton=LSP14,
+        records=[record("c")],
+        frames=[ImageFile(root=tmp_path / "one", name="0.png")],
+        patients_named=False,
+    )
+    assert patients_named(named)
+    assert patients_named(Rendered())  # it made its people itself
+    assert not patients_named(invented)
+    assert not patients_named(invented.select([0]))
+    assert not patients_named(invented.in_skeleton(COCO17))
+    assert not patients_named(concatenate([named, invented]))
+    assert patients_named(concatenate([named, Rendered()]))
 
 
 def test_equal_ids_of_different_sets_are_different_people(tmp_path: Path) -> None:

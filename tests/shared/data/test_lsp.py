@@ -131,3 +131,26 @@ def test_real_frames_and_joints_fit(data_root: Path) -> None:
         assert (record.joints <= [frame.shape[1], frame.shape[0]]).all()
         neck_to_top = np.linalg.norm(record.joints[12] - record.joints[13])
         assert record.head_size == pytest.approx(neck_to_top, abs=0.05)
+
+
+def test_ids_and_names_of_other_tools_are_read_and_marks_are_checked(tmp_path: Path) -> None:
+    root = folder_of(tmp_path, {"val": [0.0, 0.0]})
+    path = root / "annotations" / "val_coco17.json"
+    content = json.loads(path.read_text())
+    content["images"][0] |= {"id": "1", "file_name": "images\\val\\lspet_00001.jpg", "width": "60"}
+    content["annotations"][1]["image_id"] = 2.0
+    path.write_bytes(json.dumps(content).encode("utf-8-sig"))
+    dataset = read_lsp(root, split="val")
+    assert [dataset.record(i).record_id for i in range(2)] == ["lspet_00001", "lspet_00002"]
+    for mark in (0.5, -1, 3):
+        content["annotations"][0]["lsp14"][2] = mark
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=rf"record 1: lsp14 have visibility {mark}"):
+            read_lsp(root, split="val")
+
+
+@pytest.mark.realdata
+def test_boxes_of_the_real_set_are_known_to_come_from_the_joints(data_root: Path) -> None:
+    dataset = read_lsp(data_root / "lspet", split="val")
+    assert {dataset.record(i).box_source for i in range(len(dataset))} == {"joints"}
+    assert not dataset.patients_named

@@ -175,6 +175,45 @@ def test_a_bad_person_of_the_mat(images: Path, joints: list[Any], message: str) 
     assert len(read_mpii(path, images=images, on_bad_record="skip").skipped) == 1
 
 
+@pytest.mark.parametrize(
+    ("mark", "visible"),
+    [("0", 1), (0, 1), (0.0, 1), ("0.0", 1), (False, 1), (np.uint8(0), 1), ("1", 2), (1.0, 2), (None, 2), ("", 2)],
+)
+def test_a_hidden_joint_is_hidden_however_it_is_written(images: Path, mark: Any, visible: int) -> None:
+    path = release(images, [rectangle([(2, 30.0, 40.0, mark), (3, 50.0, 60.0, 1)])])
+    assert read_mpii(path, images=images).record(0).visibility[2] == visible
+
+
+def test_another_mark_of_visibility_is_an_error(images: Path) -> None:
+    with pytest.raises(DataError, match=r"is_visible is 7.*allowed: 0, 1"):
+        read_mpii(release(images, [rectangle([(2, 30.0, 40.0, 7), (3, 50.0, 60.0, 1)])]), images=images)
+
+
+@pytest.mark.parametrize("name", ["MPII.MAT", "mpii.Mat", "mpii"])
+def test_a_matlab_file_is_told_by_its_content(images: Path, name: str) -> None:
+    path = release(images, [rectangle(JOINTS)]).rename(images / name)
+    assert len(read_mpii(path, images=images)) == 2
+    new = images / f"7.3 {name}"
+    new.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    with pytest.raises(DataError, match=r"version 7\.3"):
+        read_mpii(new, images=images)
+
+
+def test_people_without_joints_in_the_mat_are_counted(images: Path) -> None:
+    dataset = read_mpii(release(images, [rectangle(JOINTS), rectangle(None), rectangle(None)]), images=images)
+    assert any("2 people without labelled joints" in note for note in dataset.notes)
+
+
+def test_json_of_windows(images: Path) -> None:
+    path = images / "mpii.json"
+    people = [person(image="images\\a.png"), person(image="B.PNG")]
+    path.write_bytes(json.dumps(people).encode("utf-8-sig"))
+    dataset = read_mpii(path, images=images)
+    assert [dataset.record(i).record_id for i in (0, 1)] == ["a:0", "b:0"]
+    assert any("2 names are not those of the files" in note for note in dataset.notes)
+    assert any("1 pictures are not listed (c.png)" in note for note in dataset.notes)
+
+
 @pytest.mark.realdata
 def test_the_real_sample(data_root: Path) -> None:
     root = data_root / "mpii_sample"

@@ -1,0 +1,80 @@
+"""`wardpose data`: a look at a data set before it trains anything."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wardpose.client.commands.findings import say_findings
+from wardpose.shared.terminal import Json, progress
+
+_SOURCE = "Options of a source"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the root."""
+    group = typer.Typer(help="Look at a data set before it trains anything.", no_args_is_help=True)
+    group.callback()(lambda: None)  # a group of one command stays a group
+    group.command("check")(check)
+    app.add_typer(group, name="data")
+
+
+def check(
+    site: Annotated[
+        Path | None, typer.Argument(help="A site.yaml: its cohort's data. Else name a source.", metavar="[SITE.yaml]")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="coco, mpii, lsp or video.", rich_help_panel=_SOURCE)] = None,
+    annotations: Annotated[Path | None, typer.Option(help="coco, mpii: the file.", rich_help_panel=_SOURCE)] = None,
+    images: Annotated[Path | None, typer.Option(help="coco, mpii: folder.", rich_help_panel=_SOURCE)] = None,
+    path: Annotated[Path | None, typer.Option(help="lsp, video: folder or file.", rich_help_panel=_SOURCE)] = None,
+    labels: Annotated[Path | None, typer.Option(help="video: JSON or CSV.", rich_help_panel=_SOURCE)] = None,
+    layout: Annotated[str | None, typer.Option(help="video: joints of the labels.", rich_help_panel=_SOURCE)] = None,
+    split: Annotated[str | None, typer.Option(help="lsp: which people.", rich_help_panel=_SOURCE)] = None,
+    index_base: Annotated[int | None, typer.Option(help="mpii: 0 or 1.", rich_help_panel=_SOURCE)] = None,
+    patients: Annotated[Path | None, typer.Option(help="File of patients.", rich_help_panel=_SOURCE)] = None,
+    pattern: Annotated[str | None, typer.Option(help="Patient in file names.", rich_help_panel=_SOURCE)] = None,
+    ids: Annotated[str | None, typer.Option(help="Patients' ids: exact or fold.", rich_help_panel=_SOURCE)] = None,
+    skeleton: Annotated[str, typer.Option(help="Joints that will be trained.")] = "lsp14",
+    as_json: Json = False,
+) -> None:
+    """Say what is wrong with a data set; exits 1 when something is. Nothing is written."""
+    from wardpose.client.data_check import check_data
+    from wardpose.shared.errors import ConfigError
+    from wardpose.shared.site_config import load_site
+    from wardpose.shared.skeleton import get_skeleton
+
+    rule = _given(file=patients, pattern=pattern, ids=ids)
+    options = _given(
+        kind=kind, annotations=annotations, images=images, path=path, labels=labels, layout=layout, split=split,
+        index_base=index_base, patients=rule or None,
+    )  # fmt: skip
+    if (site is None) != ("kind" in options) or (site is not None and options):
+        raise ConfigError(
+            "data check takes a site.yaml, or --kind and the options of that kind (allowed: one of the two)"
+        )
+    source = load_site(site).cohort.data if site is not None else _source(options)
+    layout_wanted = get_skeleton(skeleton)
+    if as_json:
+        report = check_data(source, skeleton=layout_wanted)
+    else:
+        with progress("reading") as update:
+            report = check_data(source, skeleton=layout_wanted, progress=update)
+    counts = {"name": report.name, "records": report.records, "pictures": report.pictures, "patients": report.patients}
+    say_findings(report.findings, ok=report.ok, verdict=report.verdict, counts=counts, as_json=as_json)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _source(options: dict[str, Any]) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    from wardpose.shared.data.source import DataSource
+    from wardpose.shared.errors import ConfigError
+    from wardpose.shared.yaml_config import describe
+
+    try:
+        return TypeAdapter(DataSource).validate_python(options)
+    except ValidationError as error:
+        raise ConfigError(f"data check: {describe(error)}") from error
