@@ -114,8 +114,8 @@ def _policy(site: Site) -> Iterator[Finding]:
     if policy.unit == "patient" and not names_patients(site.config.cohort.data):
         yield _failure(
             "policy",
-            "policy.unit = patient, but cohort.data names no patients, so nobody can tell them apart: every order will be "
-            "refused (name them with cohort.data.patients, or say policy.unit: record, or frame for whole pictures)",
+            "policy.unit = patient, but cohort.data names no patients, so nobody can tell them apart: every order will "
+            "be refused (name them with cohort.data.patients, or say policy.unit: record, or frame for whole pictures)",
         )
     if "none" in policy.mechanisms:
         yield _warning("policy", "policy.mechanisms allows none: updates without any privacy may leave")
@@ -270,8 +270,8 @@ def _owners(site: Site, dataset: PoseDataset) -> Iterator[Finding]:
     if several and unit == "patient":
         yield _warning(
             "owners",
-            f"{several} of {len(pictures)} pictures show several people; cohort.multi_owner = {cohort.multi_owner} leaves "
-            f"{units.dropped} of {len(dataset)} records out and makes {len(units)} units of the rest",
+            f"{several} of {len(pictures)} pictures show several people; cohort.multi_owner = {cohort.multi_owner} "
+            f"leaves {units.dropped} of {len(dataset)} records out and makes {len(units)} units of the rest",
         )
     else:
         yield _ok("owners", f"{len(units)} units of {len(dataset)} records, {several} pictures show several people")

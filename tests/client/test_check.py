@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from wardpose.client.check import check_site
 from wardpose.client.commands.site import app
+from wardpose.client.journal import SiteJournal
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.ledger import Budget, Ledger
@@ -104,6 +105,10 @@ def test_a_check_touches_nothing(tmp_path: Path, state: str) -> None:
     (cache / "entry.json").write_text("{}")
     with untouched(tmp_path):
         found = check_site(path)
+    if state == "empty":  # what was charged does not go away with the file's content
+        assert [(item.name, item.status) for item in found if item.status == "failure"] == [("ledger", "failure")]
+        assert any("empty; a ledger never is" in item.text for item in found)
+        return
     assert not [item for item in found if item.status == "failure" and item.name != "budget"]
     (budget,) = [item.text for item in found if item.name == "budget"]
     spent = 0.0
@@ -171,14 +176,26 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path: Path, file: str, text:
             "nowhere",
         ),
         (
-            cohort({"kind": "coco", "annotations": "no.json", "images": "."}),
+            cohort({"kind": "ward", "hospital": "north", "patients": 30, "frames_per_patient": 1, "seed": 0}),
+            "ledger",
+            "is gone, but 2 entries were seen before",
+        ),
+        (
+            cohort({"kind": "coco", "annotations": "no.json", "images": ".", "patients": {"ids": "exact"}}),
             "data",
             "no.json",
         ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], name: str, text: str) -> None:
-    failures = [finding for finding in check_site(write_site(tmp_path, **changes)) if finding.status == "failure"]
+    path = write_site(tmp_path, **changes)
+    if name == "ledger":
+        journal = SiteJournal(tmp_path / "state" / "journal.sqlite")
+        Ledger(tmp_path / "ledger.sqlite", witness=journal).reserve(
+            "ward-7", [EVENT], run_id="r", round=1, budget=Budget(epsilon=100.0, delta=1e-3)
+        )
+        (tmp_path / "ledger.sqlite").unlink()
+    failures = [finding for finding in check_site(path) if finding.status == "failure"]
     assert [failure.name for failure in failures] == [name]
     assert text in failures[0].text
 
@@ -220,7 +237,7 @@ def test_the_ledger_is_shown_entry_by_entry(tmp_path: Path) -> None:
     shown = json.loads(CliRunner().invoke(app, ["ledger", str(path), "--json"]).stdout)
     assert [entry["kind"] for entry in shown["entries"]] == ["genesis", "reserve", "commit"]
     assert shown["entries"][1]["round"] == 3
-    assert shown["entries"][1]["charged"] == ["dp-sgd: 50 steps, q 0.1, sigma 0.5"]
+    assert shown["entries"][1]["charged"] == ["dp-sgd: 50 steps, q 0.1, sigma 0.5, unit patient"]
     (cohort,) = shown["cohorts"]
     spent = {name: ledger.epsilon("ward-7", 1e-3, adjacency=name) for name in ("add-remove", "replace-one")}
     assert (cohort["name"], cohort["epsilon_spent"], cohort["epsilon_budget"]) == ("ward-7", spent["add-remove"], 4.0)
