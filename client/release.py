@@ -22,6 +22,7 @@ import numpy as np
 from flwr.app import RecordDict
 from torch import Tensor
 
+from wardpose.client.training import declared_units
 from wardpose.shared.errors import LedgerError, WireError
 from wardpose.shared.privacy.ledger import Ledger, Reservation
 from wardpose.shared.site_config import SiteConfig
@@ -103,12 +104,14 @@ def build_release(
 
 
 def build_status(*, site: SiteConfig, ledger: Ledger) -> RecordDict:
-    """Make the answer to a preflight: what the ledger says, nothing else."""
+    """Make the answer to a preflight: what the ledger and site.yaml say, nothing else."""
     sequence, head = ledger.head()
+    declared = declared_units(site.cohort)
     body = SiteStatus(
         site=site.site,
         code_hash=code_hash(),
         secure=site.simulation_seed is None,
+        declared_units=declared if isinstance(declared, dict) else {"": declared},
         ledger_sequence=sequence,
         ledger_head=head,
         **_budget(site, ledger),

@@ -17,7 +17,7 @@ from wardpose.server.initial import INITIAL
 from wardpose.server.journal import RoundRow, SiteRow
 from wardpose.server.scoring import check_public_data
 from wardpose.server.summary import summarise
-from wardpose.shared.config import FederationConfig, load_federation
+from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_json, write_text
 from wardpose.shared.pose.weights import load_model
@@ -93,16 +93,6 @@ def simulate(
             after=load_model(folder / "model.safetensors"),
         )
     return summary
-
-
-def reload_plan(folder: Path) -> FederationConfig:
-    """Read the plan of a run folder.
-
-    Raises:
-        ConfigError: the folder holds no run.
-
-    """
-    return load_federation(folder / "federation.yaml")
 
 
 class _ServerHandler(logging.Handler):
