@@ -66,7 +66,8 @@ class Aggregator:
                 raise WireError(f'release of site "{site}" does not have the names and shapes of the trained weights')
         before = self.state()
         try:
-            combined = self._combine(weights, updates, names, round_number, request)
+            with np.errstate(over="ignore", invalid="ignore"):  # found out just below
+                combined = self._combine(weights, updates, names, round_number, request)
             for name, value in [*combined.items(), *self.state().items()]:
                 if not np.isfinite(value).all():
                     raise WireError(f'"{name}" of the combined releases is not finite')

@@ -13,6 +13,7 @@ from flwr.app import Context, RecordDict
 
 from wardpose.client.app import app as client_app
 from wardpose.server.app import app as server_app
+from wardpose.server.folder import held
 from wardpose.server.initial import INITIAL
 from wardpose.server.journal import RoundRow, SiteRow
 from wardpose.server.scoring import check_public_data
@@ -56,7 +57,7 @@ def simulate(
         report: write `report.html`.
 
     Raises:
-        ConfigError: the folder holds a run already, or none to resume.
+        ConfigError: the folder holds a run already, or another process is at work in it.
         DataError: data or weights cannot be read.
 
     """
@@ -64,8 +65,9 @@ def simulate(
     if plan.exists() and not resume:
         raise ConfigError(f"{folder}: holds a run already (allowed: --resume, or another folder)")
     check_public_data(config)
-    paths = prepare_sites(config, folder)
-    write_text(plan, to_yaml(config))
+    with held(folder):  # so that nothing of a run that is at work is touched; the server holds it again for its run
+        paths = prepare_sites(config, folder)
+        write_text(plan, to_yaml(config))
     run_config: dict[str, bool | float | int | str] = {
         "federation": str(plan),
         "run-directory": str(folder),

@@ -3,7 +3,7 @@ import pytest
 from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from wardpose.server.aggregation import Aggregator, Arrays
+from wardpose.server.aggregation import Aggregator, Arrays, clip_to_median
 from wardpose.shared.config import AggregationConfig
 from wardpose.shared.errors import WireError
 
@@ -65,3 +65,40 @@ def test_a_release_of_another_shape_is_refused(request_message: Message) -> None
     bad["s1"] = ({"head": np.zeros((3, 3), np.float32)}, 1.0)
     with pytest.raises(WireError, match="s1"):
         Aggregator(AggregationConfig()).combine(BASE, bad, round_number=1, request=request_message)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedadam", "fedmedian", "fedtrimmedavg", "krum"])
+def test_unknown_names_are_refused_by_every_rule(request_message: Message, name: str) -> None:
+    foreign: dict[str, tuple[Arrays, float]] = {"s0": ({"neck": np.zeros((2, 2), np.float32)}, 1.0)}
+    config = AggregationConfig.model_validate({"name": name})
+    with pytest.raises(WireError, match="s0"):
+        Aggregator(config).combine(BASE, foreign, round_number=1, request=request_message)
+
+
+def test_what_overflows_is_refused_and_forgotten(request_message: Message) -> None:
+    """FedAdam's memory would otherwise hold an infinity for good."""
+    aggregator = Aggregator(AggregationConfig(name="fedadam"))
+    first = aggregator.combine(BASE, updates(1.0, 2.0), round_number=1, request=request_message)
+    before = aggregator.state()
+    with pytest.raises(WireError, match="not finite"):
+        aggregator.combine(first, updates(3e38, 3e38), round_number=2, request=request_message)
+    after = aggregator.state()
+    assert set(after) == set(before)
+    for key, value in before.items():
+        np.testing.assert_array_equal(after[key], value)
+
+
+@pytest.mark.parametrize(
+    ("norms", "factors"),
+    [
+        ((2.0, 2.0, 2.0), (1, 1, 1)),
+        ((1.0, 2.0, 4.0), (1, 1, 0.5)),
+        ((1.0, 1.0, 1.0, 1.0, 10.0), (1, 1, 1, 1, 0.1)),
+        ((3.0,), (1,)),
+        ((0.0, 0.0, 5.0), (1, 1, 0)),
+        ((), ()),
+    ],
+)
+def test_nobody_is_longer_than_the_median(norms: tuple[float, ...], factors: tuple[float, ...]) -> None:
+    clipped = clip_to_median({f"s{i}": norm for i, norm in enumerate(norms)})
+    assert list(clipped.values()) == pytest.approx(list(factors))
