@@ -98,7 +98,10 @@ def simulate(
 
 
 class _ServerHandler(logging.Handler):
-    """Hand what the server logs to observers: round summaries to one, sentences to the other."""
+    """Hand what the server logs to observers: round summaries to one, sentences to the other.
+
+    Observers observe: what goes wrong in one is reported as logging does, and the run goes on.
+    """
 
     def __init__(self, observe_round: RoundObserver | None, observe_message: Callable[[str], None] | None) -> None:
         super().__init__()
@@ -107,7 +110,10 @@ class _ServerHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         row = getattr(record, "round", None)
-        if row is not None and self._observe_round is not None:
-            self._observe_round(row, record.__dict__["sites"])
-        elif row is None and self._observe_message is not None:
-            self._observe_message(record.getMessage())
+        try:
+            if row is not None and self._observe_round is not None:
+                self._observe_round(row, record.__dict__["sites"])
+            elif row is None and self._observe_message is not None:
+                self._observe_message(record.getMessage())
+        except Exception:
+            self.handleError(record)

@@ -60,6 +60,7 @@ def status(
         typer.echo(json.dumps(summary))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -76,7 +77,7 @@ def status(
         spent = "infinite" if site["epsilon_spent"] is None else f"{site['epsilon_spent']:.4f}"
         budget = "-" if site["epsilon_budget"] is None else f"{site['epsilon_budget']:g}"
         delta = "-" if site["delta"] is None else f"{site['delta']:g}"
-        table.add_row(site["name"], site["status"], spent, budget, delta, str(site["steps"]), site["detail"])
+        table.add_row(site["name"], site["status"], spent, budget, delta, str(site["steps"]), escape(site["detail"]))
     console.print(table)
     if summary["not_private"]:
         console.print(f"[bold red]NOT PRIVATE[/bold red]: {summary['not_private']}")
