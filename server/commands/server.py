@@ -44,7 +44,7 @@ def accept_ledger(
     if not why.strip():
         raise ConfigError("--why: is empty (allowed: what happened, and who says so)")
     heads.accept_another(site, why)
-    typer.echo(f"{site}: its next ledger is believed, whatever it is; the last one had {last[0]} entries")
+    typer.echo(f"{site}: in the next run its ledger is believed, whatever it is; the last one had {last[0]} entries")
 
 
 @app.command()

@@ -102,3 +102,44 @@ def test_what_overflows_is_refused_and_forgotten(request_message: Message) -> No
 def test_nobody_is_longer_than_the_median(norms: tuple[float, ...], factors: tuple[float, ...]) -> None:
     clipped = clip_to_median({f"s{i}": norm for i, norm in enumerate(norms)})
     assert list(clipped.values()) == pytest.approx(list(factors))
+
+
+RULES = [
+    AggregationConfig(name="fedavg"),
+    AggregationConfig(name="fedadam"),
+    AggregationConfig(name="fedmedian"),
+    AggregationConfig(name="fedtrimmedavg"),
+    AggregationConfig(name="krum", malicious=1),
+]
+
+
+def progress(request: Message, config: AggregationConfig, *, poisoned: bool, clipped: bool) -> float:
+    """Share of an honest step that is taken along the direction all five sites agree on, one turned round tenfold.
+
+    Noise is five times as long as what they agree on, as a private update's is.
+    """
+    random = np.random.default_rng(7)
+    direction = random.normal(size=20_000)
+    direction /= np.linalg.norm(direction)
+    honest = [direction + 5 * random.normal(size=direction.size) / direction.size**0.5 for _ in range(5)]
+    if poisoned:
+        honest[4] = -10 * honest[4]
+    sent = {f"s{i}": value.astype(np.float32) for i, value in enumerate(honest)}
+    factors = clip_to_median({site: float(np.linalg.norm(value)) for site, value in sent.items()})
+    releases: dict[str, tuple[Arrays, float]] = {
+        site: ({"head": value * np.float32(factors[site] if clipped else 1.0)}, 1.0) for site, value in sent.items()
+    }
+    start = {"head": np.zeros(direction.size, np.float32)}
+    moved = Aggregator(config).combine(start, releases, round_number=1, request=request)["head"]
+    return float(moved @ direction)
+
+
+@pytest.mark.parametrize("config", RULES, ids=lambda config: str(config.name))
+def test_one_of_five_that_turns_round_tenfold(request_message: Message, config: AggregationConfig) -> None:
+    """A mean alone is turned round; shortened to the median of the norms, every rule goes on as three of five would."""
+    honest = progress(request_message, config, poisoned=False, clipped=True)
+    bare = progress(request_message, config, poisoned=True, clipped=False) / honest
+    clipped = progress(request_message, config, poisoned=True, clipped=True) / honest
+    follows_the_longest = config.name in ("fedavg", "fedadam")
+    assert (bare < 0) == follows_the_longest
+    assert clipped > 0.5

@@ -63,6 +63,19 @@ def test_a_site_that_misses_the_preflight_is_asked_again_and_not_charged_meanwhi
     assert charged_steps(tmp_path / "run", "south") == (2, 2)
 
 
+def test_a_late_site_that_does_not_answer_the_next_preflight_is_not_ordered(tmp_path: Path) -> None:
+    calls: list[Message] = []
+
+    def silent_second(_: Message, answer: Message) -> Message | None:
+        calls.append(answer)
+        return None if len(calls) == 2 else answer
+
+    silent = Fault(site="south", round=0, kind="replace", replace=silent_second)
+    run(tmp_path / "run", [silent, *south("straggle", 1)], rounds=3, server=IMPATIENT)
+    assert [statuses(tmp_path / "run")[number] for number in (1, 2, 3)] == ["late", "absent", "released"]
+    assert charged_steps(tmp_path / "run", "south") == (2, 2)
+
+
 def test_on_resume_a_late_site_comes_back_and_one_that_refused_does_not(tmp_path: Path) -> None:
     for kind, after in (("straggle", "released"), ("refuse", None)):
         folder = tmp_path / str(kind)
