@@ -187,7 +187,10 @@ class Admission:
     def _update(self, received: Mapping[str, NDArray[np.float32]], weights: Arrays) -> Arrays:
         """Return the update, decoded where it came as coefficients."""
         _check_finite(received)
-        update = self._uplink(weights, dict(received))
+        try:
+            update = self._uplink(weights, dict(received))
+        except WireError as error:
+            raise Rejected(Reason.ARRAYS, str(error)) from error
         _check_finite(update)
         return update
 

@@ -16,18 +16,21 @@ decay) and h_t (learning rate, momentum, decay) come from running the optimiser'
   is a sum of independent variables, each at most b = max_t |h_t| C / E, with mean at most m = sum_t |h_t| C f and
   variance at most v = sum_t (h_t C / E)^2 f E. By Bernstein's inequality it exceeds
   m + b L / 3 + sqrt((b L / 3)^2 + 2 v L) with probability at most e^-L; and it never exceeds sum_t |h_t| C f N / E.
-* *Noise.* The coordinates of sum_t h_t Z_t / E are independent and sub-Gaussian with parameter
-  tau^2 = sum_t (h_t sigma C / E)^2, for Gaussians and for discrete Gaussians (Canonne, Kamath, Steinke 2020, fact 20)
-  alike; that the gradients depend on earlier noise does not matter, for each Z_t is drawn independently of everything
-  before it. For d coordinates the norm exceeds tau sqrt(d + 2 sqrt(d L) + 2 L) with probability at most e^-L: Laurent
-  and Massart 2000, lemma 1, for Gaussians; Hsu, Kakade, Zhang 2012, theorem 2.1, for all sub-Gaussians.
-* *Basis.* In the span of k public directions the noise has k coordinates. Where the gate may fall back, it has as many
-  as there are parameters, and the server cannot tell which it was: the bound is then the looser one, sqrt(p / k) times
-  as long. A residual query (GEP) adds its own clip norm and noise in all p coordinates.
+* *Noise.* Each Z_t is drawn independently of everything before it, and sub-Gaussian with parameter (sigma C)^2, whether
+  Gaussian or discrete Gaussian (Canonne, Kamath, Steinke 2020: complete the square; a shifted sum over the integers is
+  no larger than the centred one). Hence sum_t h_t Z_t / E is a sub-Gaussian vector with parameter
+  tau^2 = sum_t (h_t sigma C / E)^2, although gradients depend on earlier noise. In d dimensions its norm exceeds
+  tau sqrt(d + 2 sqrt(d L) + 2 L) with probability at most e^-L: Laurent and Massart 2000, lemma 1, for Gaussians; Hsu,
+  Kakade, Zhang 2012, theorem 2.1, for all sub-Gaussian vectors.
+* *Basis.* In the span of one basis V of k directions d is k, and the noise is at most |V| times as long. With B bases
+  in a round, sum_b V_b Y_b is at most sqrt(B) max |V_b| times as long as the k B numbers of all Y_b. A basis that
+  depends on earlier noise keeps the sum sub-Gaussian in all p dimensions with parameter (|V| tau)^2. Where the gate may
+  fall back, the server cannot tell whether it did, and the bound is that of p dimensions, sqrt(p / k) times as long. A
+  residual query (GEP) adds its own clip norm and noise in p dimensions.
 * *Public part.* Nothing clips u, nor the units' gradients of mechanism `none`. Their bound is a number of the plan,
   `unclipped_gradient_norm`, and as loose as that.
 
-With e^-L = 5e-10 for each of the two events, both bounds hold together with probability at least 1 - 1e-9.
+With e^-L a third of 1e-9 for each of units, noise and residual noise, all hold together with probability 1 - 1e-9.
 
 **Adam and AdamW** divide by the root of the gradients' own second moment, so that a step's length does not tell how
 long the gradient was. With bias corrections, Cauchy and Schwarz give, for any gradients whatsoever,
@@ -60,7 +63,7 @@ from wardpose.shared.training.step import expected_batch_size
 FAILURE = 1e-9
 """Probability with which an honest update may be longer than the bound."""
 
-_L = math.log(2 / FAILURE)  # e^-L for each of the two events
+_L = math.log(3 / FAILURE)  # e^-L for each of the three events
 _MOST_UNITS = {"patient": 2.0, "frame": 1000.0}
 _STRETCH = 1.5  # |V| of a basis with float32 gradients whose singular values spread over three decades
 _ROUNDING = 2.0**-23  # of float32 weights, relative, each step
@@ -177,13 +180,24 @@ def _sgd_bound(
     decayed, response = _sgd_response(optimizer, len(queries.noise))
     if not (math.isfinite(decayed) and np.isfinite(response).all()):
         return math.inf
-    noise = np.linalg.norm(response * queries.noise) * _chi(trained.parameters)
-    if in_span:
-        rank = min(mechanism.projection.rank, mechanism.projection.frames)
-        noise = _STRETCH * np.linalg.norm(response * queries.noise) * _chi(rank)
+    noise = np.linalg.norm(response * queries.noise) * _noise_length(mechanism, len(response), trained, in_span=in_span)
     rest = np.linalg.norm(response * queries.rest) * _chi(trained.parameters)
     units = _bernstein(response * queries.per_unit, queries.units, queries.cohort)
     return float(decayed * trained.norm + units + noise + rest + np.sum(response * queries.public))
+
+
+def _noise_length(mechanism: Mechanism, steps: int, trained: Trained, *, in_span: bool) -> float:
+    """Bound the norm of the main query's noise of parameter 1, where it came from: R^p, or the span of public bases."""
+    everywhere = _chi(trained.parameters)
+    if not mechanism.uses_basis:
+        return everywhere
+    projection = mechanism.projection
+    bases = math.ceil(steps / projection.refresh_steps) if projection.refresh_steps else 1
+    rank = min(projection.rank, projection.frames)
+    inside = _STRETCH * min(math.sqrt(bases) * _chi(rank * bases), everywhere)
+    if in_span:
+        return inside
+    return _STRETCH * everywhere if bases > 1 else max(inside, everywhere)
 
 
 def _sgd_response(optimizer: OptimizerConfig, steps: int) -> tuple[float, Floats]:

@@ -96,20 +96,20 @@ class Roll:
         names = [entry.name for entry in self.config.sites]
         return [name for name in names if name not in self.present and name not in self.dropped]
 
-    def call(self, order: RoundOrder, *, first: bool) -> list[SiteRow]:
+    def call(self, order: RoundOrder, *, patient: bool) -> list[SiteRow]:
         """Ask the missing sites whether they would take part in `order`; returns the journal's rows of round 0.
 
         Args:
             order: of the next round.
-            first: wait for all of them to come online, and as long as a round for their answers.
+            patient: wait for all of them to come online, and as long as a round for their answers.
 
         """
         wanted = {site for site in self.missing() if self.failures.get(site, 0) < _MOST_FAILURES}
-        nodes = self._nodes(wanted, wait=first)
+        nodes = self._nodes(wanted, wait=patient)
         if not nodes:
             return []
         server = self.config.server
-        seconds = server.deadline_seconds if first else min(server.wait_seconds, server.deadline_seconds)
+        seconds = server.deadline_seconds if patient else min(server.wait_seconds, server.deadline_seconds)
         body = pack(order)
         messages = [Message(body, node, PREFLIGHT, group_id="preflight", ttl=seconds) for node in nodes]
         rows = []

@@ -83,7 +83,8 @@ class Coordinator:
         first = True
         while self.state.round < self.config.rounds:
             order = self.order(self.state.round + 1)
-            self.journal.site(*self.roll.call(order, first=first))
+            patient = first or len(self.roll.members()) < self.config.server.minimum_sites
+            self.journal.site(*self.roll.call(order, patient=patient))
             if not self.round(order):
                 return "stopped"
             first = False

@@ -50,6 +50,13 @@ def test_a_late_site_comes_back_however_often_it_was_late(tmp_path: Path) -> Non
     assert charged_steps(tmp_path / "run", "south") == (5, 5)
 
 
+def test_a_round_in_which_everybody_is_late_is_not_the_last(tmp_path: Path) -> None:
+    faults = [Fault(site=site, round=1, kind="straggle") for site in SITES]
+    summary = run(tmp_path / "run", faults, server=IMPATIENT)
+    assert (summary["status"], summary["rounds"]) == ("completed", 2)
+    assert [statuses(tmp_path / "run", site)[2] for site in SITES] == ["released"] * 2
+
+
 def test_a_site_that_misses_the_preflight_is_asked_again_and_not_charged_meanwhile(tmp_path: Path) -> None:
     calls: list[Message] = []
 
