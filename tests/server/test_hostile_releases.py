@@ -23,6 +23,8 @@ from wardpose.server.journal import SiteRow
 from wardpose.simulation.grid import Fault, Replacement
 from wardpose.simulation.run import simulate
 
+pytestmark = [pytest.mark.slow, pytest.mark.guard]
+
 ROUNDS = 2
 HONEST = ("north", "south", "east")
 Content = Callable[[RecordDict], object]
@@ -329,3 +331,39 @@ def test_the_metrics_count_every_one_of_them(besieged: Outcome) -> None:
         for reason in ("payload", "norm"):
             labels = {"site": name, "reason": reason}
             assert registry.get_sample_value("wardpose_releases_rejected_total", labels) == 0
+
+
+def coefficients(change: Callable[[NDArray[np.float64]], NDArray[Any]]) -> Replacement:
+    """A site that changes the numbers that stand for its update."""
+    return arrays(lambda honest: {"coefficients": change(honest["coefficients"])})
+
+
+SHORT = (
+    Attack("short-nan", coefficients(lambda c: c * np.nan), reason="finite"),
+    Attack("short-overflow", coefficients(lambda c: np.full_like(c, 1e300)), reason="finite"),
+    Attack("short-long", coefficients(lambda c: c * 1000), reason="norm"),
+    Attack("short-float32", coefficients(lambda c: c.astype(np.float32)), reason="arrays"),
+    Attack("short-one-more", coefficients(lambda c: np.append(c, 0.0)), reason="arrays"),
+    Attack("short-matrix", coefficients(lambda c: c[None]), reason="arrays"),
+    Attack("short-none", arrays(lambda _: {}), reason="arrays"),
+    Attack("short-and-more", arrays(lambda a: {**a, "head.x.bias": np.zeros(64, np.float32)}), reason="arrays"),
+)
+
+
+def test_numbers_that_stand_for_an_update_are_judged_as_the_update(tmp_path: Path) -> None:
+    projection = {"frames": 6, "held_out": 3, "rank": 4, "min_captured_energy": 0.0, "uplink": "coefficients"}
+    mechanism = {"name": "projected", "sample_rate": 0.5, "frames_per_unit": 1, "noise_multiplier": 3.0}
+    public = {"kind": "ward", "hospital": "public", "patients": 12, "frames_per_patient": 1, "seed": 5}
+    config = tiny_federation(
+        ["north", *(attack.name for attack in SHORT)],
+        rounds=2,
+        mechanism={**mechanism, "projection": projection},
+        data={"public": [public]},
+    )
+    summary = simulate(config, tmp_path / "run", faults=faults_of(SHORT), report=False)
+    rows = rows_of(tmp_path / "run")
+    assert summary["status"] == "completed"
+    assert [rows[number, "north"].status for number in (1, 2)] == ["released"] * 2
+    assert {attack.name: rows[1, attack.name].reason for attack in SHORT} == {
+        attack.name: attack.reason for attack in SHORT
+    }
