@@ -18,6 +18,7 @@ from wardpose.server.folder import held
 from wardpose.server.heads import Heads
 from wardpose.server.journal import RunJournal
 from wardpose.server.scoring import arrays_of
+from wardpose.server.summary import summarise
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.weights import load_model, read_metadata
 from wardpose.shared.site_config import load_site
@@ -162,6 +163,7 @@ def test_a_round_that_is_redone_shows_all_that_was_charged(tmp_path: Path, monke
             patch.setattr(Checkpoint, "save", killed)
             with pytest.raises(KeyboardInterrupt):
                 run(folder, rounds=3, resume=folder.exists())
+    assert [site["steps"] for site in summarise(folder)["sites"]] == [3, 3], "also while the round is not closed"
     summary = run(folder, rounds=3, resume=True)
     assert rows_of(folder)[2, "south"].steps == 3
     assert [site["steps"] for site in summary["sites"]] == [5, 5]
