@@ -97,8 +97,8 @@ def run_federation(grid: Grid, config: FederationConfig, folder: Path, *, resume
         model = initial_model(config, folder, reuse=resume)
         state = starting_state(config, folder, journal, model, resume=resume)
         mechanism = _mechanism_of(config, folder, state)
-        _start(journal, config, state, mechanism)
         state.save(folder / CHECKPOINT)
+        _start(journal, config, state, mechanism)
         status = "failed"
         try:
             status = _train(grid, config, folder, journal, state, mechanism, model)
@@ -135,10 +135,11 @@ def starting_state(
 
 def _keep_unfinished(path: Path, journal: RunJournal) -> None:
     """Move the checkpoint of a run that has rounds left out of the new run's way: they were paid for."""
-    runs = journal.runs()
-    if path.exists() and runs and runs[-1]["status"] != "completed":
-        kept = set_aside(path, runs[-1]["run"])
-        logger.info("run %s is not finished; its checkpoint is now %s", runs[-1]["run"], kept)
+    if not path.exists():
+        return
+    run = Checkpoint.run_of(path)
+    if (journal.run(run) or {}).get("status") != "completed":
+        logger.info("run %s is not finished; its checkpoint is now %s", run, set_aside(path, run))
 
 
 def _mechanism_of(config: FederationConfig, folder: Path, state: Checkpoint) -> Mechanism:

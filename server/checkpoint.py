@@ -97,6 +97,17 @@ class Checkpoint:
             )
         return state
 
+    @staticmethod
+    def run_of(path: Path) -> str:
+        """Return whose checkpoint a file is, without reading its weights; `unknown` for one that cannot be read."""
+        from safetensors import safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                return str(json.loads((file.metadata() or {})["checkpoint"])["run"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return "unknown"
+
     def _not_finite(self) -> str | None:
         """Return the name of a weight, or of the rule's memory, that is not finite."""
         everything = [*self.weights.items(), *self.aggregator.items()]

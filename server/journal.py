@@ -133,8 +133,9 @@ class RunJournal:
         config: dict[str, Any],
         score_name: str,
     ) -> None:
-        """Write down that a run starts, or goes on."""
+        """Write down that a run starts, or goes on; another that still says it runs was killed."""
         with self._writing() as connection:
+            connection.execute("UPDATE runs SET status = 'interrupted' WHERE status = 'running' AND run != ?", (run,))
             connection.execute(
                 "INSERT INTO runs "
                 "(run, federation, mechanism, unit, delta, overlap, rounds, config, score_name, started, status) "

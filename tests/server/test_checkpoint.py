@@ -73,3 +73,12 @@ def test_a_checkpoint_of_version_0_1_is_read(tmp_path: Path) -> None:
     path.write_bytes(save({"weights/a": np.ones(2, np.float32)}, metadata={"checkpoint": json.dumps(facts)}))
     loaded = Checkpoint.load(path)
     assert (loaded.run, loaded.round, loaded.closed) == ("r", 1, None)
+
+
+def test_whose_it_is_can_be_told_of_any_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    assert Checkpoint.run_of(path) == "unknown"
+    checkpoint().save(path)
+    assert Checkpoint.run_of(path) == "r"
+    path.write_bytes(b"torn")
+    assert Checkpoint.run_of(path) == "unknown"

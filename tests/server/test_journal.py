@@ -5,9 +5,9 @@ from pathlib import Path
 from wardpose.server.journal import RoundRow, RunJournal, SiteRow
 
 
-def start(journal: RunJournal) -> None:
+def start(journal: RunJournal, run: str = "r1") -> None:
     journal.start(
-        run="r1",
+        run=run,
         federation="f",
         mechanism="dp-sgd",
         unit="patient",
@@ -80,3 +80,13 @@ def test_a_journal_of_version_0_1_goes_on(tmp_path: Path) -> None:
     new = SiteRow(run="r1", round=2, site="a", status="rejected", reason="norm", detail="too long")
     journal.site(new)
     assert RunJournal(path).sites("r1") == [old, new]
+
+
+def test_a_run_that_was_killed_does_not_run_for_ever(tmp_path: Path) -> None:
+    """One coordinator holds a folder at a time: when another run starts there, the first cannot be at work."""
+    journal = RunJournal(tmp_path / "journal.sqlite")
+    start(journal)
+    start(journal, "r2")
+    assert {run["run"]: run["status"] for run in journal.runs()} == {"r1": "interrupted", "r2": "running"}
+    start(journal)
+    assert {run["run"]: run["status"] for run in journal.runs()} == {"r1": "running", "r2": "interrupted"}
