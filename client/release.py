@@ -23,6 +23,7 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from wardpose.client.policy import charged_events
+from wardpose.client.training import declared_units
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import LedgerError, WireError
 from wardpose.shared.privacy.ledger import Ledger, Reservation
@@ -117,12 +118,14 @@ def build_release(
 
 
 def build_status(*, site: SiteConfig, ledger: Ledger) -> RecordDict:
-    """Make the answer to a preflight: what the ledger says, nothing else."""
+    """Make the answer to a preflight: what the ledger and site.yaml say, nothing else."""
     sequence, head = ledger.head()
+    declared = declared_units(site.cohort)
     body = SiteStatus(
         site=site.site,
         code_hash=code_hash(),
         secure=site.simulation_seed is None,
+        declared_units=declared if isinstance(declared, dict) else {"": declared},
         ledger_sequence=sequence,
         ledger_head=head,
         **_budget(site, ledger),

@@ -7,16 +7,17 @@ Run config: `federation` is a federation.yaml or the name of a bundled one, `run
 import json
 import logging
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from wardpose.server.checkpoint import Checkpoint
+from wardpose.server.course import declare
+from wardpose.server.folder import held, set_aside
 from wardpose.server.initial import initial_model
 from wardpose.server.journal import RunJournal
-from wardpose.server.rounds import Coordinator
+from wardpose.server.rounds import Coordinator, catch_up
 from wardpose.server.scoring import Scorer, arrays_of, check_public_data, load_arrays
 from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.config import (
@@ -28,14 +29,16 @@ from wardpose.shared.config import (
 )
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_text
-from wardpose.shared.pose.weights import save_model
-from wardpose.shared.privacy.accounting import Event, calibrate, epsilon
+from wardpose.shared.pose.model import PoseModel
+from wardpose.shared.pose.weights import read_metadata, save_model
+from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.ledger import Ledger
-from wardpose.shared.privacy.mechanisms import Mechanism, with_values
+from wardpose.shared.privacy.mechanisms import Mechanism
 
 logger = logging.getLogger("wardpose.server")
 app = ServerApp()
 
+CHECKPOINT = "checkpoint.safetensors"
 _MAY_CHANGE = {"rounds", "server"}
 
 
@@ -80,33 +83,68 @@ def run_federation(grid: Grid, config: FederationConfig, folder: Path, *, resume
     Args:
         grid: Flower's connection to the sites.
         config: the plan.
-        folder: where journal, ledger, checkpoint and model are.
+        folder: where journal, ledger, checkpoint and model are; no other coordinator may be at work in it.
         resume: go on with the run whose checkpoint is in `folder`; start one where there is none.
 
     Raises:
-        ConfigError: the plan is not the one that the checkpoint was made with.
-        DataError: data or weights cannot be read.
+        ConfigError: the plan is not the one that the checkpoint was made with, or another coordinator holds the folder.
+        DataError: data, weights or the checkpoint cannot be read.
 
     """
     check_public_data(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    journal = RunJournal(folder / "journal.sqlite")
-    path = folder / "checkpoint.safetensors"
-    going_on = resume and path.exists()
-    model = initial_model(config, folder, reuse=resume)
-    if going_on:
+    with held(folder):
+        journal = RunJournal(folder / "journal.sqlite")
+        model = initial_model(config, folder, reuse=resume)
+        state = starting_state(config, folder, journal, model, resume=resume)
+        ledger = Ledger(folder / "ledger.sqlite")
+        course = declare(config, ledger, run=state.run, rounds_done=state.round, before=state.course)
+        state.course = course.model_dump_json()
+        state.save(folder / CHECKPOINT)
+        _start(journal, config, state, course.mechanism)
+        status = "failed"
+        try:
+            status = _train(grid, config, folder, journal, state, course, model)
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            journal.finish(state.run, status)
+        write_text(folder / "latest-run", state.run + "\n")
+
+
+def starting_state(
+    config: FederationConfig, folder: Path, journal: RunJournal, model: PoseModel, *, resume: bool
+) -> Checkpoint:
+    """Return where a run starts, or goes on; an unfinished run that is not gone on with is kept beside it.
+
+    Raises:
+        ConfigError: the plan is not the one that the checkpoint was made with.
+        DataError: the checkpoint cannot be read, or its weights are not finite.
+
+    """
+    path = folder / CHECKPOINT
+    if resume and path.exists():
         state = Checkpoint.load(path)
         _same_plan(config, state.config, path)
+        catch_up(journal, state)
         logger.info("run %s goes on after round %d", state.run, state.round)
     else:
+        _keep_unfinished(path, journal)
         state = Checkpoint(run=f"{config.name}-{uuid.uuid4().hex[:12]}", round=0, weights=arrays_of(model))
     state.config = config.model_dump_json()
-    done = state.round
-    mechanism = (
-        calibrated(config, rounds_done=done, spent=_most_spent(folder, config))
-        if done < config.rounds
-        else config.mechanism
-    )
+    return state
+
+
+def _keep_unfinished(path: Path, journal: RunJournal) -> None:
+    """Move the checkpoint of a run that has rounds left out of the new run's way: they were paid for."""
+    if not path.exists():
+        return
+    run = Checkpoint.run_of(path)
+    if (journal.run(run) or {}).get("status") != "completed":
+        logger.info("run %s is not finished; its checkpoint is now %s", run, set_aside(path, run))
+
+
+def _start(journal: RunJournal, config: FederationConfig, state: Checkpoint, mechanism: Mechanism) -> None:
     journal.start(
         run=state.run,
         federation=config.name,
@@ -118,73 +156,35 @@ def run_federation(grid: Grid, config: FederationConfig, folder: Path, *, resume
         config=config.model_dump(mode="json"),
         score_name=config.server.score,
     )
-    state.save(path)
+
+
+def _train(
+    grid: Grid,
+    config: FederationConfig,
+    folder: Path,
+    journal: RunJournal,
+    state: Checkpoint,
+    course: Course,
+    model: PoseModel,
+) -> str:
+    """Score, take the rounds that are left, score again and keep the model; returns how the run ended."""
     scorer = Scorer(config, model)
-    status = "failed"
-    try:
-        if not going_on or (journal.run(state.run) or {}).get("score_initial") is None:
-            journal.score(state.run, "initial", scorer.test(state.weights) or {})
-        coordinator = Coordinator(grid, config, folder, state=state, mechanism=mechanism, scorer=scorer)
-        status = coordinator.run()
-        load_arrays(model, state.weights)
-        journal.score(state.run, "final", scorer.test(state.weights) or {})
-        save_model(
-            model,
-            folder / "model.safetensors",
-            {"run": state.run, "round": str(state.round), "mechanism": mechanism.name},
-        )
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        journal.finish(state.run, status)
-    write_text(folder / "latest-run", state.run + "\n")
+    if (journal.run(state.run) or {}).get("score_initial") is None:
+        journal.score(state.run, "initial", scorer.test(state.weights) or {})
+    coordinator = Coordinator(grid, config, folder, state=state, course=course, scorer=scorer)
+    status = coordinator.run()
+    load_arrays(model, state.weights)
+    journal.score(state.run, "final", scorer.test(state.weights) or {})
+    _save_model(model, folder / "model.safetensors", state, course.mechanism)
+    return status
 
 
-def calibrated(config: FederationConfig, *, rounds_done: int = 0, spent: Sequence[Event] = ()) -> Mechanism:
-    """Return the run's mechanism: sigma as configured, else the smallest that what is left of epsilon allows.
-
-    Args:
-        config: the plan.
-        rounds_done: rounds that a resumed run has behind it.
-        spent: what the site with the most behind it was charged; a lost round is thereby made up for by more noise in
-            the rounds that are left. Ledgers do not depend on any patient's data, so neither does sigma.
-
-    Raises:
-        BudgetExceeded: nothing is left.
-        ConfigError: no noise is enough.
-
-    """
-    privacy, mechanism = config.privacy, config.mechanism
-    if not mechanism.is_private or mechanism.schedule is not None or mechanism.noise_multiplier:
-        return mechanism
-    sigma = calibrate(
-        epsilon=privacy.epsilon,
-        delta=privacy.delta,
-        sample_rate=mechanism.largest_sample_rate,
-        steps=(config.rounds - rounds_done) * config.training.steps,
-        spent=spent,
-        noise=mechanism.events(1)[0].noise,
-        adjacency=mechanism.adjacency,
-    )
-    residual = mechanism.projection.residual if mechanism.uses_basis else None
-    if residual is not None:
-        rest = sigma**-2 - residual.noise_multiplier**-2  # both queries together must amount to sigma
-        if rest <= 0:
-            raise ConfigError(
-                f"mechanism.projection.residual.noise_multiplier = {residual.noise_multiplier}: "
-                f"spends the budget alone (allowed: above {sigma:g})"
-            )
-        sigma = rest**-0.5
-    return with_values(mechanism, noise_multiplier=sigma)
-
-
-def _most_spent(folder: Path, config: FederationConfig) -> Sequence[Event]:
-    ledger = Ledger(folder / "ledger.sqlite")
-    return max(
-        (ledger.events(entry.name) for entry in config.sites),
-        key=lambda events: epsilon(events, delta=config.privacy.delta),
-    )
+def _save_model(model: PoseModel, path: Path, state: Checkpoint, mechanism: Mechanism) -> None:
+    """Write the run's model; one of another run that lies there is kept beside it."""
+    other = read_metadata(path).get("run", "unknown") if path.exists() else state.run
+    if other != state.run:
+        logger.info("the model of run %s is now %s", other, set_aside(path, other))
+    save_model(model, path, {"run": state.run, "round": str(state.round), "mechanism": mechanism.name})
 
 
 def _same_plan(config: FederationConfig, before: str, path: Path) -> None:

@@ -6,11 +6,13 @@ With disjoint patients the federation's epsilon is the maximum over sites (paral
 up to k sites, it is the composition of the k costliest. Both are shown.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from wardpose.shared.errors import BudgetExceeded
 from wardpose.shared.privacy.accounting import Adjacency, Event
+from wardpose.shared.privacy.chain import RESERVE
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.filters import federation_epsilon
 from wardpose.shared.privacy.ledger import Budget, Ledger
@@ -42,6 +44,32 @@ class GlobalBudget:
             return False
         self.ledger.commit(reservation)
         return True
+
+    def affords(self, site: str, events: Sequence[Event], *, epsilon: float, course: Course) -> bool:
+        """Tell whether `reserve` would charge a site now; charges nothing."""
+        try:
+            budget = Budget(epsilon=epsilon, delta=self.delta, adjacency=course.mechanism.adjacency)
+            self.ledger.check(site, events, budget=budget, course=course)
+        except BudgetExceeded:
+            return False
+        return True
+
+    def steps(self, site: str, run: str, round_number: int | None = None) -> int:
+        """Noised gradients that a site was charged for in a run, or in one round of it, tries that were lost included.
+
+        The consent tiers of a round take the same steps; they are counted once.
+        """
+        total = 0
+        for entry in self.ledger.entries():
+            body = entry.body
+            if entry.kind != RESERVE or (body["cohort"], body["run"]) != (site, run):
+                continue
+            if round_number is None or body["round"] == round_number:
+                by_tier = Counter[str]()
+                for event in body["events"]:
+                    by_tier[event.get("tier", "")] += event["steps"]
+                total += max(by_tier.values(), default=0)
+        return total
 
     def epsilon(self, site: str) -> float:
         """Epsilon charged to a site so far, over all runs, as enforced."""

@@ -1,11 +1,15 @@
 """What a run needs to go on after any crash: one safetensors file, replaced atomically after each round.
 
-The ledger is not in it: it has its own file, which a resume can only find the same or higher.
+The ledger is not in it: it has its own file, which a resume can only find the same or higher. The journal's rows of the
+round are: a coordinator that is killed after the checkpoint and before the journal writes them when it goes on.
+Weights that are not finite are neither written nor read: no site would train them, and every order of them would be
+charged.
 """
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +32,9 @@ class Checkpoint:
         weights: global weights by name.
         aggregator: the aggregation rule's memory.
         config: the federation's configuration, to refuse a resume with another plan.
-        ledger_heads: last ledger sequence that each site stated; a later, smaller one is a rollback.
         dropped: sites that left the run, with the reason.
+        course: the declared course, as JSON.
+        closed: the journal's rows of the last finished round, as plain values; `None` before the first.
 
     """
 
@@ -38,19 +43,30 @@ class Checkpoint:
     weights: Arrays
     aggregator: Arrays = field(default_factory=dict)
     config: str = ""
-    ledger_heads: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
+    closed: dict[str, Any] | None = None
+    course: str = ""
 
     def save(self, path: Path) -> None:
-        """Replace the file by this state."""
+        """Replace the file by this state.
+
+        Raises:
+            DataError: a weight is not finite; the file is as it was.
+            OSError: the disk is full or the folder is not writable; the file is as it was.
+
+        """
+        name = self._not_finite()
+        if name is not None:
+            raise DataError(f'{path}: not written, "{name}" is not finite')
         tensors = {f"weights/{name}": np.ascontiguousarray(value) for name, value in self.weights.items()}
         tensors |= {f"aggregator/{name}": np.ascontiguousarray(value) for name, value in self.aggregator.items()}
         facts = {
             "run": self.run,
             "round": self.round,
             "config": self.config,
-            "ledger_heads": self.ledger_heads,
             "dropped": self.dropped,
+            "closed": self.closed,
+            "course": self.course,
         }
         write_bytes(path, save(tensors, metadata={"checkpoint": json.dumps(facts)}))
 
@@ -59,7 +75,7 @@ class Checkpoint:
         """Read a file that `save` wrote.
 
         Raises:
-            DataError: the file is missing, broken or not a checkpoint.
+            DataError: the file is missing, broken or not a checkpoint, or its weights are not finite.
 
         """
         from safetensors import safe_open
@@ -72,6 +88,30 @@ class Checkpoint:
             for key, value in tensors.items():
                 group, _, name = key.partition("/")
                 groups[group][name] = value
-            return cls(weights=groups["weights"], aggregator=groups["aggregator"], **facts)
+            facts.pop("ledger_heads", None)  # of version 0.1, which kept them here
+            state = cls(weights=groups["weights"], aggregator=groups["aggregator"], **facts)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: is not a checkpoint ({error})") from error
+        name = state._not_finite()
+        if name is not None:
+            raise DataError(
+                f'{path}: "{name}" is not finite, so that no site can train it; start a new run without --resume '
+                "(what was charged stays charged)"
+            )
+        return state
+
+    @staticmethod
+    def run_of(path: Path) -> str:
+        """Return whose checkpoint a file is, without reading its weights; `unknown` for one that cannot be read."""
+        from safetensors import safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                return str(json.loads((file.metadata() or {})["checkpoint"])["run"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return "unknown"
+
+    def _not_finite(self) -> str | None:
+        """Return the name of a weight, or of the rule's memory, that is not finite."""
+        everything = [*self.weights.items(), *self.aggregator.items()]
+        return next((name for name, value in everything if not np.isfinite(value).all()), None)

@@ -11,7 +11,7 @@ from typing import Any
 
 from prometheus_client.core import Metric
 
-from wardpose.server.journal import RunJournal, SiteRow
+from wardpose.server.journal import Reason, RunJournal, SiteRow
 from wardpose.server.superlink import registered_nodes
 from wardpose.shared.errors import DataError
 from wardpose.shared.exposition import FileCollector, Samples, Source, chain_holds, counter, gauge, summary
@@ -20,7 +20,8 @@ from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.version import version
 
 RUN_STATES = ("running", "completed", "stopped", "interrupted", "failed")
-FAILURES = ("refused", "failed", "late")
+FAILURES = ("refused", "rejected", "failed", "late", "absent")
+_SHOWN_BEFORE_ROUNDS = ("refused", "rejected")  # by what a preflight met for good; the others may still be made up for
 
 METRICS = {
     "wardpose_exporter_up": "1 when every source could be read.",
@@ -40,6 +41,7 @@ METRICS = {
     "wardpose_sites_planned": "Sites of the latest run's plan.",
     "wardpose_sites_answered": "Sites that answered the last round, or the preflight.",
     "wardpose_sites_failed_total": "Rounds without a site's release, by site and reason, all runs.",
+    "wardpose_releases_rejected_total": "Answers that the coordinator did not believe, by site and reason, all runs.",
     "wardpose_sites_released_total": "Releases received, by site, all runs.",
     "wardpose_score": "Score of the last finished round on public validation data.",
     "wardpose_test_score": "Score of the latest run on public test data, before and after.",
@@ -97,7 +99,8 @@ class ServerExporter:
             "version": version(),
         }
         states = Counter(run["status"] for run in runs)
-        failures = Counter((row.site, row.status) for row in sites if row.status in FAILURES)
+        failures = Counter((row.site, row.status) for row in sites if _is_failure(row))
+        rejected = Counter((row.site, row.reason) for row in sites if row.status == "rejected")
         released = Counter(row.site for row in sites if row.status == "released")
         everybody = sorted({*names, *(row.site for row in sites)})
         yield _gauge("wardpose_run_info", [(about, 1.0)])
@@ -128,6 +131,10 @@ class ServerExporter:
         yield _counter(
             "wardpose_sites_failed_total",
             [({"site": site, "reason": reason}, failures[site, reason]) for site in everybody for reason in FAILURES],
+        )
+        yield _counter(
+            "wardpose_releases_rejected_total",
+            [({"site": site, "reason": reason}, rejected[site, reason]) for site in everybody for reason in Reason],
         )
         yield _counter("wardpose_sites_released_total", [({"site": site}, released[site]) for site in everybody])
         score = {"score": last["score_name"]}
@@ -201,6 +208,11 @@ def _counter(name: str, samples: Samples) -> Metric:
 
 def _names(run: dict[str, Any]) -> list[str]:
     return [entry["name"] for entry in run["config"]["sites"]]
+
+
+def _is_failure(row: SiteRow) -> bool:
+    """Count what will not be taken back: a preflight that was late today is ready when it is asked again."""
+    return row.status in (FAILURES if row.round > 0 else _SHOWN_BEFORE_ROUNDS)
 
 
 def _answered(rows: list[SiteRow]) -> int:

@@ -4,8 +4,12 @@ It holds only what the server may know: releases' facts, its own scores on publi
 """
 
 import json
+import sqlite3
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +29,24 @@ CREATE TABLE IF NOT EXISTS rounds (
 CREATE TABLE IF NOT EXISTS sites (
     run TEXT NOT NULL, round INTEGER NOT NULL, site TEXT NOT NULL, status TEXT NOT NULL, code INTEGER,
     bytes_up INTEGER NOT NULL,
-    steps INTEGER NOT NULL, epsilon_spent REAL, epsilon_budget REAL, delta REAL, secure INTEGER, PRIMARY KEY (run,
-    round, site)
+    steps INTEGER NOT NULL, epsilon_spent REAL, epsilon_budget REAL, delta REAL, secure INTEGER,
+    reason TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT '', PRIMARY KEY (run, round, site)
 );
 """
+_ADDED = {"sites": ("reason", "detail")}  # columns that journals of version 0.1 do not have yet
+
+
+class Reason(StrEnum):
+    """Why an answer is not believed; a label of the metrics."""
+
+    PAYLOAD = "payload"
+    SENDER = "sender"
+    ORDER = "order"
+    FACTS = "facts"
+    ARRAYS = "arrays"
+    FINITE = "finite"
+    NORM = "norm"
+    LEDGER = "ledger"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +57,17 @@ class SiteRow:
         run: identity of the run.
         round: counted from 1.
         site: the site's name.
-        status: `released`, `ready` (preflight), `refused`, `failed` or `late`.
+        status: `released`, `ready` (preflight), `refused` (by the site), `rejected` (its answer was not believed),
+            `failed`, `late` or `absent` (not asked, hence not charged).
         code: of the error reply, if any.
         bytes_up: size of the release.
-        steps: noised gradients charged.
+        steps: noised gradients charged for this round, tries that were lost included.
         epsilon_spent: as the server counts it.
         epsilon_budget: as the site stated it; the federation's where it did not.
         delta: at which both are stated.
         secure: whether the noise was cryptographically secure, if known.
+        reason: why an answer was rejected, one of `Reason`; empty for others.
+        detail: one line about it, in the server's words.
 
     """
 
@@ -61,6 +82,8 @@ class SiteRow:
     epsilon_budget: float | None = None
     delta: float | None = None
     secure: bool | None = None
+    reason: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +133,9 @@ class RunJournal:
         config: dict[str, Any],
         score_name: str,
     ) -> None:
-        """Write down that a run starts, or goes on."""
-        with transaction(self.path, _SCHEMA) as connection:
+        """Write down that a run starts, or goes on; another that still says it runs was killed."""
+        with self._writing() as connection:
+            connection.execute("UPDATE runs SET status = 'interrupted' WHERE status = 'running' AND run != ?", (run,))
             connection.execute(
                 "INSERT INTO runs "
                 "(run, federation, mechanism, unit, delta, overlap, rounds, config, score_name, started, status) "
@@ -135,26 +159,36 @@ class RunJournal:
     def score(self, run: str, moment: str, scores: dict[str, Any]) -> None:
         """Write down the test scores at `moment`, which is `initial` or `final`."""
         column = {"initial": "score_initial", "final": "score_final"}[moment]
-        with transaction(self.path, _SCHEMA) as connection:
+        with self._writing() as connection:
             connection.execute(f"UPDATE runs SET {column} = ? WHERE run = ?", (json.dumps(scores), run))  # noqa: S608 (fixed names)
 
     def finish(self, run: str, status: str) -> None:
         """Write down how the run ended: `completed`, `stopped` (too few sites left), `interrupted` or `failed`."""
-        with transaction(self.path, _SCHEMA) as connection:
+        with self._writing() as connection:
             connection.execute("UPDATE runs SET status = ?, ended = ? WHERE run = ?", (status, time.time(), run))
 
     def site(self, *rows: SiteRow) -> None:
         """Write down what became of sites in a round; a later row of the same site and round replaces the earlier."""
-        with transaction(self.path, _SCHEMA) as connection:
+        with self._writing() as connection:
             for row in rows:
                 _insert(connection, "sites", row)
 
-    def round(self, row: RoundRow, sites: list[SiteRow]) -> None:
+    def round(self, row: RoundRow, sites: Sequence[SiteRow]) -> None:
         """Write down a finished round with its sites."""
-        with transaction(self.path, _SCHEMA) as connection:
+        with self._writing() as connection:
             _insert(connection, "rounds", row)
             for site in sites:
                 _insert(connection, "sites", site)
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with transaction(self.path, _SCHEMA) as connection:
+            for table, added in _ADDED.items():
+                known = {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}
+                for column in added:
+                    if column not in known:
+                        connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} TEXT NOT NULL DEFAULT ''")
+            yield connection
 
     def runs(self) -> list[dict[str, Any]]:
         """Return all runs, oldest first, with `config` and scores as objects."""

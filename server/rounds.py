@@ -1,81 +1,48 @@
 """The round loop: who takes part, what is ordered, what comes back, and when to stop.
 
 Flower's own `Strategy.start` counts from round 1, waits for ever and keeps nothing. This loop knows sites by name, has
-a deadline and a quorum, charges every order before it is sent, writes a checkpoint after each round and can go on from
-it.
+a deadline and a quorum, charges every order before it is sent, believes no answer before it is checked, writes a
+checkpoint after each round and can go on from it. A round is: call the roll, charge, exchange, judge, combine, close.
 """
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from wardpose.server.aggregation import Aggregator, Arrays
+from wardpose.server.admission import Admission, Admitted, Rejected
+from wardpose.server.aggregation import Aggregator, Arrays, clip_to_median
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.checkpoint import Checkpoint
-from wardpose.server.journal import RoundRow, RunJournal, SiteRow
+from wardpose.server.exchange import Answer, exchange
+from wardpose.server.heads import Heads
+from wardpose.server.journal import Reason, RoundRow, RunJournal, SiteRow
+from wardpose.server.roll import LEAVES, Member, Roll, error_code, sentence
 from wardpose.server.scoring import Scorer
 from wardpose.server.uplink import UplinkDecoder
 from wardpose.shared.config import FederationConfig
-from wardpose.shared.errors import WardposeError, WireError
+from wardpose.shared.errors import WireError
 from wardpose.shared.privacy.course import Course
-from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import (
-    PREFLIGHT,
-    TRAIN,
-    Refusal,
-    RoundOrder,
-    SiteRelease,
-    SiteStatus,
-    hash_arrays,
-    pack,
-    unpack,
-)
+from wardpose.shared.wire import TRAIN, RoundOrder, hash_arrays, pack
 
 logger = logging.getLogger("wardpose.server")
 
-_LEAVES = {Refusal.POLICY, Refusal.BUDGET, Refusal.CODE, Refusal.ORDER, Refusal.SITE}
-_MAXIMUM_FAILURES = 3
-_POLL_SECONDS = 0.5  # each poll of a real SuperLink is a request; a grid in this process says how often it may be asked
-
-
-@dataclass(kw_only=True)
-class Member:
-    """A site that takes part.
-
-    Attributes:
-        name: the site's name.
-        node_id: Flower's number for it in this run.
-        weight: public constant of the weighted mean.
-        epsilon_budget: as the site stated it.
-        delta: as the site stated it.
-        epsilon_spent: highest figure that the server's or the site's ledger showed.
-        secure: whether its noise is cryptographically secure.
-        failures: rounds without a release, in a row.
-
-    """
-
-    name: str
-    node_id: int
-    weight: float
-    epsilon_budget: float
-    delta: float
-    epsilon_spent: float
-    secure: bool
-    failures: int = 0
+_SUSPICIOUS = 0.5  # an update that is shortened by more is told
 
 
 class Coordinator:
     """Run a federation's rounds over a Flower grid.
 
     Attributes:
-        folder: journal, ledger and checkpoint of the federation.
+        folder: journal, ledger, heads and checkpoint of the federation.
         state: where the run stands.
-        members: sites still in the run, by name.
+        roll: the sites, and which of them may be ordered.
 
     """
 
@@ -86,143 +53,188 @@ class Coordinator:
         folder: Path,
         *,
         state: Checkpoint,
-        mechanism: Mechanism,
+        course: Course,
         scorer: Scorer,
     ) -> None:
         self.grid = grid
         self.config = config
         self.folder = folder
         self.state = state
-        self.mechanism = mechanism
+        self.course = course
+        self.mechanism = course.mechanism
         self.scorer = scorer
         self.journal = RunJournal(folder / "journal.sqlite")
         overlap = config.privacy.overlap or len(config.sites)
         self.budget = GlobalBudget(folder / "ledger.sqlite", delta=config.privacy.delta, overlap=overlap)
-        self.uplink = UplinkDecoder(config, mechanism, scorer.model, folder)
+        self.uplink = UplinkDecoder(config, course.mechanism, scorer.model, folder)
+        self.admission = Admission(config, course.mechanism, scorer.model, self.uplink, Heads(folder / "heads.sqlite"))
         self.aggregator = Aggregator(config.server.aggregation)
         self.aggregator.restore(state.aggregator)
-        self.members: dict[str, Member] = {}
-        self.course = Course(
+        self.roll = Roll(
+            grid=grid,
+            config=config,
+            admission=self.admission,
+            budget=self.budget,
             run=state.run,
-            federation=config.name,
-            mechanism=mechanism,
-            steps=config.training.steps,
-            first_round=min(state.round + 1, config.rounds),
-            last_round=config.rounds,
+            dropped=state.dropped,
         )
 
     def run(self) -> str:
         """Take the rounds that are left; return `completed`, or `stopped` when too few sites are left."""
-        self._preflight()
+        first = True
         while self.state.round < self.config.rounds:
-            if not self._round(self.state.round + 1):
+            order = self.order(self.state.round + 1)
+            patient = first or len(self.roll.members()) < self.config.server.minimum_sites
+            self.journal.site(*self.roll.call(order, patient=patient))
+            if not self.round(order):
                 return "stopped"
+            first = False
         return "completed"
 
-    def order(self, round_number: int, weights: Arrays) -> RoundOrder:
-        """Return what a round asks of every site."""
+    def order(self, round_number: int) -> RoundOrder:
+        """Return what a round that starts from the present weights asks of every site."""
         training = self.config.training
         return RoundOrder(
             course=self.course,
             round=round_number,
             model=self.config.model.model_copy(update={"weights": "random"}),
             training=training,
-            weights_hash=hash_arrays(weights),
+            weights_hash=hash_arrays(self.state.weights),
             code_hash=code_hash(),
             public_data=self.uplink.public_data,
         )
 
-    def _preflight(self) -> None:
-        """Wait for the sites and ask each whether it would take part, before anything is charged."""
-        wanted = {entry.name: entry for entry in self.config.sites if entry.name not in self.state.dropped}
-        nodes = self._wait_for_nodes(set(wanted))
-        body = pack(self.order(self.state.round + 1, self.state.weights))
-        messages = [Message(body, node, PREFLIGHT, group_id="preflight", ttl=self._deadline()) for node in nodes]
-        rows = []
-        for node, reply in self._exchange(messages).items():
-            registered = nodes[node]
-            try:
-                status = self._status(reply, registered)
-            except WireError as error:
-                logger.warning("site %s: %s", registered or node, error)
-                code = reply.error.code if reply is not None and reply.has_error() else None
-                if registered:
-                    self._drop(registered, str(error))
-                    rows.append(SiteRow(run=self.state.run, round=0, site=registered, status="refused", code=code))
-                continue
-            if status.site not in wanted:
-                continue
-            self.members[status.site] = Member(
-                name=status.site,
-                node_id=node,
-                weight=wanted[status.site].weight,
-                epsilon_budget=status.epsilon_budget,
-                delta=status.delta,
-                epsilon_spent=max(status.epsilon_spent, self.budget.epsilon(status.site)),
-                secure=status.secure,
-            )
-            self._remember_head(status.site, status.ledger_sequence)
-            rows.append(self._site_row(0, self.members[status.site], "ready"))
-        self.journal.site(*rows)
-
-    def _round(self, number: int) -> bool:
-        """Take one round; `False` when fewer sites than the quorum can still take part."""
+    def round(self, order: RoundOrder) -> bool:
+        """Take one round; `False`, and nothing charged, when fewer sites than the quorum can take part."""
         started = time.time()
+        members = self.charge(order)
+        if not members:
+            return False
+        away = [self.roll.row(order.round, site, "absent") for site in self.roll.missing()]
         weights = self.state.weights
-        order = self.order(number, weights)
         content = pack(order, weights)
-        online = {node.node_id for node in self.grid.get_nodes()}
+        deadline = self.config.server.deadline_seconds
+        messages = [
+            Message(content, member.node_id, TRAIN, group_id=str(order.round), ttl=deadline) for member in members
+        ]
+        answers = exchange(self.grid, messages, seconds=deadline)
+        judged = [self.judge(order, member, answers[member.node_id]) for member in members]
+        admitted = {member.name: release for member, (_, release) in zip(members, judged, strict=True) if release}
+        weights = self.combine(admitted, order.round, request=messages[0])
+        rows = [*(row for row, _ in judged), *away]
+        self.close(order.round, weights, rows, started=started, ordered=len(members), released=len(admitted))
+        return True
+
+    def charge(self, order: RoundOrder) -> list[Member]:
+        """Charge every site that can take part for a round about to be ordered; empty, and no charge, below the quorum.
+
+        A site whose budget is spent leaves the run.
+        """
         events = order.events()
-        ordered: dict[int, Member] = {}
-        for member in list(self.members.values()):
-            if member.node_id not in online:
-                member.failures += 1
-                continue
-            affordable = float("inf") if self.mechanism.name == "none" else member.epsilon_budget
-            if self.budget.reserve(member.name, events, round_number=number, epsilon=affordable, course=self.course):
-                ordered[member.node_id] = member
-            else:
-                self._drop(member.name, "its privacy budget is spent")
-        if len(ordered) < self.config.server.minimum_sites:
+        limits = {
+            member.name: member.epsilon_budget if self.mechanism.is_private else float("inf")
+            for member in self.roll.members()
+        }
+        for name, limit in limits.items():
+            if not self.budget.affords(name, events, epsilon=limit, course=order.course):
+                self.roll.drop(name, "its privacy budget is spent")
+        able = self.roll.members()
+        if len(able) < self.config.server.minimum_sites:
             logger.warning(
                 "round %d: %d able sites, server.minimum_sites = %d",
-                number,
-                len(ordered),
+                order.round,
+                len(able),
                 self.config.server.minimum_sites,
             )
-            return False
-        messages = [Message(content, node, TRAIN, group_id=str(number), ttl=self._deadline()) for node in ordered]
-        updates: dict[str, tuple[Arrays, float]] = {}
-        rows = []
-        for node, reply in self._exchange(messages).items():
-            row, update = self._release(number, ordered[node], order, reply)
-            rows.append(row)
-            if update is not None:
-                updates[ordered[node].name] = (update, ordered[node].weight)
-        if len(updates) >= self.config.server.minimum_sites:
-            weights = self.aggregator.combine(weights, updates, round_number=number, request=messages[0])
-        else:
+            return []
+        for member in able:
+            if not self.budget.reserve(
+                member.name, events, course=order.course, round_number=order.round, epsilon=limits[member.name]
+            ):
+                self.roll.drop(member.name, "its privacy budget is spent")
+            member.epsilon_spent = max(member.epsilon_spent, self.budget.epsilon(member.name))
+        return [member for member in able if member.name in self.roll.present]
+
+    def judge(self, order: RoundOrder, member: Member, answer: Answer) -> tuple[SiteRow, Admitted | None]:
+        """Judge one site's answer to an order; the cost is charged already, whatever it is."""
+        name, number = member.name, order.round
+        steps = self.budget.steps(name, order.run, number)
+        code = error_code(answer)
+        if answer is None:
+            self.roll.missed(name, "it missed the deadline", failed=False)
+            return self.roll.row(number, name, "late", steps=steps), None
+        if code is not None and code in LEAVES:
+            self.roll.drop(name, sentence(code))
+            return self.roll.row(number, name, "refused", code=code, steps=steps), None
+        if code is not None:
+            self.roll.missed(name, sentence(code), failed=True)
+            return self.roll.row(number, name, "failed", code=code, steps=steps), None
+        try:
+            admitted = self.admission.release(
+                answer, site=name, order=order, weights=self.state.weights, declared_units=member.declared_units
+            )
+        except Rejected as error:
+            if error.reason is Reason.SENDER:  # whoever sent it, it was not surely this site
+                self.roll.missed(name, str(error), failed=False)
+            else:
+                self.roll.drop(name, str(error))
+            return self.roll.row(number, name, "rejected", error=error, steps=steps), None
+        self.roll.released(name)
+        member.hears(admitted.release)
+        return self.roll.row(number, name, "released", steps=steps, bytes_up=admitted.size), admitted
+
+    def combine(self, admitted: Mapping[str, Admitted], round_number: int, *, request: Message) -> Arrays:
+        """Return the next global weights: the present ones where too few releases came, or theirs do not combine."""
+        if len(admitted) < self.config.server.minimum_sites:
             logger.warning(
                 "round %d: %d releases, server.minimum_sites = %d: weights unchanged",
-                number,
-                len(updates),
+                round_number,
+                len(admitted),
                 self.config.server.minimum_sites,
             )
+            return self.state.weights
+        public = {entry.name: entry.weight for entry in self.config.sites}
+        factors = dict.fromkeys(admitted, 1.0)
+        if self.config.server.admission.clip_to_median:
+            factors = clip_to_median({site: release.norm for site, release in admitted.items()})
+        updates = {}
+        for site, release in admitted.items():
+            if factors[site] < _SUSPICIOUS:
+                logger.warning("site %s: its update is %.1f times the median's length", site, 1 / factors[site])
+            updates[site] = (_times(release.update, factors[site]), public[site])
+        try:
+            return self.aggregator.combine(self.state.weights, updates, round_number=round_number, request=request)
+        except WireError as error:
+            logger.warning("round %d: %s: weights unchanged", round_number, error)
+            return self.state.weights
+
+    def close(
+        self,
+        number: int,
+        weights: Arrays,
+        rows: Sequence[SiteRow],
+        *,
+        started: float,
+        ordered: int,
+        released: int,
+    ) -> None:
+        """Score the round's weights and write it down: first the checkpoint, which holds the journal's rows too."""
         score = self.scorer.validation(weights)
         disjoint, overlap = self.budget.federation([entry.name for entry in self.config.sites])
-        size = sum(array.nbytes for array in self.state.weights.values())
+        size = sum(array.nbytes for array in weights.values())
         summary = RoundRow(
             run=self.state.run,
             round=number,
             started=started,
             seconds=time.time() - started,
             score=score,
-            bytes_down=size * len(ordered),
+            bytes_down=size * ordered,
             bytes_up=sum(row.bytes_up for row in rows),
             epsilon_disjoint=disjoint,
             epsilon_overlap=overlap,
         )
         self.state.round, self.state.weights, self.state.aggregator = number, weights, self.aggregator.state()
+        self.state.closed = {"round": asdict(summary), "sites": [asdict(row) for row in rows]}
         self.state.save(self.folder / "checkpoint.safetensors")
         self.journal.round(summary, rows)
         logger.info(
@@ -232,144 +244,17 @@ class Coordinator:
             self.config.server.score,
             "-" if score is None else f"{score:.3f}",
             disjoint,
-            len(updates),
-            len(ordered),
-            extra={"round": summary, "sites": rows},
-        )
-        return True
-
-    def _release(
-        self, number: int, member: Member, order: RoundOrder, reply: Message | None
-    ) -> tuple[SiteRow, Arrays | None]:
-        """Judge one reply; the cost is charged already, whatever it is."""
-        member.epsilon_spent = max(member.epsilon_spent, self.budget.epsilon(member.name))
-        if reply is None:
-            self._failed(member, "it missed the deadline")
-            return self._site_row(number, member, "late", steps=order.training.steps), None
-        if reply.has_error():
-            code = reply.error.code
-            if code in set(_LEAVES):
-                self._drop(member.name, Refusal(code).sentence)
-                return self._site_row(number, member, "refused", code=code, steps=order.training.steps), None
-            self._failed(member, f"error {code}")
-            return self._site_row(number, member, "failed", code=code, steps=order.training.steps), None
-        try:
-            release, update = unpack(reply.content, SiteRelease)
-            expected = (
-                member.name,
-                order.run,
-                order.round,
-                order.mechanism,
-                order.training.steps,
-                order.weights_hash,
-                order.code_hash,
-            )
-            stated = (
-                release.site,
-                release.run,
-                release.round,
-                release.mechanism,
-                release.steps,
-                release.weights_hash,
-                release.code_hash,
-            )
-            if stated != expected:
-                raise WireError("the release does not answer the order")
-            self._remember_head(member.name, release.ledger_sequence)
-            size = sum(array.nbytes for array in update.values())
-            update = self.uplink(self.state.weights, update)
-        except WireError as error:
-            self._drop(member.name, str(error))
-            return self._site_row(number, member, "failed", steps=order.training.steps), None
-        member.failures, member.secure = 0, release.secure
-        member.epsilon_spent = max(member.epsilon_spent, release.epsilon_spent)
-        return self._site_row(number, member, "released", steps=order.training.steps, bytes_up=size), update
-
-    def _status(self, reply: Message | None, registered: str) -> SiteStatus:
-        if reply is None:
-            raise WireError("no answer to the preflight")
-        if reply.has_error():
-            known = reply.error.code in set(Refusal)
-            raise WireError(Refusal(reply.error.code).sentence if known else f"error {reply.error.code}")
-        status, _ = unpack(reply.content, SiteStatus)
-        if registered and status.site != registered:
-            raise WireError(f'registered as "{registered}" but calls itself "{status.site}"')
-        return status
-
-    def _remember_head(self, site: str, sequence: int) -> None:
-        """Raise `WireError` when a site's ledger is shorter than it once was."""
-        before = self.state.ledger_heads.get(site, 0)
-        if sequence < before:
-            raise WireError(f"its ledger went back from {before} to {sequence} entries")
-        self.state.ledger_heads[site] = sequence
-
-    def _wait_for_nodes(self, wanted: set[str]) -> dict[int, str]:
-        """Wait for the wanted sites, or until the time is up; node -> registered name (empty if simulated)."""
-        until = time.monotonic() + self.config.server.wait_seconds
-        while True:
-            nodes = {node.node_id: node.name for node in self.grid.get_nodes()}
-            named = {name for name in nodes.values() if name}
-            simulated = bool(nodes) and not named  # Flower's simulation has all its nodes from the start
-            if simulated or named >= wanted or time.monotonic() > until:
-                return {node: name for node, name in nodes.items() if not named or name in wanted}
-            time.sleep(0.5)
-
-    def _exchange(self, messages: list[Message]) -> dict[int, Message | None]:
-        """Send messages and collect replies until all are there or the deadline passes; node -> reply."""
-        identifiers = list(self.grid.push_messages(messages))
-        nodes = {
-            identifier: message.metadata.dst_node_id for identifier, message in zip(identifiers, messages, strict=True)
-        }
-        replies: dict[int, Message | None] = dict.fromkeys(nodes.values())
-        until = time.monotonic() + self._deadline()
-        pause, longest = 0.005, getattr(self.grid, "poll_seconds", _POLL_SECONDS)
-        while nodes and time.monotonic() < until:
-            for reply in self.grid.pull_messages(list(nodes)):
-                node = nodes.pop(reply.metadata.reply_to_message_id, None)
-                if node is not None:
-                    replies[node] = reply
-            if nodes:
-                time.sleep(pause)
-                pause = min(longest, pause * 1.5)
-        return replies
-
-    def _deadline(self) -> float:
-        return self.config.server.deadline_seconds
-
-    def _drop(self, site: str, reason: str) -> None:
-        logger.warning("site %s leaves the run: %s", site, reason)
-        self.members.pop(site, None)
-        self.state.dropped[site] = reason
-
-    def _failed(self, member: Member, reason: str) -> None:
-        member.failures += 1
-        logger.warning("site %s: no release (%s); the round is charged", member.name, reason)
-        if member.failures >= _MAXIMUM_FAILURES:
-            self._drop(member.name, f"no release in {_MAXIMUM_FAILURES} rounds")
-
-    def _site_row(
-        self,
-        number: int,
-        member: Member,
-        status: str,
-        *,
-        code: int | None = None,
-        steps: int = 0,
-        bytes_up: int = 0,
-    ) -> SiteRow:
-        return SiteRow(
-            run=self.state.run,
-            round=number,
-            site=member.name,
-            status=status,
-            code=code,
-            bytes_up=bytes_up,
-            steps=steps,
-            epsilon_spent=member.epsilon_spent,
-            epsilon_budget=member.epsilon_budget,
-            delta=member.delta,
-            secure=member.secure,
+            released,
+            ordered,
+            extra={"round": summary, "sites": list(rows)},
         )
 
 
-__all__ = ["Coordinator", "Member", "WardposeError"]
+def _times(update: Arrays, factor: float) -> Arrays:
+    return update if factor == 1 else {name: value * np.float32(factor) for name, value in update.items()}
+
+
+def catch_up(journal: RunJournal, state: Checkpoint) -> None:
+    """Write the journal's rows of the last finished round, where a kill came between them and the checkpoint."""
+    if state.closed is not None and all(row.round != state.round for row in journal.rounds(state.run)):
+        journal.round(RoundRow(**state.closed["round"]), [SiteRow(**row) for row in state.closed["sites"]])

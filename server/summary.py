@@ -7,6 +7,7 @@ from typing import Any
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.journal import RunJournal, SiteRow
 from wardpose.shared.errors import DataError
+from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.version import versions
 
 
@@ -45,7 +46,10 @@ def summarise(folder: Path, run: str | None = None) -> dict[str, Any]:
         "unit": chosen["unit"],
         "delta": chosen["delta"],
         "not_private": not_private(chosen["mechanism"], rows),
-        "sites": [_site(name, [row for row in rows if row.site == name]) for name in names],
+        "sites": [
+            _site(name, [row for row in rows if row.site == name], steps=budget.steps(name, chosen["run"]))
+            for name in names
+        ],
         "epsilon_federation": {
             "disjoint": finite(disjoint),
             "overlap": finite(overlap),
@@ -69,8 +73,9 @@ def summarise(folder: Path, run: str | None = None) -> dict[str, Any]:
 
 def not_private(mechanism: str, rows: list[SiteRow]) -> str | None:
     """Say why a run gives no privacy at all; `None` when it gives what its epsilon says."""
-    if mechanism == "none":
-        return "mechanism none: updates are neither clipped nor noised"
+    chosen = Mechanism.model_validate({"name": mechanism})
+    if chosen.reads_private and not chosen.is_private:
+        return f"mechanism {chosen.name}: updates are neither clipped nor noised"
     if any(row.secure is False for row in rows):
         return "seeded simulation: whoever knows the seed can subtract the noise"
     return None
@@ -81,15 +86,18 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _site(name: str, rows: list[SiteRow]) -> dict[str, Any]:
+def _site(name: str, rows: list[SiteRow], *, steps: int) -> dict[str, Any]:
     last = rows[-1] if rows else None
+    stated = next((row for row in reversed(rows) if row.delta is not None), None)
     return {
         "name": name,
         "epsilon_spent": finite(max((row.epsilon_spent or 0.0 for row in rows), default=0.0)),
-        "epsilon_budget": finite(last.epsilon_budget) if last else None,
-        "delta": last.delta if last else None,
-        "steps": sum(row.steps for row in rows),
+        "epsilon_budget": finite(stated.epsilon_budget) if stated else None,
+        "delta": stated.delta if stated else None,
+        "steps": steps,
         "bytes_up": sum(row.bytes_up for row in rows),
         "rounds_released": sum(row.status == "released" for row in rows),
         "status": last.status if last else "absent",
+        "reason": last.reason if last else "",
+        "detail": last.detail if last else "",
     }

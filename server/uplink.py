@@ -11,6 +11,7 @@ from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import ConfigError, WireError
 from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.training.basis import choose_frames
 from wardpose.shared.training.cohort import build_public
 from wardpose.shared.training.local import decode_update
 from wardpose.shared.wire import COEFFICIENTS
@@ -23,6 +24,7 @@ class UplinkDecoder:
 
     Attributes:
         public_data: identity of the public data that coefficients refer to; `None` where updates travel whole.
+        coefficients: m, how many a release holds that has them; `None` where updates travel whole.
 
     Raises:
         ConfigError: the mechanism's uplink needs public data and the plan has none.
@@ -40,6 +42,9 @@ class UplinkDecoder:
             if self._dataset is None:
                 raise ConfigError("data.public: missing; the coefficient uplink needs the public data of the basis")
         self.public_data = None if self._dataset is None else self._dataset.identity()
+        self.coefficients: int | None = None
+        if self._dataset is not None and self.public_data is not None:
+            _, self.coefficients = choose_frames(self.public_data, len(self._dataset), mechanism.projection, 0)
 
     def __call__(self, weights: Arrays, received: Arrays) -> Arrays:
         """Return the update, by name.
@@ -59,7 +64,7 @@ class UplinkDecoder:
             raise WireError("the release holds coefficients and the order asked for the update")
         load_arrays(self._model, weights)
         public = build_public(self._dataset, self._model, strategy=self._strategy, cache_folder=self._folder)
-        coefficients = torch.from_numpy(np.asarray(received[COEFFICIENTS], np.float64))
+        coefficients = torch.from_numpy(np.array(received[COEFFICIENTS], np.float64))
         try:
             update = decode_update(self._model, public, self._mechanism, coefficients, strategy=self._strategy)
         except ConfigError as error:

@@ -116,19 +116,43 @@ class AggregationConfig(Strict):
     malicious: int = Field(default=0, ge=0)
 
 
+class AdmissionConfig(Strict):
+    """Which releases are believed; `wardpose.server.norm_bound` has the bound and its proof.
+
+    Attributes:
+        slack: factor on the longest update that the mechanism can produce.
+        largest_cohort: units that a site holds at most, as a multiple of the number it declares; when absent 2 for
+            patients, beyond which `wardpose site check` warns, and 1000 for frames, which nobody declares.
+        smallest_cohort: fewest units that a site may declare. The fewer, the longer its updates may be.
+        unclipped_gradient_norm: L2 bound of the gradients that no mechanism clips: the public batch's mean of
+            feature-DP and `public-only`, and each unit's of `none`.
+        clip_to_median: shorten every update to the median of the round's norms before it is aggregated.
+
+    """
+
+    slack: float = Field(default=1.0, ge=1, allow_inf_nan=False)
+    largest_cohort: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    smallest_cohort: int = Field(default=1, ge=1)
+    unclipped_gradient_norm: float = Field(default=100.0, gt=0, allow_inf_nan=False)
+    clip_to_median: bool = True
+
+
 class ServerConfig(Strict):
     """The round loop.
 
     Attributes:
         aggregation: the server's rule.
+        admission: which releases are believed.
         minimum_sites: releases a round needs; with fewer able sites the run stops, cleanly, with a checkpoint.
         deadline_seconds: after which a round goes on without the sites that have not answered.
-        wait_seconds: how long to wait for the sites to come online.
+        wait_seconds: how long to wait for the sites to come online, and before a later round for those that were
+            missing.
         score: what is reported each round.
 
     """
 
     aggregation: AggregationConfig = AggregationConfig()
+    admission: AdmissionConfig = AdmissionConfig()
     minimum_sites: int = Field(default=1, ge=1)
     deadline_seconds: float = Field(default=3600, gt=0)
     wait_seconds: float = Field(default=120, gt=0)

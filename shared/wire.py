@@ -7,9 +7,11 @@ the text of an exception.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated, Self, TypeVar
+from io import BytesIO
+from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -36,6 +38,8 @@ _LONGEST_NAME = 80
 
 Arrays = Mapping[str, NDArray[np.float32]]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Entries = Annotated[int, Field(ge=0, le=2**53)]
+Units = Annotated[int, Field(ge=0, le=10**9)]
 
 
 class Refusal(IntEnum):
@@ -162,7 +166,7 @@ class SiteRelease(_Body):
     weights_hash: Hash
     code_hash: Hash
     secure: bool
-    ledger_sequence: int = Field(ge=1)
+    ledger_sequence: Entries = Field(ge=1)
     ledger_head: Hash
     epsilon_spent: float = Field(ge=0)
     epsilon_budget: float = Field(gt=0)
@@ -170,13 +174,21 @@ class SiteRelease(_Body):
 
 
 class SiteStatus(_Body):
-    """A site's answer to a preflight: it would train this order, and what its ledger says now."""
+    """A site's answer to a preflight: it would train this order, and what its ledger says now.
+
+    Attributes:
+        declared_units: the numbers of units that its site.yaml declares, by consent tier (the plain tier is ""): what
+            noised sums are divided by, hence what decides how long its updates can be. The other attributes are those
+            of `SiteRelease`.
+
+    """
 
     protocol: int = PROTOCOL
     site: str
     code_hash: Hash
     secure: bool
-    ledger_sequence: int = Field(ge=0)
+    declared_units: dict[str, Units]
+    ledger_sequence: Entries
     ledger_head: Hash
     epsilon_spent: float = Field(ge=0)
     epsilon_budget: float = Field(gt=0)
@@ -184,6 +196,9 @@ class SiteStatus(_Body):
 
 
 Body = TypeVar("Body", bound=_Body)
+_LARGEST_BODY = 1 << 20  # characters; the longest schedule is a tenth of it
+_LARGEST_HEADER = 4096  # bytes in front of an array's numbers
+_SHOWN = 160  # characters of what a stranger wrote
 
 
 def hash_arrays(arrays: Arrays) -> str:
@@ -237,6 +252,101 @@ def _arrays(content: RecordDict) -> dict[str, NDArray[np.float32]]:
         except Exception as error:  # whatever numpy makes of bytes that somebody else wrote
             raise WireError(f'array "{name[:_LONGEST_NAME]}" cannot be read ({type(error).__name__})') from error
     return arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayForm:
+    """What an array on the wire must be, exactly.
+
+    Attributes:
+        shape: its shape.
+        dtype: its type, byte order included.
+
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def unpack_body(content: object, kind: type[Body], *, arrays: bool) -> Body:
+    """Read a body from a message whose sender is not trusted; nothing but the agreed records may be in it.
+
+    Args:
+        content: what the message holds.
+        kind: the body that is expected.
+        arrays: whether arrays come along; `unpack_arrays` reads them.
+
+    Raises:
+        WireError: a record is missing, superfluous or malformed, or the body is of another protocol.
+
+    """
+    if not isinstance(content, RecordDict):
+        raise WireError(f"the message holds {_shown(type(content).__name__)}, not records")
+    expected = {"body": ConfigRecord} | ({"arrays": ArrayRecord} if arrays else {})
+    for name, record in expected.items():
+        if not isinstance(content.get(name), record):
+            raise WireError(f'record "{name}" is missing or of another type')
+    if len(content) != len(expected):
+        raise WireError(f"{len(content)} records (allowed: {', '.join(expected)})")
+    fields = dict(content.config_records["body"])
+    text = fields.pop("json", None)
+    if fields or not isinstance(text, str):
+        raise WireError('record "body" does not hold the one text "json"')
+    if len(text) > _LARGEST_BODY:
+        raise WireError(f"the body has {len(text)} characters (allowed: {_LARGEST_BODY})")
+    try:
+        body = kind.model_validate_json(text)
+    except ValidationError as error:
+        raise WireError(_shown(f"{kind.__name__}: {describe(error)}")) from error
+    if getattr(body, "protocol", PROTOCOL) != PROTOCOL:
+        raise WireError(f"{kind.__name__}: protocol is not {PROTOCOL}")
+    return body
+
+
+def unpack_arrays(content: RecordDict, forms: Sequence[Mapping[str, ArrayForm]]) -> dict[str, NDArray[Any]]:
+    """Read the arrays of a message whose sender is not trusted; they must have one of the given forms, exactly.
+
+    Sizes are compared before anything is allocated, and no bytes but those of plain numbers are interpreted.
+
+    Args:
+        content: of which `unpack_body` has read the body.
+        forms: the sets of arrays that are allowed.
+
+    Raises:
+        WireError: names, number, shapes, types or bytes are others.
+
+    """
+    received = content.array_records["arrays"]
+    form = next((form for form in forms if len(form) == len(received) and set(form) == set(received)), None)
+    if form is None:
+        raise WireError(f"{len(received)} arrays whose names are not those of the trained weights")
+    return {name: _read_array(name, received[name], form[name]) for name in form}
+
+
+def _read_array(name: str, array: Array, form: ArrayForm) -> NDArray[Any]:
+    """Read numpy's own format; one that is refused here may be anything, so its bytes are not believed anywhere."""
+    size = int(np.prod(form.shape, dtype=np.int64)) * form.dtype.itemsize
+    data = bytes(array.data)
+    file = BytesIO(data[:_LARGEST_HEADER])
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = read(file, max_header_size=_LARGEST_HEADER)
+    except (ValueError, KeyError, SyntaxError, TypeError, RecursionError, MemoryError, EOFError) as error:
+        raise WireError(f'array "{name}" cannot be read') from error
+    if shape != form.shape or dtype != form.dtype or fortran:
+        order = " in column order" if fortran else ""
+        raise WireError(_shown(f'array "{name}" is {dtype} {shape}{order} (allowed: {form.dtype} {form.shape})'))
+    start = file.tell()
+    if array.stype != "numpy.ndarray" or len(data) - start != size:
+        raise WireError(f'array "{name}" has {len(data) - start} bytes of numbers (allowed: {size})')
+    return np.frombuffer(data, form.dtype, offset=start).reshape(form.shape)
+
+
+def _shown(text: str) -> str:
+    """Cut what a stranger wrote to what fits on a line of a log."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text[:_SHOWN])
+    return line + ("..." if len(text) > _SHOWN else "")
 
 
 def refusal(code: Refusal, reply_to: Message) -> Message:

@@ -27,7 +27,10 @@ from wardpose.shared.wire import TRAIN, Refusal, refusal
 _CRASHED = 8  # Flower's CLIENT_APP_CRASHED
 _FIRST_NODE = 100
 
-FaultKind = Literal["crash", "crash-after-training", "straggle", "refuse"]
+FaultKind = Literal["crash", "crash-after-training", "straggle", "refuse", "replace"]
+
+Replacement = Callable[[Message, Message], Message | Sequence[Message] | None]
+"""What a site sends instead, made of the message it got and its honest answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +39,19 @@ class Fault:
 
     Attributes:
         site: where.
-        round: when, counted from 1.
+        round: when, counted from 1; 0 for preflights.
         kind: `crash` before anything happened; `crash-after-training`: the budget is spent and the release is lost;
-            `straggle`: the site trains but its answer comes too late; `refuse`: the site's policy says no.
+            `straggle`: the site trains but its answer comes too late; `refuse`: the site's policy says no; `replace`:
+            it sends something else.
+        replace: makes what it sends. What it raises, the server meets when it pulls, as with bytes that Flower cannot
+            read.
 
     """
 
     site: str
     round: int
     kind: FaultKind
+    replace: Replacement | None = None
 
 
 class InProcessGrid(Grid):
@@ -86,10 +93,10 @@ class InProcessGrid(Grid):
             )
             for node, name in self._names.items()
         }
-        self._faults = {(fault.site, fault.round): fault.kind for fault in faults}
+        self._faults = {(fault.site, fault.round): fault for fault in faults}
         self._observe = observe or (lambda site, event: None)
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="site") if workers > 1 else None
-        self._answers: dict[str, Future[Message | None]] = {}
+        self._answers: dict[str, Future[Sequence[Message]]] = {}
         self._queue: dict[str, Message] = {}
         self._identifiers = (f"message-{number}" for number in itertools.count())
         self._stopped = threading.Event()
@@ -151,8 +158,7 @@ class InProcessGrid(Grid):
         self._work(next((identifier for identifier in wanted if identifier in self._queue), None))
         futures = {identifier: self._answers[identifier] for identifier in wanted if identifier in self._answers}
         ready = [identifier for identifier, future in futures.items() if future.done()]
-        answers = [self._answers.pop(identifier).result() for identifier in ready]
-        return [answer for answer in answers if answer is not None]
+        return [answer for identifier in ready for answer in self._answers.pop(identifier).result()]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push messages and wait for the answers."""
@@ -173,23 +179,28 @@ class InProcessGrid(Grid):
         except Exception as error:
             future.set_exception(error)
 
-    def _answer(self, message: Message) -> Message | None:
+    def _answer(self, message: Message) -> Sequence[Message]:
         if self._stopped.is_set():
-            return None
+            return ()
         node = message.metadata.dst_node_id
         name = self._names[node]
-        fault = None
-        if message.metadata.message_type == TRAIN:
-            fault = self._faults.get((name, int(message.metadata.group_id)))
-        if fault == "crash":
-            return Message(Error(_CRASHED, "crashed"), reply_to=message)
-        if fault == "refuse":
-            return refusal(Refusal.POLICY, message)
+        ordered = message.metadata.message_type == TRAIN
+        fault = self._faults.get((name, int(message.metadata.group_id) if ordered else 0))
+        kind = None if fault is None else fault.kind
+        if kind == "crash":
+            return (Message(Error(_CRASHED, "crashed"), reply_to=message),)
+        if kind == "refuse":
+            return (refusal(Refusal.POLICY, message),)
         self._observe(name, "started")
         try:
             answer = self._app(message, self._contexts[node])
         finally:
             self._observe(name, "finished")
-        if fault == "crash-after-training":
-            return Message(Error(_CRASHED, "crashed"), reply_to=message)
-        return None if fault == "straggle" else answer
+        if kind == "crash-after-training":
+            return (Message(Error(_CRASHED, "crashed"), reply_to=message),)
+        if kind == "straggle":
+            return ()
+        if fault is not None and fault.replace is not None:
+            sent = fault.replace(message, answer)
+            return () if sent is None else (sent,) if isinstance(sent, Message) else sent
+        return (answer,)

@@ -13,11 +13,12 @@ from flwr.app import Context, RecordDict
 
 from wardpose.client.app import app as client_app
 from wardpose.server.app import app as server_app
+from wardpose.server.folder import held
 from wardpose.server.initial import INITIAL
 from wardpose.server.journal import RoundRow, SiteRow
 from wardpose.server.scoring import check_public_data
 from wardpose.server.summary import summarise
-from wardpose.shared.config import FederationConfig, load_federation
+from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_json, write_text
 from wardpose.shared.pose.weights import load_model
@@ -56,7 +57,7 @@ def simulate(
         report: write `report.html`.
 
     Raises:
-        ConfigError: the folder holds a run already, or none to resume.
+        ConfigError: the folder holds a run already, or another process is at work in it.
         DataError: data or weights cannot be read.
 
     """
@@ -64,8 +65,9 @@ def simulate(
     if plan.exists() and not resume:
         raise ConfigError(f"{folder}: holds a run already (allowed: --resume, or another folder)")
     check_public_data(config)
-    paths = prepare_sites(config, folder)
-    write_text(plan, to_yaml(config))
+    with held(folder):  # so that nothing of a run that is at work is touched; the server holds it again for its run
+        paths = prepare_sites(config, folder)
+        write_text(plan, to_yaml(config))
     run_config: dict[str, bool | float | int | str] = {
         "federation": str(plan),
         "run-directory": str(folder),
@@ -95,18 +97,11 @@ def simulate(
     return summary
 
 
-def reload_plan(folder: Path) -> FederationConfig:
-    """Read the plan of a run folder.
-
-    Raises:
-        ConfigError: the folder holds no run.
-
-    """
-    return load_federation(folder / "federation.yaml")
-
-
 class _ServerHandler(logging.Handler):
-    """Hand what the server logs to observers: round summaries to one, sentences to the other."""
+    """Hand what the server logs to observers: round summaries to one, sentences to the other.
+
+    Observers observe: what goes wrong in one is reported as logging does, and the run goes on.
+    """
 
     def __init__(self, observe_round: RoundObserver | None, observe_message: Callable[[str], None] | None) -> None:
         super().__init__()
@@ -115,7 +110,10 @@ class _ServerHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         row = getattr(record, "round", None)
-        if row is not None and self._observe_round is not None:
-            self._observe_round(row, record.__dict__["sites"])
-        elif row is None and self._observe_message is not None:
-            self._observe_message(record.getMessage())
+        try:
+            if row is not None and self._observe_round is not None:
+                self._observe_round(row, record.__dict__["sites"])
+            elif row is None and self._observe_message is not None:
+                self._observe_message(record.getMessage())
+        except Exception:
+            self.handleError(record)

@@ -27,6 +27,26 @@ def metrics(
     serve(ServerExporter(directory, superlink_database).collector(), host=host, port=port)
 
 
+@app.command("accept-ledger")
+def accept_ledger(
+    site: Annotated[str, typer.Argument(help="The site whose ledger was lost, or restored from an old backup.")],
+    directory: Directory,
+    why: Annotated[str, typer.Option("--why", help="What happened, and who at the hospital says so; it is kept.")],
+) -> None:
+    """Let a site go on with another ledger than the one seen before; what the server charged it stays charged."""
+    from wardpose.server.heads import Heads
+    from wardpose.shared.errors import ConfigError
+
+    heads = Heads(directory / "heads.sqlite")
+    last = heads.last(site)
+    if last is None:
+        raise ConfigError(f'{heads.path}: no ledger of site "{site}" was seen, so that none has to be accepted')
+    if not why.strip():
+        raise ConfigError("--why: is empty (allowed: what happened, and who says so)")
+    heads.accept_another(site, why)
+    typer.echo(f"{site}: in the next run its ledger is believed, whatever it is; the last one had {last[0]} entries")
+
+
 @app.command()
 def status(
     directory: Directory,
@@ -40,6 +60,7 @@ def status(
         typer.echo(json.dumps(summary))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -51,12 +72,12 @@ def status(
     if summary["history"]:
         last = summary["history"][-1]["score"]
         console.print(f"{summary['score_name']}: {'-' if last is None else f'{last:.3f}'} in the last round")
-    table = Table("site", "status", "epsilon spent", "budget", "delta", "steps")
+    table = Table("site", "status", "epsilon spent", "budget", "delta", "steps", "why")
     for site in summary["sites"]:
         spent = "infinite" if site["epsilon_spent"] is None else f"{site['epsilon_spent']:.4f}"
         budget = "-" if site["epsilon_budget"] is None else f"{site['epsilon_budget']:g}"
         delta = "-" if site["delta"] is None else f"{site['delta']:g}"
-        table.add_row(site["name"], site["status"], spent, budget, delta, str(site["steps"]))
+        table.add_row(site["name"], site["status"], spent, budget, delta, str(site["steps"]), escape(site["detail"]))
     console.print(table)
     if summary["not_private"]:
         console.print(f"[bold red]NOT PRIVATE[/bold red]: {summary['not_private']}")

@@ -290,6 +290,10 @@ class Ledger:
         self._find(entries, reservation)
         return _committed(entries, reservation)
 
+    def first_order(self) -> int | None:
+        """Return the order of the Rényi filter that was fixed with the first charge; `None` before it."""
+        return _first_order(self.entries())
+
     def charges(self, cohort: str) -> list[Charged]:
         """Return what each reservation of a cohort charged, in order."""
         return _charged(self.entries(), cohort)

@@ -81,6 +81,23 @@ def overhead(
 
 
 @app.command()
+def poisoning(
+    federation: Annotated[
+        str, typer.Argument(help="federation.yaml whose sites have data of their own.")
+    ] = "poisoning",
+    factor: Annotated[float, typer.Option(help="By which the last site multiplies its update.")] = -10.0,
+    save: Save = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score of a federation that its last site poisons, for every rule and with what stands against it."""
+    from wardpose.shared.config import find_federation, load_federation
+    from wardpose.simulation.benchmarks.poisoning import measure_poisoning
+
+    result = measure_poisoning(load_federation(find_federation(federation)), factor=factor)
+    _show(result, "poisoning", save=save, as_json=as_json)
+
+
+@app.command()
 def anonymizer(
     batch: Annotated[int, typer.Option(min=1, help="Crops at a time.")] = 8,
     repetitions: Annotated[int, typer.Option(min=1, help="Interleaved rounds; the best one counts.")] = 7,

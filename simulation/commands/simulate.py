@@ -5,11 +5,18 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wardpose.shared.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from wardpose.server.journal import RoundRow, SiteRow
+    from wardpose.shared.config import FederationConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -39,93 +46,72 @@ def simulate(
     ] = False,
 ) -> None:
     """Run a federation of hospitals on this machine, with the apps that hospitals run."""
-    import torch
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from wardpose.server.journal import RoundRow, SiteRow
-    from wardpose.server.summary import finite
-    from wardpose.shared.config import changed, find_federation, load_federation
-    from wardpose.shared.data.source import check_paths
-    from wardpose.shared.pose.model import NAMED_WEIGHTS
-    from wardpose.shared.pose.weights import read_metadata
     from wardpose.shared.yaml_config import to_yaml
-    from wardpose.simulation.run import simulate as run_simulation
 
-    logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower counts replies on its own; the round line does too
-    console = Console(stderr=True)
-    path = find_federation(federation)
-    config = load_federation(path)
-    changes: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
-    if mechanism is not None:
-        changes["mechanism"] = config.mechanism.model_dump() | {"name": mechanism, "noise_multiplier": 0.0}
-    config = changed(config, changes)
+    config = load_plan(federation, rounds=rounds, mechanism=mechanism)
     if show_config:
         typer.echo(to_yaml(config), nl=False)
         return
+    check_files(config, federation)
+    console = Console(stderr=True)
+    folder = run_folder(config.name, out, resume=resume)
+    announce(console, config, folder)
+    try:
+        summary = run_and_watch(console, config, folder, resume=resume, workers=share_cores(config, workers))
+    except KeyboardInterrupt:
+        console.print(f"interrupted; go on with: wardpose simulate {federation} --out {folder} --resume")
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(summary))
+    else:
+        print_summary(console, summary, folder)
+
+
+def load_plan(federation: str, *, rounds: int | None = None, mechanism: str | None = None) -> "FederationConfig":
+    """Read a plan by path or bundled name, with another number of rounds or another mechanism, whose sigma is anew.
+
+    Raises:
+        ConfigError: there is no such plan, or it is wrong.
+
+    """
+    from wardpose.shared.config import changed, find_federation, load_federation
+
+    config = load_federation(find_federation(federation))
+    changes: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
+    if mechanism is not None:
+        changes["mechanism"] = config.mechanism.model_dump() | {"name": mechanism, "noise_multiplier": 0.0}
+    return changed(config, changes)
+
+
+def check_files(config: "FederationConfig", federation: str) -> None:
+    """Look for everything that the plan names, before anything is shown or made.
+
+    Raises:
+        ConfigError: one line that names the plan's file and what is missing.
+
+    """
+    from wardpose.shared.config import find_federation
+    from wardpose.shared.data.source import check_paths
+    from wardpose.shared.pose.model import NAMED_WEIGHTS
+    from wardpose.shared.pose.weights import read_metadata
+
     try:
         check_paths(config)
         if config.model.weights not in NAMED_WEIGHTS:
             read_metadata(Path(config.model.weights))
     except DataError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    cores = os.cpu_count() or 1
-    workers = min(workers or cores, len(config.sites))
-    torch.set_num_threads(max(1, cores // workers))
-    folder = _folder(config.name, out, resume=resume)
-    console.print(
-        f"[bold]{config.name}[/bold]: {len(config.sites)} hospitals, {config.rounds} rounds, "
-        f"mechanism [bold]{config.mechanism.name}[/bold], "
-        f"unit {config.mechanism.unit}, run folder {folder}"
-    )
-    if config.seed is not None:
-        console.print("[bold red]NOT PRIVATE[/bold red]: the run is seeded")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("preparing", total=config.rounds * len(config.sites))
-        training: set[str] = set()
-
-        def observe_site(site: str, event: str) -> None:
-            if event == "started":
-                training.add(site)
-            else:
-                training.discard(site)
-                progress.advance(task)
-            progress.update(task, description=f"training {', '.join(sorted(training))}" if training else "aggregating")
-
-        def observe_round(row: RoundRow, sites: list[SiteRow]) -> None:
-            progress.update(task, completed=row.round * len(config.sites))
-            spent = " ".join(
-                f"{site.site} {'inf' if finite(site.epsilon_spent) is None else f'{site.epsilon_spent:.2f}'}"
-                for site in sites
-            )
-            score = "-" if row.score is None else f"{row.score:.3f}"
-            console.print(
-                f"round {row.round}/{config.rounds}  {config.server.score} {score}  epsilon {spent}  "
-                f"up {row.bytes_up / 1e6:.1f} MB  {row.seconds:.1f} s",
-                highlight=False,
-            )
-
-        try:
-            summary = run_simulation(
-                config,
-                folder,
-                resume=resume,
-                workers=workers,
-                observe_round=observe_round,
-                observe_site=observe_site,
-                observe_message=lambda text: console.print(text, style="dim", highlight=False),
-            )
-        except KeyboardInterrupt:
-            console.print(f"interrupted; go on with: wardpose simulate {federation} --out {folder} --resume")
-            raise typer.Exit(130) from None
-    if as_json:
-        typer.echo(json.dumps(summary))
-    else:
-        _print_summary(console, summary, folder)
+        raise ConfigError(f"{find_federation(federation)}: {error}") from error
 
 
-def _folder(name: str, out: Path | None, *, resume: bool) -> Path:
+def run_folder(name: str, out: Path | None, *, resume: bool) -> Path:
+    """Return the run folder: the one asked for, else the newest of that name to resume, else a new one.
+
+    Raises:
+        ConfigError: there is no run to resume.
+
+    """
     if out is not None:
         return out.resolve()
     if resume:
@@ -136,8 +122,95 @@ def _folder(name: str, out: Path | None, *, resume: bool) -> Path:
     return Path("runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
 
 
-def _print_summary(console: Any, summary: dict[str, Any], folder: Path) -> None:
-    from rich.table import Table
+def share_cores(config: "FederationConfig", workers: int | None) -> int:
+    """Return how many sites train at a time, one a core by default, and give each its share of torch's threads."""
+    import torch
+
+    cores = os.cpu_count() or 1
+    chosen = min(workers or cores, len(config.sites))
+    torch.set_num_threads(max(1, cores // chosen))
+    return chosen
+
+
+def run_and_watch(
+    console: "Console", config: "FederationConfig", folder: Path, *, resume: bool, workers: int
+) -> dict[str, Any]:
+    """Run a federation and show what it does while it does it; returns its summary."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from wardpose.simulation.run import simulate as run_simulation
+
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower counts replies on its own; the round line does too
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        watch = Watch(progress, config)
+        return run_simulation(
+            config,
+            folder,
+            resume=resume,
+            workers=workers,
+            observe_round=watch.round,
+            observe_site=watch.site,
+            observe_message=lambda text: console.print(text, style="dim", highlight=False, markup=False),
+        )
+
+
+class Watch:
+    """A progress bar over sites and rounds, and a line a round.
+
+    Attributes:
+        progress: where the bar is, above which the lines go.
+        config: the plan.
+
+    """
+
+    def __init__(self, progress: "Progress", config: "FederationConfig") -> None:
+        self.progress = progress
+        self.config = config
+        self._task = progress.add_task("preparing", total=config.rounds * len(config.sites))
+        self._training: set[str] = set()
+
+    def site(self, site: str, event: str) -> None:
+        """Show that a site has `started` or `finished` an order."""
+        if event == "started":
+            self._training.add(site)
+        else:
+            self._training.discard(site)
+            self.progress.advance(self._task)
+        busy = f"training {', '.join(sorted(self._training))}" if self._training else "aggregating"
+        self.progress.update(self._task, description=busy)
+
+    def round(self, row: "RoundRow", sites: "list[SiteRow]") -> None:
+        """Print what a finished round came to."""
+        from wardpose.server.summary import finite
+
+        self.progress.update(self._task, completed=row.round * len(self.config.sites))
+        spent = " ".join(
+            f"{site.site} {'inf' if finite(site.epsilon_spent) is None else f'{site.epsilon_spent:.2f}'}"
+            for site in sites
+        )
+        score = "-" if row.score is None else f"{row.score:.3f}"
+        self.progress.console.print(
+            f"round {row.round}/{self.config.rounds}  {self.config.server.score} {score}  epsilon {spent}  "
+            f"up {row.bytes_up / 1e6:.1f} MB  {row.seconds:.1f} s",
+            highlight=False,
+        )
+
+
+def announce(console: "Console", config: "FederationConfig", folder: Path) -> None:
+    """Say what is about to run, and whether it is private."""
+    console.print(
+        f"[bold]{config.name}[/bold]: {len(config.sites)} hospitals, {config.rounds} rounds, "
+        f"mechanism [bold]{config.mechanism.name}[/bold], "
+        f"unit {config.mechanism.unit}, run folder {folder}"
+    )
+    if config.seed is not None:
+        console.print("[bold red]NOT PRIVATE[/bold red]: the run is seeded")
+
+
+def print_summary(console: "Console", summary: dict[str, Any], folder: Path) -> None:
+    """Show a run's scores, what every site spent, and where the report is."""
+    from rich.markup import escape
 
     if summary["score_initial"] is not None and summary["score_final"] is not None:
         gain = summary["score_final"] - summary["score_initial"]
@@ -147,14 +220,7 @@ def _print_summary(console: Any, summary: dict[str, Any], folder: Path) -> None:
             f"({gain:+.3f})",
             highlight=False,
         )
-    table = Table(title=f"privacy, {summary['unit']} level, delta {summary['delta']:g}", title_justify="left")
-    for heading in ("site", "epsilon spent", "budget", "steps", "MB up"):
-        table.add_column(heading, justify="left" if heading == "site" else "right")
-    for site in summary["sites"]:
-        spent = "infinite" if site["epsilon_spent"] is None else f"{site['epsilon_spent']:.4f}"
-        budget = "-" if site["epsilon_budget"] is None else f"{site['epsilon_budget']:.2f}"
-        table.add_row(site["name"], spent, budget, str(site["steps"]), f"{site['bytes_up'] / 1e6:.1f}")
-    console.print(table)
+    console.print(_site_table(summary))
     together = summary["epsilon_federation"]
     shown = {key: "infinite" if together[key] is None else f"{together[key]:.4f}" for key in ("disjoint", "overlap")}
     console.print(
@@ -162,6 +228,9 @@ def _print_summary(console: Any, summary: dict[str, Any], folder: Path) -> None:
         f"{together['overlap_sites']} sites",
         highlight=False,
     )
+    for site in summary["sites"]:
+        if site["status"] == "rejected":
+            console.print(f"[bold red]{site['name']} was rejected[/bold red]:", escape(site["detail"]), highlight=False)
     if summary["not_private"]:
         console.print(f"[bold red]NOT PRIVATE[/bold red]: {summary['not_private']}")
     if summary["status"] != "completed":
@@ -170,3 +239,16 @@ def _print_summary(console: Any, summary: dict[str, Any], folder: Path) -> None:
             f"after round {summary['rounds']} of {summary['rounds_planned']}"
         )
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _site_table(summary: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"privacy, {summary['unit']} level, delta {summary['delta']:g}", title_justify="left")
+    for heading in ("site", "epsilon spent", "budget", "steps", "MB up"):
+        table.add_column(heading, justify="left" if heading == "site" else "right")
+    for site in summary["sites"]:
+        spent = "infinite" if site["epsilon_spent"] is None else f"{site['epsilon_spent']:.4f}"
+        budget = "-" if site["epsilon_budget"] is None else f"{site['epsilon_budget']:.2f}"
+        table.add_row(site["name"], spent, budget, str(site["steps"]), f"{site['bytes_up'] / 1e6:.1f}")
+    return table

@@ -127,6 +127,8 @@ def test_promtool_parses_every_query_of_the_dashboard(installed: Callable[[str],
         ({'wardpose_exporter_up{job="wardpose-site"}': "0+0x60"}, "ExporterDown"),
         ({'wardpose_ledger_verified{job="wardpose-server"}': "0+0x60"}, "LedgerBroken"),
         ({'wardpose_sites_failed_total{site="a",reason="late"}': "0+1x60"}, "SiteFails"),
+        ({'wardpose_releases_rejected_total{site="a",reason="norm"}': "0x20 1x40"}, "ReleaseRejected"),
+        ({'wardpose_releases_rejected_total{site="a",reason="ledger"}': "1+0x60"}, "ReleaseRejected"),
     ],
 )
 def test_alerts_fire_when_they_should_and_only_they(

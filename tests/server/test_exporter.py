@@ -132,6 +132,31 @@ def test_a_higher_statement_of_the_site_is_shown(folder: Path) -> None:
     assert value(samples, "wardpose_epsilon_spent", site="south") == 2.9
 
 
+def test_what_is_not_believed_is_counted_by_site_and_reason(folder: Path) -> None:
+    journal = RunJournal(folder / "journal.sqlite")
+    for number, site, status, reason in (
+        (0, "south", "rejected", "ledger"),
+        (3, "north", "rejected", "norm"),
+        (3, "south", "absent", ""),
+    ):
+        journal.site(SiteRow(run="b", round=number, site=site, status=status, reason=reason))
+    samples = scrape(ServerExporter(folder))
+    assert value(samples, "wardpose_releases_rejected_total", site="south", reason="ledger") == 1
+    assert value(samples, "wardpose_releases_rejected_total", site="north", reason="norm") == 1
+    assert value(samples, "wardpose_releases_rejected_total", site="north", reason="finite") == 0
+    assert value(samples, "wardpose_sites_failed_total", site="north", reason="rejected") == 1
+    assert value(samples, "wardpose_sites_failed_total", site="south", reason="absent") == 1
+
+
+def test_a_preflight_that_is_made_up_for_lowers_no_counter(folder: Path) -> None:
+    journal = RunJournal(folder / "journal.sqlite")
+    journal.site(SiteRow(run="b", round=0, site="south", status="late"))
+    before = scrape(ServerExporter(folder))
+    journal.site(SiteRow(run="b", round=0, site="south", status="ready"))
+    after = scrape(ServerExporter(folder))
+    assert all(after[key] >= before[key] for key in before if key[0].endswith("_total"))
+
+
 def test_an_infinite_epsilon_is_shown_as_such(folder: Path) -> None:
     free = Event(mechanism="none", unit="patient", sample_rate=1, noise_multiplier=0, steps=1, max_grad_norm=1)
     Ledger(folder / "ledger.sqlite").reserve(

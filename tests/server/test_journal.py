@@ -1,11 +1,13 @@
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from wardpose.server.journal import RoundRow, RunJournal, SiteRow
 
 
-def start(journal: RunJournal) -> None:
+def start(journal: RunJournal, run: str = "r1") -> None:
     journal.start(
-        run="r1",
+        run=run,
         federation="f",
         mechanism="dp-sgd",
         unit="patient",
@@ -57,3 +59,34 @@ def test_a_missing_journal_reads_as_empty_and_is_not_made(tmp_path: Path) -> Non
     assert journal.runs() == []
     assert journal.rounds("x") == []
     assert not journal.path.exists()
+
+
+def test_a_journal_of_version_0_1_goes_on(tmp_path: Path) -> None:
+    """Its rows had neither reason nor detail."""
+    path = tmp_path / "journal.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "CREATE TABLE sites (run TEXT NOT NULL, round INTEGER NOT NULL, site TEXT NOT NULL, status TEXT NOT NULL, "
+            "code INTEGER, bytes_up INTEGER NOT NULL, steps INTEGER NOT NULL, epsilon_spent REAL, epsilon_budget REAL, "
+            "delta REAL, secure INTEGER, PRIMARY KEY (run, round, site));"
+            "INSERT INTO sites VALUES ('r1', 1, 'a', 'released', NULL, 9, 4, 1.0, 8.0, 1e-5, 1);"
+        )
+    journal = RunJournal(path)
+    old = SiteRow(
+        run="r1", round=1, site="a", status="released", bytes_up=9, steps=4, epsilon_spent=1.0, epsilon_budget=8.0,
+        delta=1e-5, secure=True,
+    )  # fmt: skip
+    assert journal.sites("r1") == [old]
+    new = SiteRow(run="r1", round=2, site="a", status="rejected", reason="norm", detail="too long")
+    journal.site(new)
+    assert RunJournal(path).sites("r1") == [old, new]
+
+
+def test_a_run_that_was_killed_does_not_run_for_ever(tmp_path: Path) -> None:
+    """One coordinator holds a folder at a time: when another run starts there, the first cannot be at work."""
+    journal = RunJournal(tmp_path / "journal.sqlite")
+    start(journal)
+    start(journal, "r2")
+    assert {run["run"]: run["status"] for run in journal.runs()} == {"r1": "interrupted", "r2": "running"}
+    start(journal)
+    assert {run["run"]: run["status"] for run in journal.runs()} == {"r1": "running", "r2": "interrupted"}

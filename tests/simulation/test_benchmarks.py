@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.federations import tiny_federation
 from typer.testing import CliRunner
 
 from wardpose.shared.errors import ConfigError
 from wardpose.simulation.benchmarks.patched import patched
+from wardpose.simulation.benchmarks.poisoning import measure_poisoning
 from wardpose.simulation.benchmarks.step import Setting, measure_step, random_model
 from wardpose.simulation.cli import app
 
@@ -35,6 +37,15 @@ def test_the_network_that_peers_can_differentiate_is_the_same_function(strategy:
     changed = patched(copy.deepcopy(model), strategy)  # type: ignore[arg-type]
     for logits, reference in zip(changed(x), expected, strict=True):
         torch.testing.assert_close(logits, reference, rtol=1e-10, atol=1e-12)
+
+
+def test_a_poisoning_site_is_scored_with_and_without_what_stands_against_it() -> None:
+    ward = {"kind": "ward", "hospital": "north", "patients": 2, "frames_per_patient": 1, "seed": 9}
+    plan = tiny_federation(("north", "south", "east"), rounds=1, data={"test": [ward]})
+    result = measure_poisoning(plan, rules=("fedmedian",))
+    assert [set(row) for row in result["rows"]] == [{"name", "before", "honest", "bare", "clipped", "guarded"}]
+    assert all(0 <= score <= 1 for name, score in result["rows"][0].items() if name != "name")
+    assert (result["setting"]["sites"], result["setting"]["factor"]) == (3, -10.0)
 
 
 def test_unknown_names_are_refused() -> None:

@@ -1,0 +1,264 @@
+"""What the coordinator believes: an answer is held against what its order can lead to, before it touches anything.
+
+A site is authenticated and not trusted. Its release must hold exactly the agreed records; answer this order and no
+other; carry the trained weights' names, shapes and types and nothing else; be finite; be no longer than its mechanism
+can make it (`norm_bound`); and come from a ledger that continues the one seen before (`heads`). A release that does not
+is `Rejected`: a fixed word for journal and metrics, a line for people. That site leaves the run, and nobody else.
+
+What no server can tell: an update that is as long as an honest one and points wherever its sender likes. Against those
+stand the median of the norms and robust rules (`aggregation`).
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Message, RecordDict
+from numpy.typing import NDArray
+
+from wardpose.server.aggregation import Arrays
+from wardpose.server.exchange import Garbage
+from wardpose.server.heads import Heads
+from wardpose.server.journal import Reason
+from wardpose.server.norm_bound import Trained, largest_norm
+from wardpose.server.uplink import UplinkDecoder
+from wardpose.shared.config import FederationConfig
+from wardpose.shared.errors import ConfigError, LedgerError, WireError
+from wardpose.shared.pose.model import PoseModel, trainable_names
+from wardpose.shared.privacy.accounting import MINIMUM_DELTA
+from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.training.step import expected_batch_size
+from wardpose.shared.wire import (
+    COEFFICIENTS,
+    ArrayForm,
+    RoundOrder,
+    SiteRelease,
+    SiteStatus,
+    unpack_arrays,
+    unpack_body,
+)
+
+logger = logging.getLogger("wardpose.server")
+
+
+class Rejected(WireError):  # noqa: N818 (says what happened, as the journal does)
+    """An answer is not what its order can lead to.
+
+    Attributes:
+        reason: in a word.
+
+    """
+
+    def __init__(self, reason: Reason, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Admitted:
+    """A release that is believed.
+
+    Attributes:
+        release: its facts.
+        update: of the trained weights, by name, float32.
+        size: bytes of the arrays as they came.
+        norm: L2 norm of the update.
+
+    """
+
+    release: SiteRelease
+    update: Arrays
+    size: int
+    norm: float
+
+
+class Admission:
+    """Judge answers of sites.
+
+    Attributes:
+        config: the plan.
+        mechanism: the run's, calibrated.
+        heads: what sites' ledgers were.
+
+    """
+
+    def __init__(
+        self, config: FederationConfig, mechanism: Mechanism, model: PoseModel, uplink: UplinkDecoder, heads: Heads
+    ) -> None:
+        self.config = config
+        self.mechanism = mechanism
+        self.heads = heads
+        self._uplink = uplink
+        self._trained = trainable_names(model, config.training.strategy)
+
+    def status(self, answer: Message | Garbage, *, order: RoundOrder, registered: str) -> SiteStatus:
+        """Read an answer to a preflight, and remember the head of the site's ledger.
+
+        Args:
+            answer: what came.
+            order: that the preflight asked about.
+            registered: the node's name; empty where Flower simulates it.
+
+        Raises:
+            Rejected: the answer is not believed.
+
+        """
+        with _reading(Reason.PAYLOAD):
+            status = unpack_body(_content(answer), SiteStatus, arrays=False)
+        if registered and status.site != registered:
+            raise Rejected(Reason.SENDER, f'registered as "{registered}", it gives another name')
+        if status.code_hash != order.code_hash:
+            raise Rejected(Reason.ORDER, "it runs other code than the server")
+        self._check_facts(status)
+        self._check_head(status.site, status, grown=False)
+        self.heads.remember(status.site, status.ledger_sequence, status.ledger_head)
+        return status
+
+    def release(
+        self,
+        answer: Message | Garbage,
+        *,
+        site: str,
+        order: RoundOrder,
+        weights: Arrays,
+        declared_units: Mapping[str, int],
+    ) -> Admitted:
+        """Read a release, and remember the head of the site's ledger.
+
+        Args:
+            answer: what came.
+            site: who was asked.
+            order: what was asked.
+            weights: the global weights that went along.
+            declared_units: as the site stated them in its preflight.
+
+        Raises:
+            Rejected: the release is not believed; nothing is remembered.
+
+        """
+        with _reading(Reason.PAYLOAD):
+            content = _content(answer)
+            release = unpack_body(content, SiteRelease, arrays=True)
+        _check_answers(release, site, order)
+        _check_delta(release)
+        self._check_head(site, release, grown=True)
+        with _reading(Reason.ARRAYS):
+            received = unpack_arrays(content, self._forms(weights))
+        update = self._update(received, weights)
+        norm = _norm(update)
+        bound = self._bound(order, declared_units, weights, in_span=COEFFICIENTS in received)
+        if norm > bound:
+            raise Rejected(
+                Reason.NORM,
+                f"its update is {norm:.3g} long (allowed: {bound:.3g}; server.admission has what the bound rests on)",
+            )
+        self.heads.remember(site, release.ledger_sequence, release.ledger_head)
+        size = sum(array.nbytes for array in received.values())
+        return Admitted(release=release, update=update, size=size, norm=norm)
+
+    def _check_facts(self, status: SiteStatus) -> None:
+        """Hold what a site declares of itself against what the arithmetic of budgets and bounds can use."""
+        units, smallest = sum(status.declared_units.values()), self.config.server.admission.smallest_cohort
+        if units < smallest:
+            key = "server.admission.smallest_cohort"
+            raise Rejected(Reason.FACTS, f"it declares {units} units (allowed: {key} = {smallest} or more)")
+        _check_delta(status)
+        declared = status.declared_units
+        try:
+            expected_batch_size(self.mechanism.at(0), declared[""] if set(declared) == {""} else declared)
+        except ConfigError as error:
+            raise Rejected(Reason.FACTS, str(error)) from error
+
+    def _check_head(self, site: str, stated: SiteStatus | SiteRelease, *, grown: bool) -> None:
+        try:
+            self.heads.check(site, stated.ledger_sequence, stated.ledger_head, grown=grown)
+        except LedgerError as error:
+            raise Rejected(Reason.LEDGER, str(error)) from error
+
+    def _forms(self, weights: Arrays) -> list[Mapping[str, ArrayForm]]:
+        """Return what the arrays of a release may be: the update or, where it was ordered, its coefficients."""
+        whole = {name: ArrayForm(shape=weights[name].shape, dtype=weights[name].dtype) for name in self._trained}
+        count = self._uplink.coefficients
+        short = [] if count is None else [{COEFFICIENTS: ArrayForm(shape=(count,), dtype=np.dtype(np.float64))}]
+        return [whole, *short]
+
+    def _update(self, received: Mapping[str, NDArray[np.float32]], weights: Arrays) -> Arrays:
+        """Return the update, decoded where it came as coefficients."""
+        _check_finite(received)
+        try:
+            update = self._uplink(weights, dict(received))
+        except WireError as error:
+            raise Rejected(Reason.ARRAYS, str(error)) from error
+        _check_finite(update)
+        return update
+
+    def _bound(self, order: RoundOrder, declared_units: Mapping[str, int], weights: Arrays, *, in_span: bool) -> float:
+        start = {name: weights[name] for name in self._trained}
+        return largest_norm(
+            order.mechanism,
+            order.training,
+            first_step=order.first_step,
+            declared_units=declared_units,
+            trained=Trained(parameters=sum(value.size for value in start.values()), norm=_norm(start)),
+            admission=self.config.server.admission,
+            in_span=in_span,
+        )
+
+
+@contextmanager
+def _reading(reason: Reason) -> Iterator[None]:
+    """Let nothing out of the reading of foreign bytes but `Rejected`: what they can do to a parser has no list."""
+    try:
+        yield
+    except Rejected:
+        raise
+    except WireError as error:
+        raise Rejected(reason, str(error)) from error
+    except Exception as error:
+        logger.warning("an answer broke its reader", exc_info=True)
+        raise Rejected(reason, f"the answer cannot be read ({type(error).__name__})") from error
+
+
+def _content(answer: Message | Garbage) -> RecordDict:
+    if isinstance(answer, Garbage):
+        raise Rejected(Reason.PAYLOAD if answer.own else Reason.SENDER, answer.why)
+    return answer.content
+
+
+def _check_answers(release: SiteRelease, site: str, order: RoundOrder) -> None:
+    """Compare what a release says it answers with what was asked.
+
+    Raises:
+        Rejected: names what differs.
+
+    """
+    asked = {
+        "site": site,
+        "run": order.run,
+        "round": order.round,
+        "mechanism": order.mechanism,
+        "steps": order.training.steps,
+        "weights_hash": order.weights_hash,
+        "code_hash": order.code_hash,
+    }
+    other = [name for name, value in asked.items() if getattr(release, name) != value]
+    if other:
+        raise Rejected(Reason.ORDER, f"the release does not answer the order: another {', '.join(other)}")
+
+
+def _check_delta(stated: SiteStatus | SiteRelease) -> None:
+    if stated.delta < MINIMUM_DELTA:
+        raise Rejected(Reason.FACTS, f"its delta is {stated.delta:g} (allowed: {MINIMUM_DELTA:g} or more)")
+
+
+def _check_finite(arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    for name, value in arrays.items():
+        if not np.isfinite(value).all():
+            raise Rejected(Reason.FINITE, f'array "{name}" is not finite')
+
+
+def _norm(arrays: Mapping[str, NDArray[np.float32]]) -> float:
+    """L2 norm over all arrays; float64, so that finite numbers have a finite norm."""
+    return float(np.sqrt(sum(np.sum(np.square(value, dtype=np.float64)) for value in arrays.values())))

@@ -1,0 +1,146 @@
+"""Which course a run declares: sigma as the plan states it, else the smallest that fits what is left of the budget.
+
+A new run on unspent cohorts gets the sigma at which its whole course costs epsilon as one list. Where something was
+spent before, or a round was lost so that the declared course no longer holds the rounds that are left, only the Rényi
+filter bounds what orders that were chosen after a release may cost (`shared/privacy/filters.py`), and sigma is
+calibrated by it. Ledgers do not depend on any patient's data, so neither does sigma.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+
+from wardpose.shared.config import FederationConfig
+from wardpose.shared.errors import BudgetExceeded, ConfigError
+from wardpose.shared.privacy import filters
+from wardpose.shared.privacy.accounting import calibrate
+from wardpose.shared.privacy.course import Course
+from wardpose.shared.privacy.filters import Charged
+from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.privacy.mechanisms import Mechanism, with_values
+
+logger = logging.getLogger("wardpose.server")
+
+_DIGITS = 4
+_LARGEST = 2.0**19
+
+
+def declare(config: FederationConfig, ledger: Ledger, *, run: str, rounds_done: int = 0, before: str = "") -> Course:
+    """Return the course of the rounds that are left.
+
+    Args:
+        config: the plan.
+        ledger: the server's.
+        run: identity of the run.
+        rounds_done: rounds that a resumed run has behind it.
+        before: the course that the run declared earlier, as JSON; empty for a new run.
+
+    Raises:
+        BudgetExceeded: nothing is left.
+        ConfigError: no noise is enough.
+
+    """
+    first = min(rounds_done + 1, config.rounds)
+    spent = {entry.name: ledger.charges(entry.name) for entry in config.sites}
+    old = Course.model_validate_json(before) if before else None
+    if old is not None and old.last_round == config.rounds and _holds(old, spent, config.rounds - rounds_done):
+        return old
+
+    def course(mechanism: Mechanism) -> Course:
+        return Course(
+            run=run,
+            federation=config.name,
+            mechanism=mechanism,
+            steps=config.training.steps,
+            first_round=first,
+            last_round=config.rounds,
+        )
+
+    mechanism = config.mechanism
+    if rounds_done >= config.rounds or not mechanism.is_private:
+        return course(mechanism)
+    if mechanism.schedule is not None or mechanism.noise_multiplier:
+        return course(mechanism)
+    try:
+        sigma = _sigma(config, spent, ledger.first_order(), config.rounds - rounds_done)
+    except BudgetExceeded:
+        if old is None:
+            raise
+        logger.warning("a round was lost, and nothing is left to make up for it: the run ends when its course does")
+        return old
+    return course(_with_noise(mechanism, sigma))
+
+
+def _holds(course: Course, spent: Mapping[str, Sequence[Charged]], rounds: int) -> bool:
+    """Tell whether a declared course still has so many rounds for every site."""
+    declared = sum(event.steps for event in course.whole() if event.tier == course.whole()[0].tier)
+    for charges in spent.values():
+        mine = [event for charge in charges if charge.course == course.identity for event in charge.events]
+        charged = sum(event.steps for event in mine if event.tier == mine[0].tier)
+        if charged + rounds * course.steps > declared:
+            return False
+    return True
+
+
+def _sigma(
+    config: FederationConfig, spent: Mapping[str, Sequence[Charged]], first_order: int | None, rounds: int
+) -> float:
+    """Return the smallest noise multiplier with which the rounds that are left fit every site's budget."""
+    privacy, mechanism, steps = config.privacy, config.mechanism, rounds * config.training.steps
+    if not any(charge.events for charges in spent.values() for charge in charges):
+        return calibrate(
+            epsilon=privacy.epsilon,
+            delta=filters.COURSE_SHARE * privacy.delta,
+            sample_rate=mechanism.largest_sample_rate,
+            steps=steps,
+            noise=mechanism.events(1)[0].noise,
+            adjacency=mechanism.adjacency,
+        )
+    worst = max(spent.values(), key=lambda charges: _cost(charges, config, first_order))
+
+    def cost(sigma: float) -> float:
+        new = Charged(course="new", events=_with_noise(mechanism, sigma, checked=False).events(steps))
+        return _cost([*worst, new], config, first_order)
+
+    already = _cost(worst, config, first_order)
+    if already >= privacy.epsilon or cost(_LARGEST) > privacy.epsilon:
+        raise BudgetExceeded(
+            f"epsilon {already:.4g} is spent already, of {privacy.epsilon:.4g} at delta {privacy.delta:g}, and a new "
+            "course is bounded by the Rényi filter: no noise is enough"
+        )
+    low, high = 2.0**-10, _LARGEST
+    while high / low > 1 + 10.0**-_DIGITS:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if cost(middle) <= privacy.epsilon else (middle, high)
+    return float(f"{high * (1 + 0.5 * 10.0**-_DIGITS):.{_DIGITS + 1}g}")
+
+
+def _cost(charges: Sequence[Charged], config: FederationConfig, first_order: int | None) -> float:
+    return filters.account(
+        charges, delta=config.privacy.delta, adjacency=config.mechanism.adjacency, first_order=first_order
+    ).renyi_filter
+
+
+def _with_noise(mechanism: Mechanism, sigma: float, *, checked: bool = True) -> Mechanism:
+    """Return the mechanism whose queries together amount to sigma.
+
+    Raises:
+        ConfigError: the residual's noise spends the budget alone.
+
+    """
+    residual = mechanism.projection.residual if mechanism.uses_basis else None
+    if residual is not None:
+        rest = sigma**-2 - residual.noise_multiplier**-2
+        if rest <= 0:
+            if not checked:  # a search may pass where a plan may not: as little as the residual alone
+                return mechanism.model_copy(update={"noise_multiplier": _LARGEST})
+            raise ConfigError(
+                f"mechanism.projection.residual.noise_multiplier = {residual.noise_multiplier}: "
+                f"spends the budget alone (allowed: above {sigma:g})"
+            )
+        sigma = rest**-0.5
+    return (
+        with_values(mechanism, noise_multiplier=sigma)
+        if checked
+        else mechanism.model_copy(update={"noise_multiplier": sigma})
+    )

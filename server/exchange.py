@@ -1,0 +1,84 @@
+"""One exchange with the sites: messages out, and from each site one answer, none, or something that is no answer.
+
+Whatever a site sends concerns that site alone. Answers are therefore pulled one at a time: Flower turns bytes into
+records while it pulls, and a payload that it cannot read would otherwise take the others' along.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import httpx
+from flwr.app import Message
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.serverapp import Grid
+
+logger = logging.getLogger("wardpose.server")
+
+_POLL_SECONDS = 0.5  # each poll of a real SuperLink is a request; a grid in this process says how often it may be asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Garbage:
+    """What came instead of an answer.
+
+    Attributes:
+        why: one line.
+        own: whether it surely came from the node that was asked.
+
+    """
+
+    why: str
+    own: bool
+
+
+Answer = Message | Garbage | None
+
+
+def exchange(grid: Grid, messages: Sequence[Message], *, seconds: float) -> dict[int, Answer]:
+    """Send messages and collect the answers until all are there or the time is up; node -> answer, `None` where late.
+
+    Raises:
+        httpx.HTTPError: the SuperLink itself cannot be reached.
+
+    """
+    pushed = grid.push_messages(messages)
+    asked = {
+        identifier: message.metadata.dst_node_id
+        for identifier, message in zip(pushed, messages, strict=True)
+        if identifier is not None  # Flower's mark of a message that it could not push
+    }
+    answers: dict[int, Answer] = {message.metadata.dst_node_id: None for message in messages}
+    until = time.monotonic() + seconds
+    pause, longest = 0.005, getattr(grid, "poll_seconds", _POLL_SECONDS)
+    while asked:
+        for identifier, node in list(asked.items()):
+            answer = _pull(grid, identifier, node)
+            if answer is not None:
+                answers[node] = answer
+                del asked[identifier]
+        if not asked or time.monotonic() > until:
+            break
+        time.sleep(pause)
+        pause = min(longest, pause * 1.5)
+    return answers
+
+
+def _pull(grid: Grid, identifier: str, node: int) -> Answer:
+    """Return the answer to one message, if it is there; the first counts."""
+    try:
+        received = list(grid.pull_messages([identifier]))
+    except (httpx.HTTPError, ConnectionError):
+        raise  # the link, not a site
+    except Exception as error:
+        logger.warning("node %d: its answer cannot be read", node, exc_info=True)
+        return Garbage(why=f"the answer cannot be read ({type(error).__name__})", own=True)
+    for message in received:
+        if not isinstance(message, Message) or message.metadata.reply_to_message_id != identifier:
+            continue
+        source = message.metadata.src_node_id
+        if source == node or (message.has_error() and source == SUPERLINK_NODE_ID):
+            return message
+        return Garbage(why=f"the answer came from node {source}", own=False)
+    return None

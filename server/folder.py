@@ -1,0 +1,52 @@
+"""The coordinator's folder: one process at a time works in it, and what a killed one left half-written goes."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from wardpose.shared.errors import ConfigError
+
+LOCK = "coordinator.lock"
+_WRITTEN = ("checkpoint.safetensors", "model.safetensors", "initial.safetensors", "pretrain.checkpoint", "latest-run")
+_SUFFIX = "?" * 8  # that `shared.files.write_bytes` gives to a file until it is whole
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; the system lets it go when the process ends, however it ends.
+
+    Raises:
+        ConfigError: another process holds it.
+
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise ConfigError(
+                f"{folder}: another coordinator (process {holder}) is at work here (allowed: one at a time)"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        _sweep(folder)
+        yield
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of a process that was killed while it wrote; only the holder of the folder may."""
+    for name in _WRITTEN:
+        for leftover in folder.glob(f".{name}.{_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
+
+
+def set_aside(path: Path, run: str) -> Path:
+    """Rename what another run left at `path`, so that it is never overwritten; returns where it is now."""
+    kept = path.with_name(f"{path.stem}.{run}{path.suffix}")
+    path.replace(kept)
+    return kept

@@ -1,0 +1,90 @@
+"""What sites' ledgers were last seen to be, over all runs: a ledger may grow, and never change or shrink.
+
+A site's ledger is its own file, and a chain that was cut or rewritten is a valid chain: only somebody who remembers a
+head can tell. The coordinator remembers every head that it ever accepted, sequence number and hash, in its own folder.
+A ledger that says less than it did would let the site spend again what it has spent.
+"""
+
+import time
+from pathlib import Path
+
+from wardpose.shared.errors import LedgerError
+from wardpose.shared.sqlite import read_rows, transaction
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS heads (
+    site TEXT NOT NULL, sequence INTEGER NOT NULL, hash TEXT NOT NULL, seen REAL NOT NULL, epoch INTEGER NOT NULL,
+    PRIMARY KEY (site, epoch, sequence)
+);
+CREATE TABLE IF NOT EXISTS epochs (
+    site TEXT NOT NULL, epoch INTEGER NOT NULL, began REAL NOT NULL, why TEXT NOT NULL, PRIMARY KEY (site, epoch)
+);
+"""
+
+
+class Heads:
+    """Remember the heads of sites' ledgers.
+
+    Attributes:
+        path: an SQLite file, made when the first head is remembered.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def last(self, site: str) -> tuple[int, str] | None:
+        """Return sequence number and hash of the last head that was accepted of a site; `None` before the first."""
+        rows = read_rows(
+            self.path,
+            "SELECT sequence, hash FROM heads WHERE site = ? AND epoch = ? ORDER BY sequence DESC LIMIT 1",
+            site,
+            self._epoch(site),
+        )
+        return (rows[0]["sequence"], rows[0]["hash"]) if rows else None
+
+    def check(self, site: str, sequence: int, digest: str, *, grown: bool) -> None:
+        """Hold a head that a site states against the last one; remembers nothing.
+
+        Args:
+            site: whose ledger.
+            sequence: entries that it has.
+            digest: hash of the last one.
+            grown: whether the site must have written to its ledger since.
+
+        Raises:
+            LedgerError: the ledger is shorter than it was, is another one, or did not grow.
+
+        """
+        before = self.last(site)
+        if before is None:
+            return
+        if sequence < before[0]:
+            raise LedgerError(f"its ledger went back from {before[0]} to {sequence} entries")
+        if sequence == before[0] and digest != before[1]:
+            raise LedgerError(f"entry {sequence} of its ledger is not the one that was seen before")
+        if sequence == before[0] and grown:
+            raise LedgerError(f"its ledger still has {sequence} entries, and the round is not among them")
+
+    def remember(self, site: str, sequence: int, digest: str) -> None:
+        """Write down a head that was checked and believed."""
+        with transaction(self.path, _SCHEMA) as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO heads (site, sequence, hash, seen, epoch) VALUES (?, ?, ?, ?, ?)",
+                (site, sequence, digest, time.time(), self._epoch(site)),
+            )
+
+    def accept_another(self, site: str, why: str) -> None:
+        """Let a site begin another ledger: its old one was lost, and both hospitals' and server's staff know of it.
+
+        What the server charged the site stays charged.
+        """
+        epoch = self._epoch(site) + 1
+        with transaction(self.path, _SCHEMA) as connection:
+            connection.execute(
+                "INSERT INTO epochs (site, epoch, began, why) VALUES (?, ?, ?, ?)", (site, epoch, time.time(), why)
+            )
+
+    def _epoch(self, site: str) -> int:
+        rows = read_rows(self.path, "SELECT coalesce(max(epoch), 0) AS epoch FROM epochs WHERE site = ?", site)
+        return int(rows[0]["epoch"]) if rows else 0

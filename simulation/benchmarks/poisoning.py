@@ -1,0 +1,95 @@
+"""What one poisoning site does to the model, rule by rule: it sends its update turned round and ten times as long.
+
+Every row is a whole federation with the apps that hospitals run, seeded alike, so that rows differ in the poison and in
+what stands against it alone:
+
+* `honest`: all sites are honest.
+* `bare`: the poison meets the rule with neither bound nor median.
+* `clipped`: every update is shortened to the median of the norms first (`server.admission.clip_to_median`).
+* `guarded`: the default. The poison is longer than its mechanism can make it, and its site leaves the run.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message
+
+from wardpose.client.app import app as client_app
+from wardpose.server.app import run_federation
+from wardpose.server.summary import summarise
+from wardpose.shared.config import AdmissionConfig, FederationConfig, changed
+from wardpose.simulation.benchmarks.step import hardware
+from wardpose.simulation.grid import Fault, InProcessGrid
+from wardpose.simulation.layout import prepare_sites
+
+RULES = ("fedavg", "fedadam", "fedmedian", "fedtrimmedavg", "krum")
+GUARDS = {
+    "bare": AdmissionConfig(slack=1e12, clip_to_median=False),
+    "clipped": AdmissionConfig(slack=1e12),
+    "guarded": AdmissionConfig(),
+}
+
+
+def measure_poisoning(plan: FederationConfig, *, rules: Sequence[str] = RULES, factor: float = -10.0) -> dict[str, Any]:
+    """Score a federation with and without its last site poisoning every round, under each rule.
+
+    Args:
+        plan: sites have data of their own, all of it public here; it is seeded.
+        rules: `server.aggregation.name` of each row.
+        factor: by which the poisoning site multiplies its update.
+
+    Returns:
+        `rows` of `name` (the rule) and the test scores `honest`, `bare`, `clipped` and `guarded`, the score `before`
+        any training, and what they were measured on.
+
+    """
+    plan = changed(plan, {"seed": 1 if plan.seed is None else plan.seed})
+    faults = [
+        Fault(site=plan.sites[-1].name, round=number, kind="replace", replace=multiplying(factor))
+        for number in range(1, plan.rounds + 1)
+    ]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sites = prepare_sites(plan, folder)  # one set of sites for all rows: their caches are made once
+        for rule in rules:
+            row: dict[str, Any] = {"name": rule}
+            for column, poison in (("honest", []), *((guard, faults) for guard in GUARDS)):
+                guards = GUARDS.get(column, AdmissionConfig())
+                run = _with(plan, rule, guards)
+                with InProcessGrid(client_app, sites, faults=poison) as grid:
+                    run_federation(grid, run, folder / f"{rule}-{column}", resume=False)
+                summary = summarise(folder / f"{rule}-{column}")
+                row[column] = round(summary["score_final"], 3)
+                row["before"] = round(summary["score_initial"], 3)
+            rows.append(row)
+    setting = {
+        "sites": len(plan.sites),
+        "factor": factor,
+        "rounds": plan.rounds,
+        "mechanism": plan.mechanism.name,
+        "score": plan.server.score,
+    }
+    return {"rows": rows, "hardware": hardware("cpu"), "setting": setting}
+
+
+def multiplying(factor: float) -> Any:
+    """Make the fault's replacement that multiplies every number of a release."""
+
+    def replace(_: Message, answer: Message) -> Message:
+        if answer.has_content():
+            honest = answer.content.array_records["arrays"]
+            poison = {name: Array(value.numpy() * np.float32(factor)) for name, value in honest.items()}
+            answer.content["arrays"] = ArrayRecord(poison)
+        return answer
+
+    return replace
+
+
+def _with(plan: FederationConfig, rule: str, guards: AdmissionConfig) -> FederationConfig:
+    aggregation = {"name": rule, "malicious": 1 if rule == "krum" else 0}
+    server = plan.server.model_dump() | {"aggregation": aggregation, "admission": guards.model_dump()}
+    return changed(plan, {"server": server})
