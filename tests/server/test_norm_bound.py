@@ -194,7 +194,7 @@ def test_a_schedule_is_followed_step_by_step() -> None:
     assert second == pytest.approx(8 * first)
 
 
-@pytest.mark.parametrize("betas", [(0.9, 1.0), (1.0, 0.9), (0.9, 0.0), (-0.1, 0.5)])
+@pytest.mark.parametrize("betas", [(0.9, 0.0)])
 def test_an_optimiser_that_bounds_nothing_gives_no_bound(betas: tuple[float, float]) -> None:
     training = LocalTraining(optimizer=OptimizerConfig(betas=betas))
     assert bound(Mechanism(), training, units=9, p=9, start=1.0) == math.inf

@@ -113,9 +113,10 @@ def test_a_ledger_that_went_back_stops_its_own_site_in_this_run_and_the_next(tmp
     folder = tmp_path / "run"
     config = tiny_federation(SITES, rounds=1)
     run(folder, rounds=1)
-    ledger = load_site(folder / "sites" / "south" / "site.yaml").ledger
-    for file in ledger.parent.glob(f"{ledger.name}*"):
-        file.unlink()
+    site = load_site(folder / "sites" / "south" / "site.yaml")  # its disk broke: ledger and journal are gone
+    for lost in (site.ledger, site.state / "journal.sqlite"):
+        for file in lost.parent.glob(f"{lost.name}*"):
+            file.unlink()
     changed = config.model_copy(update={"rounds": 2})
     with InProcessGrid(client_app, prepare_sites(config, folder)) as grid:
         run_federation(grid, changed, folder, resume=resume)
