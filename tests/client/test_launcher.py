@@ -172,6 +172,7 @@ def test_a_clean_bundle_is_answered_by_the_installed_app(site: Path) -> None:
         (Fab(digest(HOSTILE), CLEAN, {}), digest(HOSTILE), "was announced as"),
         (Fab(digest(CLEAN), CLEAN, {REFUSED: "bundle 12: the SuperNode says so"}), None, "the SuperNode says so"),
     ],
+    ids=["hostile", "hostile under a clean hash", "clean under a hostile hash", "refused by the SuperNode"],
 )
 def test_another_bundle_is_refused_and_written_down(site: Path, fab: Fab, announced: str | None, why: str) -> None:
     before = [*sys.path]

@@ -25,6 +25,11 @@ def clientapp(line: str) -> str:
     return PYPROJECT.replace(f'clientapp = "{APP}"', line)
 
 
+def _entry(name: str | zipfile.ZipInfo) -> zipfile.ZipInfo:
+    """Leave the time out, so that equal bundles have equal bytes."""
+    return name if isinstance(name, zipfile.ZipInfo) else zipfile.ZipInfo(name, date_time=(2026, 1, 1, 0, 0, 0))
+
+
 def pack(
     *more: tuple[str | zipfile.ZipInfo, bytes | str],
     pyproject: str | None = PYPROJECT,
@@ -38,7 +43,7 @@ def pack(
         warnings.simplefilter("ignore")  # about a name that is there twice
         for name, content in files:
             raw = content.encode() if isinstance(content, str) else content
-            archive.writestr(name, raw)
+            archive.writestr(_entry(name), raw, compression)
             listed.append(f"{name},{hashlib.sha256(raw).hexdigest()},{8 * len(raw)}")
-        archive.writestr(".info/CONTENT", "\n".join(listed))
+        archive.writestr(_entry(".info/CONTENT"), "\n".join(listed), compression)
     return buffer.getvalue()
