@@ -6,7 +6,7 @@ keep a hostile one from wasting a site's day, its disk or its patients' budget.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import torch
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import PolicyViolation, WireError
 from wardpose.shared.pose.model import ModelConfig, PoseModel
-from wardpose.shared.privacy.accounting import UNITS, Event
+from wardpose.shared.privacy.accounting import UNITS, Event, as_seeded
 from wardpose.shared.site_config import SiteConfig
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import RoundOrder
@@ -192,8 +192,7 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
 
 def charged_events(site: SiteConfig, order: RoundOrder) -> tuple[Event, ...]:
     """Return what an order costs here: a seeded site's charges say that they are not private."""
-    seeded = site.simulation_seed is not None
-    return tuple(replace(event, seeded=True) for event in order.events()) if seeded else order.events()
+    return order.events() if site.simulation_seed is None else as_seeded(order.events())
 
 
 def check_weights(site: SiteConfig, order: RoundOrder, weights: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from wardpose.server.scoring import Scorer
 from wardpose.server.uplink import UplinkDecoder
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import WireError
+from wardpose.shared.privacy.accounting import as_seeded
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import TRAIN, RoundOrder, hash_arrays, pack
@@ -148,8 +149,9 @@ class Coordinator:
             )
             return []
         for member in able:
+            paid = events if member.secure else as_seeded(events)
             if not self.budget.reserve(
-                member.name, events, course=order.course, round_number=order.round, epsilon=limits[member.name]
+                member.name, paid, course=order.course, round_number=order.round, epsilon=limits[member.name]
             ):
                 self.roll.drop(member.name, "its privacy budget is spent")
             member.epsilon_spent = max(member.epsilon_spent, self.budget.epsilon(member.name))

@@ -18,11 +18,12 @@ from wardpose.shared import files
 from wardpose.shared.anonymize.desensitise import Desensitise
 from wardpose.shared.anonymize.frame_methods import (
     Box,
-    DesensitiseMethod,
     FrameMethod,
-    PublicViewMethod,
     RecoverableMethod,
+    ViewMethod,
 )
+from wardpose.shared.anonymize.generator_view import GeneratorView
+from wardpose.shared.anonymize.public_view import DesensitisedCrop
 from wardpose.shared.anonymize.weights_file import bundled, read_info
 from wardpose.shared.errors import ConfigError
 
@@ -99,7 +100,7 @@ def choose_method(
     if chosen not in METHODS:
         raise ConfigError(f'--method "{chosen}" is not allowed ({", ".join(METHODS)})')
     if chosen == "public-view":
-        return PublicViewMethod(bundled("public-view") if weights is None else weights)
+        return ViewMethod(GeneratorView(bundled("public-view") if weights is None else weights))
     if chosen == "recoverable":
         if vault is None:
             raise ConfigError("method recoverable needs --vault: whose people may recover?")
@@ -109,7 +110,7 @@ def choose_method(
             raise ConfigError(f"{path}: the vault {vault} holds the G_Y of other weights, it could not recover these")
         return RecoverableMethod(path, opened.public_key)
     try:
-        return DesensitiseMethod(Desensitise.model_validate({"kind": chosen, "strength": strength}))
+        return ViewMethod(DesensitisedCrop(Desensitise.model_validate({"kind": chosen, "strength": strength})))
     except ValidationError as error:
         raise ConfigError(f"--strength {strength}: {error.errors()[0]['msg']}") from error
 

@@ -18,16 +18,16 @@ import torch
 
 from wardpose.shared.anonymize import key_exchange, keyed_code
 from wardpose.shared.anonymize.desensitise import Desensitise, Mask, blend, person_mask
+from wardpose.shared.anonymize.generator_view import padded
 from wardpose.shared.anonymize.generators import (
     BITS,
     CodeDecoder,
-    PartGenerator,
     RecoverableGenerator,
-    enlarge,
     round_symbols,
 )
+from wardpose.shared.anonymize.public_view import CropMap
 from wardpose.shared.anonymize.tensors import to_frame, to_unit
-from wardpose.shared.anonymize.weights_file import load_public_view, load_recoverable, parse_recoverable, read_info
+from wardpose.shared.anonymize.weights_file import load_recoverable, parse_recoverable, read_info
 from wardpose.shared.data.records import Frame
 
 VIEW_SIDE = 256
@@ -64,75 +64,35 @@ class FrameMethod(Protocol):
         ...
 
 
-class GeneratorView:
-    """The `public-view` generator as a map from a crop to what is released of it."""
-
-    def __init__(self, path: Path) -> None:
-        """Load the weights.
-
-        Raises:
-            ConfigError: they are of kind `recoverable`.
-            DataError: they cannot be read.
-
-        """
-        self._network: PartGenerator = load_public_view(path)
-        self._sha256 = read_info(path).sha256
-        self.name = f"generator({path.name})"
-
-    @torch.inference_mode()
-    def __call__(self, crop: Frame) -> Frame:
-        """Return phi(crop), (H, W, 3) uint8."""
-        height, width = crop.shape[:2]
-        view = enlarge(self._network(to_unit(_padded(crop, 32)[None])))
-        return to_frame(view[0, :, :height, :width])
-
-    def identity(self) -> str:
-        """SHA-256 over the weights and the version of the code around them."""
-        return hashlib.sha256(f"generator {self._sha256} version 1".encode()).hexdigest()
-
-
 @dataclass(frozen=True)
-class DesensitiseMethod:
-    """Blur, mosaic, noise or edges on the persons; the strength counts for a person 256 pixels long."""
+class ViewMethod:
+    """A map of crops on whole frames: over the scene where it keeps one, else on black.
 
-    change: Desensitise
+    Its strength counts for a person 256 pixels long.
+    """
+
+    map: CropMap
     lossless: bool = False
 
     @property
     def name(self) -> str:
-        """Kind and strength."""
-        return f"{self.change.kind}({self.change.amount:g})"
+        """The map's."""
+        return self.map.name
 
     def __call__(self, frame: Frame, boxes: Sequence[Box] | None = None) -> Frame:
         """Return the changed frame."""
-        return _by_region(frame, boxes, self.change.apply, VIEW_SIDE)
-
-    def identity(self) -> str:
-        """SHA-256 over kind and strength."""
-        return hashlib.sha256(f"desensitise {self.name} version 1".encode()).hexdigest()
-
-
-class PublicViewMethod:
-    """The `public-view` generator on whole frames: part maps of the persons on black."""
-
-    lossless = False
-
-    def __init__(self, path: Path) -> None:
-        self._view = GeneratorView(path)
-        self.name = self._view.name
-
-    def __call__(self, frame: Frame, boxes: Sequence[Box] | None = None) -> Frame:
-        """Return the view; nothing of the scene is kept."""
+        if self.map.keeps_scene:
+            return _by_region(frame, boxes, self.map, VIEW_SIDE)
         canvas = np.zeros_like(frame)
         for top, bottom, left, right in _regions(frame, boxes):
             region = frame[top:bottom, left:right]
-            view = _resized(self._view(_shrunk(region, VIEW_SIDE)), region.shape[0], region.shape[1])
+            view = _resized(self.map(_shrunk(region, VIEW_SIDE)), region.shape[0], region.shape[1])
             canvas[top:bottom, left:right] = np.maximum(canvas[top:bottom, left:right], view)
         return canvas
 
     def identity(self) -> str:
-        """Return the view's identity."""
-        return self._view.identity()
+        """SHA-256 over the map."""
+        return hashlib.sha256(f"frames of {self.map.identity()} version 2".encode()).hexdigest()
 
 
 class RecoverableMethod:
@@ -164,7 +124,7 @@ class RecoverableMethod:
     @torch.inference_mode()
     def symbols(self, frame: Frame) -> keyed_code.Symbols:
         """Compute the learned code of the whole frame."""
-        companded = round_symbols(self._network.encode(to_unit(_padded(frame, 4)[None])))[0]
+        companded = round_symbols(self._network.encode(to_unit(padded(frame, 4)[None])))[0]
         steps = torch.tensor([2.0**bits for bits in BITS]).view(-1, 1, 1)
         indices: keyed_code.Symbols = ((companded + 1) / 2 * steps - 0.5).round().byte().numpy()
         return indices
@@ -177,8 +137,8 @@ class RecoverableMethod:
     @torch.inference_mode()
     def _cover(self, region: Frame) -> Frame:
         height, width = region.shape[:2]
-        image = to_unit(_padded(region, 32)[None])
-        guidance = to_unit(_padded(self._guidance.apply(region), 32)[None])
+        image = to_unit(padded(region, 32)[None])
+        guidance = to_unit(padded(self._guidance.apply(region), 32)[None])
         cover = self._network.cover(guidance, self._network.parts(image))
         return to_frame(cover[0, :, :height, :width])
 
@@ -285,8 +245,3 @@ def _resized(region: Frame, height: int, width: int) -> Frame:
     if region.shape[:2] == (height, width):
         return region
     return np.asarray(cv2.resize(region, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
-
-
-def _padded(frame: Frame, multiple: int) -> Frame:
-    bottom, right = -frame.shape[0] % multiple, -frame.shape[1] % multiple
-    return np.pad(frame, ((0, bottom), (0, right), (0, 0)), mode="edge")

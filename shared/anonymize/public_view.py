@@ -36,10 +36,12 @@ class CropMap(Protocol):
 
     Attributes:
         name: short human name, for example `blur(sigma=10)`.
+        keeps_scene: whether what surrounds a person stays in the frame when the map is used on whole frames.
 
     """
 
     name: str
+    keeps_scene: bool
 
     def __call__(self, crop: Frame) -> Frame:
         """Return the changed crop, (height, width, 3) uint8, the same size; deterministic, one crop at a time."""
@@ -150,6 +152,8 @@ class PublicView:
 class DesensitisedCrop:
     """A map made by `Desensitise` over the whole crop."""
 
+    keeps_scene = True
+
     def __init__(self, change: Desensitise) -> None:
         self._change = change
         self.name = f"{change.kind}({change.amount:g})"
@@ -180,7 +184,7 @@ def open_public_view(config: PublicViewConfig, policy: CertificatePolicy | None 
     change: CropMap
     if config.kind == "generator":
         # Imported here: blur and edges need no network library.
-        from wardpose.shared.anonymize.frame_methods import GeneratorView
+        from wardpose.shared.anonymize.generator_view import GeneratorView
         from wardpose.shared.anonymize.weights_file import bundled
 
         change = GeneratorView(bundled("public-view") if config.weights is None else config.weights)

@@ -32,7 +32,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import dp_accounting
@@ -51,6 +51,7 @@ __all__ = [
     "Event",
     "Noise",
     "UnitKind",
+    "as_seeded",
     "calibrate",
     "epsilon",
     "epsilon_by_tier",
@@ -172,6 +173,11 @@ class Event:
         if self.sample_rate < 1:
             step = dp_accounting.PoissonSampledDpEvent(self.sample_rate, step)
         return dp_accounting.SelfComposedDpEvent(step, self.steps)
+
+
+def as_seeded(events: Iterable[Event]) -> tuple[Event, ...]:
+    """Return the events as a site with repeatable noise charges them: nobody must take their epsilon for privacy."""
+    return tuple(replace(event, seeded=True) for event in events)
 
 
 def epsilon(

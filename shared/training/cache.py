@@ -20,7 +20,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -80,6 +80,7 @@ def build_rows(
     features: bool = True,
     precision: Precision = "float32",
     limit_bytes: int | None = None,
+    drawn_boxes: bool = False,
 ) -> tuple[Rows, Rows | None]:
     """Open or build the rows of `dataset` and, with a `public_view`, those of phi(crop) beside them.
 
@@ -94,6 +95,8 @@ def build_rows(
         views: rows per record.
         features: keep trunk features where there is a frozen trunk; else crops.
         precision: of stored features. float16 halves the files and moves features by a relative 5e-4 at most.
+        drawn_boxes: crop only around boxes that somebody drew, and the whole frame where a box was computed from the
+            keypoints, which it would give away.
         limit_bytes: most that all entries of `folder` may take together; older entries go first.
 
     Raises:
@@ -116,7 +119,7 @@ def build_rows(
         joints=len(dataset.skeleton),
         copies=1 if public_view is None else 2,
     )
-    job = _Job(dataset, model, strategy, public_view, augmentation, views, layout)
+    job = _Job(dataset, model, strategy, public_view, augmentation, views, layout, drawn_boxes)
     if folder is None:
         arrays = {name: np.zeros(size, dtype) for name, size, dtype in layout.arrays()}
         job.fill(arrays)
@@ -180,6 +183,7 @@ class _Job:
     augmentation: Augmentation | None
     views: int
     layout: _Layout
+    drawn_boxes: bool
 
     def fill(self, arrays: dict[str, NDArray[Any]]) -> None:
         size = self.model.config.input_size
@@ -188,6 +192,9 @@ class _Job:
         rows = len(self.dataset) * self.views
         for index in range(len(self.dataset)):
             record, frame = self.dataset.record(index), self.dataset.frame(index)
+            if self.drawn_boxes and record.box_source == "joints":
+                whole = np.array([0, 0, frame.shape[1], frame.shape[0]], np.float32)
+                record = replace(record, box=whole, box_source="frame")
             public = None if self.public_view is None else self.public_view.of_person(frame, record.box)
             for view in range(self.views):
                 crop = crop_frame(
@@ -255,6 +262,7 @@ def _key(job: _Job, trunk: str) -> str:
         "input_size": job.model.config.input_size,
         "kind": job.layout.kind,
         "views": job.views,
+        "drawn_boxes": job.drawn_boxes,
         "augmentation": job.augmentation.model_dump() if job.augmentation is not None and job.views > 1 else None,
         "public_view": job.public_view.identity() if job.public_view is not None else "",
     }

@@ -92,7 +92,8 @@ def build_cohort(
         model: whose frozen trunk computes features where the strategy has one.
         mechanism: decides the unit, the frames per unit and whether public views are needed.
         training: which parameters train, and the views of a frame. Where the public views' labels are `pseudo`, no view
-            is cropped to half the body: such a crop is laid around the keypoints, which phi of it would give away.
+            is cropped to half the body, and no crop is laid around a box that was computed from the keypoints: phi of
+            such a crop would give them away.
         cache_folder: the cohort's cache; in memory when absent.
         public_view: the declared phi.
         multi_owner: what happens to frames that show several patients, as for `UnitIndex`.
@@ -110,7 +111,8 @@ def build_cohort(
     if mechanism.uses_public_views and public_view is None:
         raise ConfigError(f'mechanism "{mechanism.name}" needs a public view and none is declared')
     augmentation = training.augmentation
-    if mechanism.uses_public_views and mechanism.feature.labels == "pseudo":
+    hides_joints = mechanism.uses_public_views and mechanism.feature.labels == "pseudo"
+    if hides_joints:
         augmentation = augmentation.model_copy(update={"half_body": 0.0})
     private, public = build_rows(
         dataset,
@@ -123,6 +125,7 @@ def build_cohort(
         features=features,
         precision=precision,
         limit_bytes=limit_bytes,
+        drawn_boxes=hides_joints,
     )
     return CohortData(
         private=private,

@@ -162,7 +162,7 @@ class StepGradient:
 
 def _main_query(mechanism: Mechanism, parameters: Vector, basis: PublicBasis | None) -> Query:
     if basis is None:
-        bound = float("inf") if mechanism.name == "none" else mechanism.max_grad_norm
+        bound = mechanism.max_grad_norm if mechanism.is_private else float("inf")
         return ClipSum(bound, parameters, mechanism.discrete)
     return ProjectClipSum(
         mechanism.max_grad_norm,

@@ -65,6 +65,7 @@ class Frames:
 
 class Darken:
     name = "darken"
+    keeps_scene = True
 
     def __call__(self, crop: Frame) -> Frame:
         return crop // 2
@@ -259,6 +260,15 @@ def test_the_cache_does_not_change_an_update(tmp_path: Path, strategy: str, smal
         torch.testing.assert_close(value, updates[1][name], rtol=1e-4, atol=1e-5)
 
 
+class BoxesOfJoints(Frames):
+    """Boxes that were computed from the joints."""
+
+    def record(self, index: int) -> PoseRecord:
+        record = super().record(index)
+        low, high = record.joints.min(axis=0), record.joints.max(axis=0)
+        return replace(record, box=np.concatenate([low, high - low]).astype(np.float32), box_source="joints")
+
+
 class OtherPoses(Frames):
     """The same frames and boxes, with other joints."""
 
@@ -279,6 +289,27 @@ def test_public_views_with_pseudo_labels_do_not_follow_the_keypoints(small_model
         first, second = (rows.inputs for rows in shown if rows is not None)
         assert np.array_equal(first, second) is same
         assert not np.array_equal(first[1], first[0])  # views are augmented all the same
+
+
+def test_a_box_that_was_computed_from_keypoints_is_not_public(small_model: ModelFactory) -> None:
+    """Videos without boxes: the crop around the joints would say where they are, to whoever sees its public view."""
+
+    class Moved(BoxesOfJoints):
+        def __init__(self) -> None:
+            super().__init__()
+            self._joints = self._joints * np.float32(0.5)
+
+    for labels, same in (("pseudo", True), ("ground-truth", False)):
+        chosen = Mechanism(name="feature", feature=FeatureOptions(labels=labels))
+        shown = [
+            build_cohort(
+                frames, small_model(torch.float32), chosen, LocalTraining(augmented_views=2), public_view=VIEW,
+                features=False,
+            ).public
+            for frames in (BoxesOfJoints(), Moved())
+        ]  # fmt: skip
+        first, second = (rows.inputs for rows in shown if rows is not None)
+        assert np.array_equal(first, second) is same
 
 
 def test_half_precision_moves_features_by_a_thousandth(tmp_path: Path, small_model: ModelFactory) -> None:

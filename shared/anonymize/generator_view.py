@@ -1,0 +1,47 @@
+"""The trained public view on one crop."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from wardpose.shared.anonymize.generators import PartGenerator, enlarge
+from wardpose.shared.anonymize.tensors import to_frame, to_unit
+from wardpose.shared.anonymize.weights_file import load_public_view, read_info
+from wardpose.shared.data.records import Frame
+
+
+class GeneratorView:
+    """The `public-view` generator as a map from a crop to what is released of it: part maps on black."""
+
+    keeps_scene = False
+
+    def __init__(self, path: Path) -> None:
+        """Load the weights.
+
+        Raises:
+            ConfigError: they are of kind `recoverable`.
+            DataError: they cannot be read.
+
+        """
+        self._network: PartGenerator = load_public_view(path)
+        self._sha256 = read_info(path).sha256
+        self.name = f"generator({path.name})"
+
+    @torch.inference_mode()
+    def __call__(self, crop: Frame) -> Frame:
+        """Return phi(crop), (H, W, 3) uint8."""
+        height, width = crop.shape[:2]
+        view = enlarge(self._network(to_unit(padded(crop, 32)[None])))
+        return to_frame(view[0, :, :height, :width])
+
+    def identity(self) -> str:
+        """SHA-256 over the weights and the version of the code around them."""
+        return hashlib.sha256(f"generator {self._sha256} version 1".encode()).hexdigest()
+
+
+def padded(frame: Frame, multiple: int) -> Frame:
+    """Repeat the last rows and columns until both sides are multiples."""
+    bottom, right = -frame.shape[0] % multiple, -frame.shape[1] % multiple
+    return np.pad(frame, ((0, bottom), (0, right), (0, 0)), mode="edge")
