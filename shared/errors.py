@@ -31,3 +31,15 @@ class LedgerError(WardposeError):
 
 class RecoveryError(WardposeError):
     """An anonymised frame cannot be recovered: wrong key, missing authority or a tampered log."""
+
+
+def one_line(value: object, length: int = 120) -> str:
+    """Write a value that came from elsewhere so that it cannot break a line, move a cursor or fill a screen.
+
+    Characters that cannot be printed are shown as Python escapes, and what is longer than `length` is cut.
+    """
+    text = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in str(value)[: length + 1]
+    )
+    return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -1,12 +1,11 @@
 """What may stand in a weights file: tensors of a network's own names and shapes, floating-point and finite."""
 
-import json
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from wardpose.shared.errors import DataError
+from wardpose.shared.errors import DataError, one_line
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Types that weights may be stored in. Whole numbers are no weights: quantised ones lack the scale that they need."""
@@ -26,13 +25,13 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], where: objec
     """
     wanted = network.state_dict()
     if missing := sorted(set(wanted) - set(tensors)):
-        raise DataError(f"{where}: tensor {_quoted(missing[0])} is missing ({len(missing)} of {len(wanted)} are)")
+        raise DataError(f'{where}: tensor "{one_line(missing[0])}" is missing ({len(missing)} of {len(wanted)} are)')
     if unknown := sorted(set(tensors) - set(wanted)):
-        raise DataError(f"{where}: tensor {_quoted(unknown[0])} is not one of this network ({len(unknown)} are not)")
+        raise DataError(f'{where}: tensor "{one_line(unknown[0])}" is not one of this network ({len(unknown)} are not)')
     for name, own in wanted.items():
         if tensors[name].shape != own.shape:
             shapes = f"has shape {list(tensors[name].shape)}, the network needs {list(own.shape)}"
-            raise DataError(f"{where}: tensor {_quoted(name)} {shapes}")
+            raise DataError(f'{where}: tensor "{one_line(name)}" {shapes}')
     state = {name: _converted(tensors[name], own, name, where) for name, own in wanted.items()}
     network.load_state_dict(state)
 
@@ -45,24 +44,18 @@ def check_finite(tensor: Tensor, name: str, where: object) -> None:
 
     """
     if not bool(torch.isfinite(tensor).all()):
-        raise DataError(f"{where}: tensor {_quoted(name)} has values that are not finite in {_plain(tensor.dtype)}")
+        raise DataError(f'{where}: tensor "{one_line(name)}" has values that are not finite in {_plain(tensor.dtype)}')
 
 
 def _converted(tensor: Tensor, own: Tensor, name: str, where: object) -> Tensor:
     allowed = FLOATS if own.is_floating_point() else (own.dtype,)
     if tensor.dtype not in allowed:
         types = ", ".join(map(_plain, allowed))
-        raise DataError(f"{where}: tensor {_quoted(name)} has dtype {_plain(tensor.dtype)} (allowed: {types})")
+        raise DataError(f'{where}: tensor "{one_line(name)}" has dtype {_plain(tensor.dtype)} (allowed: {types})')
     check_finite(tensor, name, where)
     converted = tensor.to(own.dtype)
     check_finite(converted, name, where)  # a float64 beyond what float32 holds
     return converted
-
-
-def _quoted(name: str) -> str:
-    """Quote a name that a file gives: it may hold anything, line breaks included."""
-    text = json.dumps(name)
-    return text if len(text) <= 120 else f'{text[:117]}..."'
 
 
 def _plain(dtype: torch.dtype) -> str:
