@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from wardpose.client.site import Site, open_site
+from wardpose.client.spent import refuse_lost
 from wardpose.shared.anonymize.public_view import open_public_view
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.data.source import open_source
@@ -132,6 +133,7 @@ def _policy(site: Site) -> Iterator[Finding]:
 
 def _ledger(site: Site) -> Iterator[Finding]:
     config, policy = site.config, site.config.policy
+    refuse_lost(config)
     if config.ledger.exists():
         ledger = site.ledger()
         ledger.verify()

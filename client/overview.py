@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any, get_args
 
+from wardpose.client.spent import refuse_lost
 from wardpose.shared.privacy.accounting import Adjacency
 from wardpose.shared.privacy.chain import Entry
 from wardpose.shared.privacy.ledger import Ledger
@@ -19,11 +20,12 @@ def overview(path: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: the site.yaml is missing or wrong.
-        LedgerError: the ledger was tampered with or cannot be read.
+        LedgerError: the ledger was tampered with, is gone, empty or rolled back, or cannot be read.
 
     """
     site = load_site(path)
     policy = site.policy
+    refuse_lost(site)
     ledger = Ledger(site.ledger, readonly=site.ledger.exists())
     ledger.verify()
     cohorts = []

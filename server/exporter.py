@@ -12,9 +12,19 @@ from typing import Any
 from prometheus_client.core import Metric
 
 from wardpose.server.journal import RunJournal, SiteRow
+from wardpose.server.spent import refuse_lost, state_of
 from wardpose.server.superlink import registered_nodes
 from wardpose.shared.errors import DataError
-from wardpose.shared.exposition import FileCollector, Samples, Source, chain_holds, counter, gauge, summary
+from wardpose.shared.exposition import (
+    FileCollector,
+    Samples,
+    Source,
+    counter,
+    gauge,
+    state_samples,
+    summary,
+    verified_sample,
+)
 from wardpose.shared.privacy.accounting import Event, epsilon, federation_epsilon
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.version import version
@@ -50,6 +60,7 @@ METRICS = {
     "wardpose_epsilon_federation": "Epsilon of a patient who is at one site (disjoint) or several (overlap).",
     "wardpose_ledger_entries": "Entries of the server's ledger.",
     "wardpose_ledger_verified": "1 when the ledger's hash chain is unbroken.",
+    "wardpose_ledger_state": "1 for the state that the ledger is in; all but ok and none need somebody.",
     "wardpose_sites_online": "Registered SuperNodes with a good heartbeat.",
     "wardpose_sites_registered": "Registered SuperNodes.",
     "wardpose_site_online": "1 when a registered SuperNode has a good heartbeat.",
@@ -144,10 +155,11 @@ class ServerExporter:
 
         Raises:
             DataError: there is no run yet.
-            LedgerError: the ledger is missing or cannot be read.
+            LedgerError: the ledger is missing, empty, locked, broken or rolled back.
 
         """
         last = self._runs()[-1]
+        refuse_lost(self.directory)
         ledger = Ledger.open_readonly(self.directory / "ledger.sqlite")
         charged = ledger.events_by_cohort()
         events = {name: charged.get(name, ()) for name in _names(last)}
@@ -169,8 +181,10 @@ class ServerExporter:
         yield _gauge("wardpose_ledger_entries", [({}, ledger.head()[0])])
 
     def chain(self) -> Iterable[Metric]:
-        """Check the ledger's hash chain."""
-        yield _gauge("wardpose_ledger_verified", [({}, chain_holds(self.directory / "ledger.sqlite"))])
+        """Check the ledger's file, its hash chain, and that it holds what the journal knows was charged."""
+        state, _ = state_of(self.directory)
+        yield _gauge("wardpose_ledger_verified", verified_sample(state))
+        yield _gauge("wardpose_ledger_state", state_samples(state))
 
     def nodes(self) -> Iterable[Metric]:
         """Read which sites are connected.

@@ -7,7 +7,7 @@ import typer
 from wardpose.client.commands import anonymize, site, vault
 from wardpose.server.commands import server
 from wardpose.shared.allocator import tune_allocator
-from wardpose.shared.errors import WardposeError
+from wardpose.shared.errors import WardposeError, one_line
 from wardpose.simulation.commands import anonymizer, audit, benchmark, dev, plan, pretrain, simulate
 
 app = typer.Typer(
@@ -28,5 +28,5 @@ def main() -> None:
     try:
         app()
     except WardposeError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{type(error).__name__}: {one_line(error, 4000)}", file=sys.stderr)
         sys.exit(2)

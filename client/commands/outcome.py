@@ -2,9 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-import typer
-
-from wardpose.shared.terminal import say
+from wardpose.shared.terminal import say, say_step
 
 if TYPE_CHECKING:
     from wardpose.client.anonymize.apply import Outcome
@@ -12,7 +10,7 @@ if TYPE_CHECKING:
 
 def say_outcome(outcome: "Outcome", *, as_json: bool, **more: str) -> None:
     """Print what became of a picture, a folder or a video."""
-    for line in outcome.skipped:
-        typer.echo(f"skipped: {line}", err=True)
+    for name in outcome.skipped:
+        say_step(f"skipped: {name}")
     content = {"frames": outcome.frames, "resumed": outcome.resumed, "skipped": outcome.skipped, **more}
     say(content, as_json=as_json)

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from wardpose.shared.terminal import console, line, table
+
 app = typer.Typer(no_args_is_help=True)
 
 SiteFile = Annotated[Path, typer.Argument(help="The hospital's site.yaml.", metavar="SITE.yaml")]
@@ -42,18 +44,11 @@ def check(
     if as_json:
         typer.echo(json.dumps({"ok": not failed, "findings": [vars(finding) for finding in findings]}))
     else:
-        from rich.console import Console
-
-        console = Console()
+        shown = console()
         for finding in findings:
-            colour = _COLOURS[finding.status]
-            console.print(
-                f"[{colour}]{finding.status:8}[/{colour}] {finding.name:14}",
-                finding.text,
-                highlight=False,
-                soft_wrap=True,
-            )
-        console.print("this site cannot take part" if failed else "this site can take part", style="bold")
+            status = (f"{finding.status:8}", _COLOURS[finding.status])
+            shown.print(line(status, f" {finding.name:14} ", finding.text), soft_wrap=True)
+        shown.print("this site cannot take part" if failed else "this site can take part", style="bold")
     if failed:
         raise typer.Exit(1)
 
@@ -67,27 +62,22 @@ def ledger(site: SiteFile, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(shown))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    console.print(
-        f"{shown['ledger']}: {len(shown['entries'])} entries, chain unbroken", highlight=False, soft_wrap=True
-    )
-    table = Table("entry", "time", "kind", "cohort", "run", "round", "charged")
-    for entry in shown["entries"]:
-        values = (entry["sequence"], entry["time"], entry["kind"], entry["cohort"], entry["run"], entry["round"])
-        table.add_row(*("" if value is None else str(value) for value in values), "; ".join(entry["charged"]))
-    console.print(table)
+    screen = console()
+    screen.print(line(f"{shown['ledger']}: {len(shown['entries'])} entries, chain unbroken"), soft_wrap=True)
+    headings = ("entry", "time", "kind", "cohort", "run", "round", "charged")
+    keys = ("sequence", "time", "kind", "cohort", "run", "round")
+    rows = ([*(entry[key] for key in keys), "; ".join(entry["charged"])] for entry in shown["entries"])
+    screen.print(table(headings, rows, left=len(headings)))
     for cohort in shown["cohorts"]:
         other = "replace-one" if shown["adjacency"] == "add-remove" else "add-remove"
-        console.print(
-            f"{cohort['name']}: epsilon {_spent(cohort)} at delta {shown['delta']:g}, {shown['adjacency']} "
-            f"({_number(cohort['epsilon_by_adjacency'][other])} {other})",
-            highlight=False,
+        screen.print(
+            line(
+                f"{cohort['name']}: epsilon {_spent(cohort)} at delta {shown['delta']:g}, {shown['adjacency']} "
+                f"({_number(cohort['epsilon_by_adjacency'][other])} {other})"
+            )
         )
         for tier in cohort["tiers"]:
-            console.print(f"  tier {tier['tier']}: epsilon {_spent(tier)}", highlight=False)
+            screen.print(line(f"  tier {tier['tier']}: epsilon {_spent(tier)}"))
 
 
 def _spent(row: dict[str, Any]) -> str:

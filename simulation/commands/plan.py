@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.terminal import console, line, say_step, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,8 +93,6 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Plan a site's budget: the noise it needs, how epsilon grows, what more patients would buy. Needs no data."""
-    from rich.console import Console
-
     from wardpose.shared.privacy.accounting import MINIMUM_DELTA
     from wardpose.simulation.planning import make_plan, report
 
@@ -103,7 +102,7 @@ def plan(
     if noise not in ("gaussian", "discrete-gaussian"):
         raise ConfigError(f"plan: noise is {noise!r}; it must be gaussian or discrete-gaussian")
     expected = rate * patients if rate is not None else batch if batch is not None else min(20.0, patients / 2)
-    with Console(stderr=True).status("calibrating"):
+    with console(stderr=True).status("calibrating"):
         chosen = make_plan(
             patients=patients,
             epsilon=epsilon,
@@ -122,7 +121,7 @@ def plan(
     else:
         _show(values)
     if png is not None:
-        Console(stderr=True).print(f"picture: {png}")
+        say_step(f"picture: {png}")
 
 
 def _budgets(texts: list[str]) -> dict[str, float]:
@@ -139,18 +138,26 @@ def _budgets(texts: list[str]) -> dict[str, float]:
 
 
 def _show(values: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    console.print(
-        f"[bold]noise multiplier {values['noise_multiplier']:g}[/bold] keeps {values['rounds']} rounds of "
-        f"{values['steps_per_round']} steps within epsilon {values['epsilon']:g} at delta {values['delta']:.2g}\n"
-        f"{values['patients']} patients, rate {values['sample_rate']:.4g} (about {values['expected_batch']:g} in a "
-        f"step), {values['adjacency']}, {values['noise']}; "
-        f"noise on the mean gradient {values['noise_per_step']:.3g} C\n"
-        f"epsilon {values['epsilon_spent']:.4g} is spent ({values['epsilon_rdp']:.4g} by Rényi divergences alone), "
-        f"{values['epsilon_replace_one']:.4g} if a patient is replaced rather than removed"
+    screen = console()
+    screen.print(
+        line(
+            (f"noise multiplier {values['noise_multiplier']:g}", "bold"),
+            f" keeps {values['rounds']} rounds of {values['steps_per_round']} steps within epsilon "
+            f"{values['epsilon']:g} at delta {values['delta']:.2g}",
+        )
+    )
+    screen.print(
+        line(
+            f"{values['patients']} patients, rate {values['sample_rate']:.4g} (about {values['expected_batch']:g} in a "
+            f"step), {values['adjacency']}, {values['noise']}; "
+            f"noise on the mean gradient {values['noise_per_step']:.3g} C"
+        )
+    )
+    screen.print(
+        line(
+            f"epsilon {values['epsilon_spent']:.4g} is spent ({values['epsilon_rdp']:.4g} by Rényi divergences alone), "
+            f"{values['epsilon_replace_one']:.4g} if a patient is replaced rather than removed"
+        )
     )
     for title, rows in (
         ("Epsilon over rounds", values["epsilon_by_round"]),
@@ -160,9 +167,5 @@ def _show(values: dict[str, Any]) -> None:
     ):
         if not rows:
             continue
-        table = Table(title=title, title_justify="left")
-        for name in rows[0]:
-            table.add_column(name.replace("_", " "), justify="right")
-        for row in rows:
-            table.add_row(*("-" if v is None else v if isinstance(v, str) else f"{v:.4g}" for v in row.values()))
-        console.print(table)
+        cells = (["-" if v is None else v if isinstance(v, str) else f"{v:.4g}" for v in row.values()] for row in rows)
+        screen.print(table([name.replace("_", " ") for name in rows[0]], cells, title=title, left=0))

@@ -5,11 +5,15 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wardpose.shared.errors import ConfigError, DataError
+from wardpose.shared.terminal import console, line, table, task_column
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def register(app: typer.Typer) -> None:
@@ -40,8 +44,7 @@ def simulate(
 ) -> None:
     """Run a federation of hospitals on this machine, with the apps that hospitals run."""
     import torch
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
     from wardpose.server.journal import RoundRow, SiteRow
     from wardpose.server.summary import finite
@@ -53,7 +56,7 @@ def simulate(
     from wardpose.simulation.run import simulate as run_simulation
 
     logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower counts replies on its own; the round line does too
-    console = Console(stderr=True)
+    screen = console(stderr=True)
     path = find_federation(federation)
     config = load_federation(path)
     changes = {"rounds": rounds, "mechanism": mechanism}
@@ -71,15 +74,18 @@ def simulate(
     workers = min(workers or cores, len(config.sites))
     torch.set_num_threads(max(1, cores // workers))
     folder = _folder(config.name, out, resume=resume)
-    console.print(
-        f"[bold]{config.name}[/bold]: {len(config.sites)} hospitals, {config.rounds} rounds, "
-        f"mechanism [bold]{config.mechanism}[/bold], "
-        f"unit {config.privacy.unit}, run folder {folder}"
+    screen.print(
+        line(
+            (config.name, "bold"),
+            f": {len(config.sites)} hospitals, {config.rounds} rounds, mechanism ",
+            (config.mechanism, "bold"),
+            f", unit {config.privacy.unit}, run folder {folder}",
+        )
     )
     if config.seed is not None:
-        console.print("[bold red]NOT PRIVATE[/bold red]: the run is seeded")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+        screen.print(line(("NOT PRIVATE", "bold red"), ": the run is seeded"))
+    columns = (task_column(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=screen, transient=True) as progress:
         task = progress.add_task("preparing", total=config.rounds * len(config.sites))
         training: set[str] = set()
 
@@ -98,10 +104,11 @@ def simulate(
                 for site in sites
             )
             score = "-" if row.score is None else f"{row.score:.3f}"
-            console.print(
-                f"round {row.round}/{config.rounds}  {config.server.score} {score}  epsilon {spent}  "
-                f"up {row.bytes_up / 1e6:.1f} MB  {row.seconds:.1f} s",
-                highlight=False,
+            screen.print(
+                line(
+                    f"round {row.round}/{config.rounds}  {config.server.score} {score}  epsilon {spent}  "
+                    f"up {row.bytes_up / 1e6:.1f} MB  {row.seconds:.1f} s"
+                )
             )
 
         try:
@@ -112,15 +119,17 @@ def simulate(
                 workers=workers,
                 observe_round=observe_round,
                 observe_site=observe_site,
-                observe_message=lambda text: console.print(text, style="dim", highlight=False),
+                observe_message=lambda text: screen.print(line(text, style="dim")),
             )
         except KeyboardInterrupt:
-            console.print(f"interrupted; go on with: wardpose simulate {federation} --out {folder} --resume")
+            screen.print(
+                line(f"interrupted; go on with: wardpose simulate {federation} --out {folder} --resume"), soft_wrap=True
+            )
             raise typer.Exit(130) from None
     if as_json:
         typer.echo(json.dumps(summary))
     else:
-        _print_summary(console, summary, folder)
+        _print_summary(screen, summary, folder)
 
 
 def _folder(name: str, out: Path | None, *, resume: bool) -> Path:
@@ -134,37 +143,36 @@ def _folder(name: str, out: Path | None, *, resume: bool) -> Path:
     return Path("runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
 
 
-def _print_summary(console: Any, summary: dict[str, Any], folder: Path) -> None:
-    from rich.table import Table
-
+def _print_summary(screen: "Console", summary: dict[str, Any], folder: Path) -> None:
     if summary["score_initial"] is not None and summary["score_final"] is not None:
         gain = summary["score_final"] - summary["score_initial"]
-        console.print(
-            f"\n{summary['score_name']} on test: {summary['score_initial']:.3f} before, "
-            f"[bold]{summary['score_final']:.3f}[/bold] after "
-            f"({gain:+.3f})",
-            highlight=False,
+        screen.print()
+        screen.print(
+            line(
+                f"{summary['score_name']} on test: {summary['score_initial']:.3f} before, ",
+                (f"{summary['score_final']:.3f}", "bold"),
+                f" after ({gain:+.3f})",
+            )
         )
-    table = Table(title=f"privacy, {summary['unit']} level, delta {summary['delta']:g}", title_justify="left")
-    for heading in ("site", "epsilon spent", "budget", "steps", "MB up"):
-        table.add_column(heading, justify="left" if heading == "site" else "right")
+    rows = []
     for site in summary["sites"]:
         spent = "infinite" if site["epsilon_spent"] is None else f"{site['epsilon_spent']:.4f}"
         budget = "-" if site["epsilon_budget"] is None else f"{site['epsilon_budget']:.2f}"
-        table.add_row(site["name"], spent, budget, str(site["steps"]), f"{site['bytes_up'] / 1e6:.1f}")
-    console.print(table)
+        rows.append((site["name"], spent, budget, site["steps"], f"{site['bytes_up'] / 1e6:.1f}"))
+    title = f"privacy, {summary['unit']} level, delta {summary['delta']:g}"
+    screen.print(table(("site", "epsilon spent", "budget", "steps", "MB up"), rows, title=title))
     together = summary["epsilon_federation"]
     shown = {key: "infinite" if together[key] is None else f"{together[key]:.4f}" for key in ("disjoint", "overlap")}
-    console.print(
-        f"federation: epsilon {shown['disjoint']} if patients are disjoint, {shown['overlap']} if a patient may be at "
-        f"{together['overlap_sites']} sites",
-        highlight=False,
+    screen.print(
+        line(
+            f"federation: epsilon {shown['disjoint']} if patients are disjoint, {shown['overlap']} if a patient may be "
+            f"at {together['overlap_sites']} sites"
+        )
     )
     if summary["not_private"]:
-        console.print(f"[bold red]NOT PRIVATE[/bold red]: {summary['not_private']}")
+        screen.print(line(("NOT PRIVATE", "bold red"), f": {summary['not_private']}"))
     if summary["status"] != "completed":
-        console.print(
-            f"[bold yellow]{summary['status']}[/bold yellow] "
-            f"after round {summary['rounds']} of {summary['rounds_planned']}"
+        screen.print(
+            line((summary["status"], "bold yellow"), f" after round {summary['rounds']} of {summary['rounds_planned']}")
         )
-    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    screen.print(line(f"report: {folder / 'report.html'}"), soft_wrap=True)
