@@ -300,7 +300,7 @@ class Coordinator:
         """Raise `WireError` when a site's ledger is shorter than it once was."""
         before = self.state.ledger_heads.get(site, 0)
         if sequence < before:
-            raise WireError(f"its ledger went back from {before} to {sequence} entries")
+            raise WireError(f"{site}: its ledger went back from {before} to {sequence} entries")
         self.state.ledger_heads[site] = sequence
 
     def _wait_for_nodes(self, wanted: set[str]) -> dict[int, str]:

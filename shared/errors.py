@@ -13,6 +13,18 @@ class DataError(WardposeError):
     """A data set, image, annotation or weights file cannot be used."""
 
 
+class StorageError(DataError, OSError):
+    """A file cannot be written: the disk is full, or the folder is not writable. What was there is still there.
+
+    An `OSError` too, made like one of (number, what the system says, file); a note says how many bytes were needed.
+    """
+
+    def __str__(self) -> str:
+        """Name the file, what the system says, and what is needed."""
+        notes = "".join(f": {note}" for note in getattr(self, "__notes__", []))
+        return f"{self.filename}: cannot be written ({self.strerror}){notes}"
+
+
 class WireError(WardposeError):
     """A message between server and site does not have the agreed form."""
 
