@@ -21,20 +21,24 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+from dp_accounting.pld import privacy_loss_distribution
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtr
+from scipy.stats import binom
 
 from wardpose.shared.privacy import loss_distribution, renyi
-from wardpose.shared.privacy.renyi import curve_epsilon, rdp_curve
+from wardpose.shared.privacy.renyi import INTEGER_ORDERS, curve_epsilon, rdp_curve
 
 __all__ = [
+    "INTEGER_ORDERS",
     "Accountant",
     "Adjacency",
     "Charge",
     "Noise",
     "composed_epsilon",
     "curve_epsilon",
+    "group_epsilon",
     "merge",
     "rdp_curve",
     "summed_curve",
@@ -56,6 +60,8 @@ _FAR, _NEVER = 1e-9, 1e-14  # share of delta, and mass, at which the spread of t
 _JUMPS = 3  # largest steps that the composed loss may consist of
 _WIDEST = 1e8  # spread beyond which only closed forms and Rényi bounds are asked
 _MOST_STEPS = 10**10  # beyond them rounding would be a visible part of delta
+_GROUP_INTERVAL = 3.2e-3  # of losses of a group of one
+_LARGEST_GROUP_SHIFT = 200.0  # of a group, in standard deviations of the noise: beyond it nothing is hidden
 _LEAST_RATE = 1e-12
 _LEAST_NOISE, _MOST_NOISE = 1e-9, 1e12  # less is none, more is so much
 
@@ -92,7 +98,7 @@ def _composed(
 ) -> float:
     discrete = any(charge[0] == "discrete-gaussian" for charge in charges)
     if accountant == "rdp" or discrete:
-        orders = renyi.INTEGER_ORDERS if discrete or adjacency == "replace-one" else renyi.ALL_ORDERS
+        orders = INTEGER_ORDERS if discrete or adjacency == "replace-one" else renyi.ALL_ORDERS
         bound = renyi.renyi_epsilon(_kinds(charges), delta, adjacency, orders)
         if accountant == "rdp":
             return bound
@@ -112,6 +118,30 @@ def _kinds(charges: Iterable[Charge]) -> list[_Kind]:
 def summed_curve(charges: Iterable[Charge], adjacency: Adjacency) -> NDArray[np.float64]:
     """Composed Rényi divergences at the whole orders (those of `curve_epsilon`)."""
     return _curve(_kinds(charges), adjacency)
+
+
+@lru_cache(maxsize=256)
+def group_epsilon(charges: tuple[Charge, ...], size: int, delta: float) -> float:
+    """Epsilon of `size` units together under add-remove; infinity where the table of losses would not fit.
+
+    With probability Bin(size, q)(j) j of them take part in a step, which moves the sum by at most j C: the mixture of
+    Gaussians at 0, C .. size C against the one at 0 (arXiv 2401.10294). For display, so composed on a coarse grid.
+    """
+    counts = np.arange(size + 1)
+    composed: privacy_loss_distribution.PrivacyLossDistribution | None = None
+    interval = _GROUP_INTERVAL * 2.0 ** math.ceil(math.log2(size * max(1.0, len(charges) / 4)))
+    for _, sample_rate, noise_multiplier, steps in charges:
+        if size / noise_multiplier > _LARGEST_GROUP_SHIFT:
+            return math.inf
+        part = privacy_loss_distribution.from_mixture_gaussian_mechanism(
+            standard_deviation=noise_multiplier,
+            sensitivities=counts.astype(float).tolist(),
+            sampling_probs=binom.pmf(counts, size, sample_rate).tolist(),
+            pessimistic_estimate=True,
+            value_discretization_interval=interval,
+        ).self_compose(steps)
+        composed = part if composed is None else composed.compose(part)
+    return 0.0 if composed is None else float(composed.get_epsilon_for_delta(delta))
 
 
 def gaussian_epsilon(shift: float, delta: float) -> float:
@@ -215,7 +245,7 @@ def _spread(kinds: Sequence[_Kind], delta: float, shift: float) -> float:
 
 
 def _curve(kinds: Iterable[_Kind], adjacency: Adjacency) -> NDArray[np.float64]:
-    curve = np.zeros(len(renyi.INTEGER_ORDERS))
+    curve = np.zeros(len(INTEGER_ORDERS))
     for rate, sigma, steps in kinds:
-        curve = curve + rdp_curve(rate, sigma, adjacency, renyi.INTEGER_ORDERS) * steps
+        curve = curve + rdp_curve(rate, sigma, adjacency, INTEGER_ORDERS) * steps
     return curve

@@ -147,6 +147,15 @@ def test_figures_are_monotone_finite_and_at_most_renyi_s(
     assert composed_epsilon((charge(rate, sigma, steps),), delta, "pld", adjacency, 4) >= found
 
 
+def test_a_group_costs_more_than_its_members_and_a_group_of_one_as_much() -> None:
+    charges = (charge(0.05, 3.0, 50),)
+    alone = ours(charges, 1e-5)
+    assert composition.group_epsilon(charges, 1, 1e-5) == pytest.approx(alone, rel=0.02)
+    assert composition.group_epsilon(charges, 1, 1e-5) >= alone
+    assert 2 * alone < composition.group_epsilon(charges, 3, 1e-5) < 9 * alone
+    assert composition.group_epsilon((charge(0.05, 0.01, 1),), 3, 1e-5) == math.inf
+
+
 def test_a_discrete_charge_never_makes_the_rest_cheaper() -> None:
     """Rényi bounds with a discrete charge may lie below the distribution's bound without it where that is coarse."""
     base = [charge(0.05, 1.5 + i / 100, 2000) for i in range(40)]
