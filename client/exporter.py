@@ -12,9 +12,10 @@ from pathlib import Path
 
 from prometheus_client.core import Metric
 
-from wardpose.client.journal import OrderRow, SiteJournal
-from wardpose.shared.exposition import FileCollector, Samples, chain_holds, counter, gauge
-from wardpose.shared.privacy.accounting import epsilon_by_tier
+from wardpose.client.journal import SiteJournal
+from wardpose.client.spent import refuse_lost, state_of
+from wardpose.shared.errors import DataError
+from wardpose.shared.exposition import FileCollector, Samples, counter, gauge, state_samples, verified_sample
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.site_config import SiteConfig, load_site
 from wardpose.shared.version import code_hash, version
@@ -34,6 +35,7 @@ METRICS = {
     "wardpose_site_tier_epsilon_budget": "Epsilon that the site's policy allows a consent tier.",
     "wardpose_site_ledger_entries": "Entries of the site's ledger.",
     "wardpose_site_ledger_verified": "1 when the ledger's hash chain is unbroken.",
+    "wardpose_site_ledger_state": "1 for the state that the ledger is in; all but ok and none need somebody.",
     "wardpose_site_orders_total": "Orders that were answered, by outcome.",
     "wardpose_site_orders_open": "Orders not answered (yet, or because the process died).",
     "wardpose_site_bytes_up_total": "Bytes of releases.",
@@ -84,45 +86,48 @@ class SiteExporter:
 
         Raises:
             ConfigError: site.yaml is missing or wrong.
-            LedgerError: the ledger cannot be read, or is gone although releases were paid from it.
+            LedgerError: the ledger is gone, empty, locked, broken or rolled back.
 
         """
         site = load_site(self.path)
         policy, mine = site.policy, site.cohort.name
-        ledger = Ledger(site.ledger) if _untouched(site) else Ledger.open_readonly(site.ledger)
-        charged = {mine: (), **ledger.events_by_cohort()}
-        tiers = {
-            name: epsilon_by_tier(events, delta=policy.delta, adjacency=policy.adjacency)
-            for name, events in charged.items()
-        }
-        spent = {name: max(values.values()) for name, values in tiers.items()}
+        refuse_lost(site)
+        ledger = Ledger(site.ledger, readonly=site.ledger.exists())
+        names = dict.fromkeys([mine, *ledger.cohorts()])
+        spent = {name: ledger.epsilon(name, policy.delta, adjacency=policy.adjacency) for name in names}
+        tiers = ledger.epsilon_by_tier(mine, policy.delta, adjacency=policy.adjacency)
         yield _gauge("wardpose_site_epsilon_spent", [({"cohort": name}, value) for name, value in spent.items()])
         yield _gauge("wardpose_site_epsilon_remaining", [(_label(site), max(0.0, policy.epsilon - spent[mine]))])
-        known = [tier for tier in dict.fromkeys([*policy.tiers, *tiers[mine]]) if tier]
-        named = [({**_label(site), "tier": tier}, tiers[mine].get(tier, tiers[mine][""])) for tier in known]
+        known = [tier for tier in dict.fromkeys([*policy.tiers, *tiers]) if tier]
+        named = [({**_label(site), "tier": tier}, tiers.get(tier, tiers[""])) for tier in known]
         yield _gauge("wardpose_site_tier_epsilon_spent", named)
         yield _gauge("wardpose_site_ledger_entries", [({}, ledger.head()[0])])
 
     def chain(self) -> Iterable[Metric]:
-        """Check the ledger's hash chain.
+        """Check the ledger's file, its hash chain, and that it holds what the journal knows was charged.
 
         Raises:
             ConfigError: site.yaml is missing or wrong.
 
         """
-        site = load_site(self.path)
-        holds = 1.0 if _untouched(site) else chain_holds(site.ledger)
-        yield _gauge("wardpose_site_ledger_verified", [({}, holds)])
+        state, _ = state_of(load_site(self.path))
+        yield _gauge("wardpose_site_ledger_verified", verified_sample(state))
+        yield _gauge("wardpose_site_ledger_state", state_samples(state))
 
     def journal(self) -> Iterable[Metric]:
         """Read what was ordered; a site that was never asked has no journal, which is no failure.
 
         Raises:
             ConfigError: site.yaml is missing or wrong.
+            DataError: the journal is gone or empty although orders were charged.
             sqlite3.Error: the journal is locked or broken.
 
         """
-        orders = _orders(load_site(self.path))
+        site = load_site(self.path)
+        journal = SiteJournal(site.state / "journal.sqlite")
+        orders = journal.orders()
+        if not orders and state_of(site)[0] == "ok" and Ledger.open_readonly(site.ledger).cohorts():
+            raise DataError(f"{journal.path}: holds no order, but the ledger holds charges")
         outcomes = Counter(order.status for order in orders)
         yield counter(
             "wardpose_site_orders_total",
@@ -141,15 +146,6 @@ class SiteExporter:
 
 def _gauge(name: str, samples: Samples) -> Metric:
     return gauge(name, METRICS[name], samples)
-
-
-def _orders(site: SiteConfig) -> list[OrderRow]:
-    return SiteJournal(site.state / "journal.sqlite").orders()
-
-
-def _untouched(site: SiteConfig) -> bool:
-    """Whether nothing was ever released, so that there need be no ledger."""
-    return not site.ledger.exists() and all(order.status != "released" for order in _orders(site))
 
 
 def _label(site: SiteConfig) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from wardpose.client.journal import SiteJournal
+from wardpose.client.spent import refuse_lost
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.privacy.accounting import Adjacency, Event, group_epsilon
 from wardpose.shared.privacy.chain import Entry
@@ -22,11 +23,12 @@ def overview(path: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: the site.yaml is missing or wrong.
-        LedgerError: the ledger was tampered with or cannot be read.
+        LedgerError: the ledger was tampered with, is gone, empty or rolled back, or cannot be read.
 
     """
     site = load_site(path)
     policy = site.policy
+    refuse_lost(site)
     ledger = Ledger(site.ledger, readonly=site.ledger.exists(), witness=SiteJournal(site.state / "journal.sqlite"))
     ledger.verify()
     cohorts = []

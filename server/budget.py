@@ -28,8 +28,8 @@ class GlobalBudget:
 
     """
 
-    def __init__(self, path: Path, *, delta: float, overlap: int) -> None:
-        self.ledger = Ledger(path)
+    def __init__(self, path: Path, *, delta: float, overlap: int, readonly: bool = False) -> None:
+        self.ledger = Ledger(path, readonly=readonly)
         self.delta = delta
         self.overlap = overlap
 
@@ -71,9 +71,9 @@ class GlobalBudget:
                 total += max(by_tier.values(), default=0)
         return total
 
-    def epsilon(self, site: str) -> float:
-        """Epsilon charged to a site so far, over all runs, as enforced."""
-        return self.ledger.epsilon(site, self.delta, adjacency=self._adjacency([site]))
+    def epsilon(self, site: str, *, delta: float | None = None) -> float:
+        """Epsilon charged to a site so far, over all runs, as enforced; at the federation's delta when absent."""
+        return self.ledger.epsilon(site, delta or self.delta, adjacency=self._adjacency([site]))
 
     def federation(self, sites: Sequence[str]) -> tuple[float, float]:
         """Return the federation's epsilon with disjoint patients, and with patients at up to `overlap` sites."""

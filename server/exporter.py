@@ -5,17 +5,27 @@ against what is exposed, against the Grafana dashboard and against the alert rul
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from prometheus_client.core import Metric
 
+from wardpose.server.budget import GlobalBudget
 from wardpose.server.journal import Reason, RunJournal, SiteRow
+from wardpose.server.spent import refuse_lost, state_of
 from wardpose.server.superlink import registered_nodes
 from wardpose.shared.errors import DataError
-from wardpose.shared.exposition import FileCollector, Samples, Source, chain_holds, counter, gauge, summary
-from wardpose.shared.privacy.accounting import Event, epsilon, federation_epsilon
+from wardpose.shared.exposition import (
+    FileCollector,
+    Samples,
+    Source,
+    counter,
+    gauge,
+    state_samples,
+    summary,
+    verified_sample,
+)
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.version import version
 
@@ -52,6 +62,7 @@ METRICS = {
     "wardpose_epsilon_federation": "Epsilon of a patient who is at one site (disjoint) or several (overlap).",
     "wardpose_ledger_entries": "Entries of the server's ledger.",
     "wardpose_ledger_verified": "1 when the ledger's hash chain is unbroken.",
+    "wardpose_ledger_state": "1 for the state that the ledger is in; all but ok and none need somebody.",
     "wardpose_sites_online": "Registered SuperNodes with a good heartbeat.",
     "wardpose_sites_registered": "Registered SuperNodes.",
     "wardpose_site_online": "1 when a registered SuperNode has a good heartbeat.",
@@ -151,19 +162,22 @@ class ServerExporter:
 
         Raises:
             DataError: there is no run yet.
-            LedgerError: the ledger is missing or cannot be read.
+            LedgerError: the ledger is missing, empty, locked, broken or rolled back.
 
         """
         last = self._runs()[-1]
+        refuse_lost(self.directory)
         ledger = Ledger.open_readonly(self.directory / "ledger.sqlite")
-        charged = ledger.events_by_cohort()
-        events = {name: charged.get(name, ()) for name in _names(last)}
+        budget_of_all = GlobalBudget(
+            self.directory / "ledger.sqlite", delta=last["delta"], overlap=last["overlap"], readonly=True
+        )
+        names = _names(last)
         rows = [row for run in self._journal.runs() for row in self._journal.sites(run["run"])]
         spent, budgets, deltas, remaining = [], [], [], []
-        for name in events:
+        for name in names:
             label = {"site": name}
             budget, delta, stated = _stated(last, [row for row in rows if row.site == name], name)
-            value = max(stated, epsilon(events[name], delta=delta))
+            value = max(stated, budget_of_all.epsilon(name, delta=delta))
             spent.append((label, value))
             budgets.append((label, budget))
             deltas.append((label, delta))
@@ -172,12 +186,14 @@ class ServerExporter:
         yield _gauge("wardpose_epsilon_budget", budgets)
         yield _gauge("wardpose_epsilon_remaining", remaining)
         yield _gauge("wardpose_epsilon_delta", deltas)
-        yield _gauge("wardpose_epsilon_federation", _federation(events, last))
+        yield _gauge("wardpose_epsilon_federation", _federation(budget_of_all, names))
         yield _gauge("wardpose_ledger_entries", [({}, ledger.head()[0])])
 
     def chain(self) -> Iterable[Metric]:
-        """Check the ledger's hash chain."""
-        yield _gauge("wardpose_ledger_verified", [({}, chain_holds(self.directory / "ledger.sqlite"))])
+        """Check the ledger's file, its hash chain, and that it holds what the journal knows was charged."""
+        state, _ = state_of(self.directory)
+        yield _gauge("wardpose_ledger_verified", verified_sample(state))
+        yield _gauge("wardpose_ledger_state", state_samples(state))
 
     def nodes(self) -> Iterable[Metric]:
         """Read which sites are connected.
@@ -234,6 +250,7 @@ def _stated(run: dict[str, Any], rows: list[SiteRow], site: str) -> tuple[float,
     )
 
 
-def _federation(events: Mapping[str, Sequence[Event]], run: dict[str, Any]) -> Samples:
-    for assumption, overlap in (("disjoint", 1), ("overlap", run["overlap"])):
-        yield {"assumption": assumption}, federation_epsilon(events, run["delta"], overlap)
+def _federation(budget: GlobalBudget, names: Sequence[str]) -> Samples:
+    disjoint, overlap = budget.federation(names)
+    yield {"assumption": "disjoint"}, disjoint
+    yield {"assumption": "overlap"}, overlap

@@ -6,6 +6,7 @@ from typing import Any
 
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.journal import RunJournal, SiteRow
+from wardpose.server.spent import refuse_lost
 from wardpose.shared.errors import DataError
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.version import versions
@@ -18,6 +19,7 @@ def summarise(folder: Path, run: str | None = None) -> dict[str, Any]:
 
     Raises:
         DataError: the folder holds no such run.
+        LedgerError: the ledger is gone, empty, locked, broken or rolled back.
 
     """
     journal = RunJournal(folder / "journal.sqlite")
@@ -25,6 +27,7 @@ def summarise(folder: Path, run: str | None = None) -> dict[str, Any]:
     chosen = next((row for row in reversed(runs) if run is None or row["run"] == run), None)
     if chosen is None:
         raise DataError(f"{folder / 'journal.sqlite'}: holds no run{'' if run is None else f' {run}'}")
+    refuse_lost(folder)
     rows = journal.sites(chosen["run"])
     rounds = journal.rounds(chosen["run"])
     names = [entry["name"] for entry in chosen["config"]["sites"]]

@@ -13,6 +13,18 @@ class DataError(WardposeError):
     """A data set, image, annotation or weights file cannot be used."""
 
 
+class StorageError(DataError, OSError):
+    """A file cannot be written: the disk is full, or the folder is not writable. What was there is still there.
+
+    An `OSError` too, made like one of (number, what the system says, file); a note says how many bytes were needed.
+    """
+
+    def __str__(self) -> str:
+        """Name the file, what the system says, and what is needed."""
+        notes = "".join(f": {note}" for note in getattr(self, "__notes__", []))
+        return f"{self.filename}: cannot be written ({self.strerror}){notes}"
+
+
 class WireError(WardposeError):
     """A message between server and site does not have the agreed form."""
 
@@ -31,3 +43,15 @@ class LedgerError(WardposeError):
 
 class RecoveryError(WardposeError):
     """An anonymised frame cannot be recovered: wrong key, missing authority or a tampered log."""
+
+
+def one_line(value: object, length: int = 120) -> str:
+    """Write a value that came from elsewhere so that it cannot break a line, move a cursor or fill a screen.
+
+    Characters that cannot be printed are shown as Python escapes, and what is longer than `length` is cut.
+    """
+    text = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in str(value)[: length + 1]
+    )
+    return text if len(text) <= length else f"{text[: length - 3]}..."

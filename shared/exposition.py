@@ -5,20 +5,20 @@ locked or broken costs its own metrics and sets `wardpose_exporter_up` to 0; the
 succeeds.
 """
 
+import ipaddress
 import logging
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from types import FrameType
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
-from wardpose.shared.errors import ConfigError, LedgerError
-from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.errors import ConfigError
+from wardpose.shared.ledger_state import LEDGER_STATES, LedgerState
 
 logger = logging.getLogger("wardpose.exporter")
 
@@ -42,13 +42,14 @@ def summary(name: str, documentation: str, *, count: int, total: float) -> Metri
     return SummaryMetricFamily(name, documentation, count_value=count, sum_value=total)
 
 
-def chain_holds(ledger: Path) -> float:
-    """Return 1 when a ledger's file and hash chain are whole, 0 when they are not or there is none."""
-    try:
-        Ledger.open_readonly(ledger).verify()
-    except LedgerError:
-        return 0.0
-    return 1.0
+def state_samples(state: LedgerState) -> Samples:
+    """1 for the state that a ledger is in, 0 for the others."""
+    return [({"state": known}, float(known == state)) for known in LEDGER_STATES]
+
+
+def verified_sample(state: LedgerState) -> Samples:
+    """1 when the chain is whole, 0 when it is not; nothing while a locked file cannot be asked."""
+    return [({}, None if state == "locked" else float(state in ("ok", "none")))]
 
 
 def _fill(
@@ -99,6 +100,16 @@ class FileCollector(Collector):
         )
 
 
+def url(host: str, port: int) -> str:
+    """Return the address as one types it: an IPv6 address stands in brackets, its zone escaped (RFC 3986, RFC 6874)."""
+    try:
+        if ipaddress.ip_address(host).version == 6:
+            host = f"[{host.replace('%', '%25')}]"
+    except ValueError:
+        pass  # a name
+    return f"http://{host}:{port}/"
+
+
 def serve(collector: Collector, *, host: str, port: int) -> None:
     """Serve `/metrics` until the process is told to stop (SIGTERM or Ctrl-C).
 
@@ -113,13 +124,14 @@ def serve(collector: Collector, *, host: str, port: int) -> None:
     def leave(_signal: int, _frame: FrameType | None) -> None:
         stop.set()
 
+    host = host.removeprefix("[").removesuffix("]")
     try:
         server, thread = start_http_server(port, addr=host, registry=registry)
     except OSError as error:
-        raise ConfigError(f"--host {host} --port {port}: cannot listen there ({error.strerror})") from error
+        raise ConfigError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error})") from error
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
-    print(f"metrics on http://{host}:{server.server_port}/metrics", file=sys.stderr, flush=True)
+    print(f"metrics on {url(host, server.server_port)}metrics", file=sys.stderr, flush=True)
     stop.wait()
     server.shutdown()
     server.server_close()

@@ -1,41 +1,79 @@
 """Files that matter: after a crash there is the old one or the new one, never a part of one."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from wardpose.shared.errors import DataError
+from wardpose.shared.errors import DataError, StorageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a disk, a quota or a file that can take no more."""
+
+_LARGE = 1 << 16  # bytes, for which room is claimed before they are written
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Replace `path` by `content`, atomically and durably; parents are created.
 
     Raises:
-        OSError: the disk is full or the folder is not writable; `path` is then as it was.
+        StorageError: the disk is full or the folder is not writable; `path` is then as it was.
 
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
+            if len(content) >= _LARGE:
+                _allocate(file.fileno(), len(content))
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(mode)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
+        temporary.chmod(mode)
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise storage_error(error, path, needed=len(content)) from error
     finally:
-        os.close(folder)
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def storage_error(error: OSError, path: Path, *, needed: int | None = None) -> StorageError:
+    """Say which file could not be written and, on a full disk, how many bytes it needed and how many are free."""
+    made = StorageError(error.errno, error.strerror or str(error), str(path))
+    if needed is not None and error.errno in FULL:
+        made.add_note(f"{needed} bytes are needed, {_free(path)} are free")
+    return made
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Claim the room before anything is written to it, where the file system can."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+
+
+def _free(path: Path) -> int:
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 @contextmanager
@@ -53,7 +91,7 @@ def storing(path: Path, hint: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        rest = f"; {hint}" if hint else ""
+        rest = "".join(f": {note}" for note in getattr(error, "__notes__", [])) + (f"; {hint}" if hint else "")
         raise DataError(f"{error.filename or path}: cannot be read or written ({error.strerror}){rest}") from error
 
 

@@ -1,27 +1,45 @@
 """Small durable SQLite files: journals that outlive the processes that write them."""
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from wardpose.shared.errors import StorageError
 
 
 @contextmanager
 def transaction(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
-    """Open the file (made with `schema` when new) for one write transaction; an error rolls it back."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as connection:
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.executescript(f"BEGIN IMMEDIATE; {schema}")  # a reader sees all tables or none
-        try:
-            yield connection
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
+    """Open the file (made with `schema` when new) for one write transaction; an error rolls it back.
+
+    Raises:
+        StorageError: the disk is full, the file is not writable, locked or no database; it is as it was before.
+
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(error.errno, error.strerror, str(path)) from error
+    try:
+        with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as connection:
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.executescript(f"BEGIN IMMEDIATE; {schema}")  # a reader sees all tables or none
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # SQLite has rolled back on its own where the disk was full
+                    connection.execute("ROLLBACK")
+                raise
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
+            free = shutil.disk_usage(path.parent).free  # SQLite says "disk I/O error" of a full disk, too
+            raise StorageError(None, f"{error}; {free} bytes are free; nothing was changed", str(path)) from error
+        raise  # a wrong statement
 
 
 @contextmanager

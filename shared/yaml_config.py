@@ -11,10 +11,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wardpose.shared.data.source import find_data_root
-from wardpose.shared.errors import ConfigError, WardposeError
+from wardpose.shared.errors import ConfigError, WardposeError, one_line
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 Model = TypeVar("Model", bound=BaseModel)
+_LARGEST = 1 << 20  # bytes of a configuration
+_DEEPEST = 32
+_MOST_VALUES = 100_000
+_MOST_FINDINGS = 10
 _DATA_VARIABLE = "${WARDPOSE_DATA}"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times faster, where PyYAML was built with it
 
@@ -33,15 +37,20 @@ def load_yaml(path: Path, model: type[Model]) -> Model:
 
     """
     try:
-        content = yaml.load(path.read_text(), Loader=_LOADER)  # noqa: S506 - both loaders are the safe one
+        with path.open("rb") as file:
+            text = file.read(_LARGEST + 1)
+        content = _parsed(text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    # A number or a date that is none is a ValueError.
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: is not YAML ({one_line(error)})") from error
+    except WardposeError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds {type(content).__name__} (allowed: a mapping of keys)")
     try:
-        anchored: Model = _anchored(model.model_validate(_expanded(content)), path.resolve().parent)
+        anchored: Model = _anchored(model.model_validate(content), path.resolve().parent)
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe(error)}") from error
     except WardposeError as error:
@@ -49,23 +58,65 @@ def load_yaml(path: Path, model: type[Model]) -> Model:
     return anchored
 
 
+def _parsed(text: bytes) -> Any:
+    """Build the tree of a file that is as large, as deep and as much repeated as a configuration may be.
+
+    Aliases are pointers: a few lines of them may stand for more values than fit in memory, or for themselves.
+    """
+    if len(text) > _LARGEST:
+        raise ConfigError(f"is larger than a configuration may be (allowed: up to {_LARGEST} bytes)")
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ConfigError(f"is nested too deeply (allowed: {_DEEPEST} levels)")
+    return _expanded(yaml.load(text, Loader=_UniqueKeys), [_MOST_VALUES])  # noqa: S506 - a safe loader
+
+
+class _UniqueKeys(_LOADER):  # type: ignore[misc, valid-type]  # one of two classes
+    """Refuse a key that stands twice: the second would silently replace the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (child.value for child, _ in node.value if isinstance(child, yaml.ScalarNode)):
+            if key in seen and key != "<<":
+                raise ConfigError(f"{one_line(key)}: stands twice (allowed: every key once)")
+            seen.add(key)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
 def to_yaml(config: BaseModel) -> str:
     """Show a configuration back with every default filled in."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _expanded(value: Any) -> Any:
-    """Replace `${WARDPOSE_DATA}` in every text of a YAML tree by the folder of real data."""
+def _expanded(value: Any, left: list[int], depth: int = 0) -> Any:
+    """Replace `${WARDPOSE_DATA}` in every text of a YAML tree by the folder of real data.
+
+    Args:
+        value: the tree.
+        left: how many values there may still be.
+        depth: how deep the value lies.
+
+    """
+    left[0] -= 1
+    if left[0] < 0 or depth > _DEEPEST:
+        raise ConfigError(f"repeats itself by aliases (allowed: up to {_MOST_VALUES} values in all)")
     if isinstance(value, str):
         return value.replace(_DATA_VARIABLE, str(find_data_root())) if _DATA_VARIABLE in value else value
     if isinstance(value, list):
-        return [_expanded(item) for item in value]
-    return {key: _expanded(item) for key, item in value.items()} if isinstance(value, dict) else value
+        return [_expanded(item, left, depth + 1) for item in value]
+    if isinstance(value, dict):
+        return {key: _expanded(item, left, depth + 1) for key, item in value.items()}
+    return value
 
 
 def _anchored(value: Any, folder: Path) -> Any:
     """Make every relative path in a configuration absolute: it means a place beside the file that names it."""
     if isinstance(value, Path):
+        if not str(value).isprintable():
+            raise ConfigError(f"{one_line(value)} is no path (allowed: printable characters)")
         return folder / value
     if isinstance(value, BaseModel):
         fields = {name: getattr(value, name) for name in type(value).model_fields}
@@ -78,13 +129,15 @@ def describe(error: ValidationError) -> str:
     """Say on one line what pydantic found: key, value and what is allowed."""
     parts = []
     for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"]) or "file"
+        key = ".".join(one_line(part) for part in item["loc"]) or "file"
         if item["type"] == "extra_forbidden":
             parts.append(f"{key}: unknown key")
         elif item["type"] == "missing":
             parts.append(f"{key}: missing")
         else:
-            message = item["msg"].removeprefix("Value error, ")
-            shown = f" = {item['input']!r}" if item["loc"] and not isinstance(item["input"], dict) else ""
+            message = one_line(item["msg"].removeprefix("Value error, "), 400)
+            shown = f" = {item['input']!r:.80}" if item["loc"] and not isinstance(item["input"], dict) else ""
             parts.append(f"{key}{shown}: {message[0].lower()}{message[1:]}")
+    if len(parts) > _MOST_FINDINGS:
+        parts[_MOST_FINDINGS:] = [f"and {len(parts) - _MOST_FINDINGS} more"]
     return "; ".join(parts)

@@ -1,5 +1,6 @@
 """The console script `wardpose`: the commands of hospitals, coordinators and researchers under one root."""
 
+import errno
 import sys
 
 import typer
@@ -7,8 +8,11 @@ import typer
 from wardpose.client.commands import anonymize, data, site, vault
 from wardpose.server.commands import server
 from wardpose.shared.allocator import tune_allocator
-from wardpose.shared.errors import WardposeError
+from wardpose.shared.errors import WardposeError, one_line
+from wardpose.shared.files import FULL
 from wardpose.simulation.commands import anonymizer, audit, benchmark, dev, plan, pretrain, simulate
+
+_REFUSED = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)  # the machine's matter, not a defect
 
 app = typer.Typer(
     name="wardpose",
@@ -28,5 +32,10 @@ def main() -> None:
     try:
         app()
     except WardposeError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{type(error).__name__}: {one_line(error, 4000)}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        print(f"{error.filename or 'a file'}: {one_line(error.strerror)}", file=sys.stderr)
         sys.exit(2)

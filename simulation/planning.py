@@ -131,7 +131,7 @@ def tier_rows(chosen: Plan, budgets: Mapping[str, float]) -> list[dict[str, Any]
 
 
 def report(chosen: Plan, tiers: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """Everything that the command shows, as plain values; see `Plan` for the units.
+    """Everything that the command shows, as plain values; see `Plan` for the units, `None` where no noise is enough.
 
     Args:
         chosen: the plan.
@@ -140,9 +140,7 @@ def report(chosen: Plan, tiers: Mapping[str, float] | None = None) -> dict[str, 
     """
     points = sorted({1 + round(i * (chosen.rounds - 1) / (POINTS - 1)) for i in range(POINTS)})
     sizes = sorted({max(round(chosen.patients * factor), math.ceil(chosen.expected_batch)) for factor in GROWTH})
-    patients = [_variant(chosen, patients=size) for size in sizes]
-    budgets = [_variant(chosen, epsilon=chosen.epsilon * factor) for factor in (0.25, 0.5, 1, 2, 4)]
-    row = ("noise_multiplier", "noise_per_step")
+    budgets = [chosen.epsilon * factor for factor in (0.25, 0.5, 1, 2, 4)]
     return {
         **asdict(chosen),
         "unit": "patient",
@@ -155,22 +153,28 @@ def report(chosen: Plan, tiers: Mapping[str, float] | None = None) -> dict[str, 
             for n in points
         ],
         "by_patients": [
-            {"patients": p.patients, "sample_rate": p.sample_rate, **{k: getattr(p, k) for k in row}} for p in patients
+            {"patients": size, "sample_rate": chosen.expected_batch / size, **_noise(chosen, patients=size)}
+            for size in sizes
         ],
         "tiers": tier_rows(chosen, tiers or {}),
-        "by_epsilon": [{"epsilon": p.epsilon, **{k: getattr(p, k) for k in row}} for p in budgets],
+        "by_epsilon": [{"epsilon": budget, **_noise(chosen, epsilon=budget)} for budget in budgets],
     }
 
 
-def _variant(chosen: Plan, *, patients: int | None = None, epsilon: float | None = None) -> Plan:
-    return make_plan(
-        patients=patients or chosen.patients,
-        epsilon=epsilon or chosen.epsilon,
-        delta=chosen.delta,
-        rounds=chosen.rounds,
-        steps_per_round=chosen.steps_per_round,
-        expected_batch=chosen.expected_batch,
-        adjacency=chosen.adjacency,
-        noise=chosen.noise,
-        digits=3,
-    )
+def _noise(chosen: Plan, *, patients: int | None = None, epsilon: float | None = None) -> dict[str, float | None]:
+    """Find what a variant of the plan needs; nothing where no noise is enough, which refuses only the variant."""
+    try:
+        found = make_plan(
+            patients=patients or chosen.patients,
+            epsilon=epsilon or chosen.epsilon,
+            delta=chosen.delta,
+            rounds=chosen.rounds,
+            steps_per_round=chosen.steps_per_round,
+            expected_batch=chosen.expected_batch,
+            adjacency=chosen.adjacency,
+            noise=chosen.noise,
+            digits=3,
+        )
+    except ConfigError:
+        return {"noise_multiplier": None, "noise_per_step": None}
+    return {"noise_multiplier": found.noise_multiplier, "noise_per_step": found.noise_per_step}

@@ -75,7 +75,7 @@ def _curve(summary: dict[str, Any]) -> Figure:
         if summary["score_final"] is not None:
             axes.axhline(summary["score_final"], color="#2a9d5c", linestyle="--", linewidth=1, label="test, after")
     axes.set_xlabel("round")
-    axes.set_ylabel(_score_label(summary))
+    axes.set_ylabel(_score_label(summary), parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -106,9 +106,9 @@ def _budgets(summary: dict[str, Any]) -> Figure:
             color="white",
             fontsize=8,
         )
-    axes.set_yticks(places, [site["name"] for site in sites])
+    axes.set_yticks(places, [site["name"] for site in sites], parse_math=False)
     axes.invert_yaxis()
-    axes.set_xlabel(f"epsilon at delta = {summary['delta']:g} ({summary['unit']} level)")
+    axes.set_xlabel(f"epsilon at delta = {summary['delta']:g} ({summary['unit']} level)", parse_math=False)
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8)
     return figure
 

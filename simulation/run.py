@@ -12,6 +12,7 @@ from typing import Any
 from flwr.app import Context, RecordDict
 
 from wardpose.client.app import app as client_app
+from wardpose.client.spent import refuse_lost
 from wardpose.server.app import app as server_app
 from wardpose.server.folder import held
 from wardpose.server.initial import INITIAL
@@ -19,9 +20,10 @@ from wardpose.server.journal import RoundRow, SiteRow
 from wardpose.server.scoring import check_public_data
 from wardpose.server.summary import summarise
 from wardpose.shared.config import FederationConfig
-from wardpose.shared.errors import ConfigError
+from wardpose.shared.errors import ConfigError, LedgerError
 from wardpose.shared.files import write_json, write_text
 from wardpose.shared.pose.weights import load_model
+from wardpose.shared.site_config import load_site
 from wardpose.shared.yaml_config import to_yaml
 from wardpose.simulation.grid import Fault, InProcessGrid
 from wardpose.simulation.layout import prepare_sites
@@ -59,6 +61,7 @@ def simulate(
     Raises:
         ConfigError: the folder holds a run already, or another process is at work in it.
         DataError: data or weights cannot be read.
+        LedgerError: the ledger of a site, which is named, is gone, empty, locked, broken or rolled back.
 
     """
     plan = folder / "federation.yaml"
@@ -68,6 +71,8 @@ def simulate(
     with held(folder):  # so that nothing of a run that is at work is touched; the server holds it again for its run
         paths = prepare_sites(config, folder)
         write_text(plan, to_yaml(config))
+        for name, path in paths.items():
+            _refuse_lost_ledger(name, path)
     run_config: dict[str, bool | float | int | str] = {
         "federation": str(plan),
         "run-directory": str(folder),
@@ -95,6 +100,19 @@ def simulate(
             after=load_model(folder / "model.safetensors"),
         )
     return summary
+
+
+def _refuse_lost_ledger(name: str, path: Path) -> None:
+    """See that a site's ledger still holds what its journal says was charged: every order would fail without a word.
+
+    Raises:
+        LedgerError: names the site and its ledger.
+
+    """
+    try:
+        refuse_lost(load_site(path))
+    except LedgerError as error:
+        raise LedgerError(f"site {name}: {error}") from error
 
 
 class _ServerHandler(logging.Handler):

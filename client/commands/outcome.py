@@ -3,9 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-import typer
-
-from wardpose.shared.terminal import say
+from wardpose.shared.terminal import say, say_step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,13 +14,13 @@ if TYPE_CHECKING:
 def say_outcome(outcome: "Outcome", *, as_json: bool, **more: str) -> None:
     """Print what became of a picture, a folder or a video; what was left out comes last, every name of it."""
     for line in outcome.skipped:
-        typer.echo(f"skipped: {line}", err=True)
+        say_step(f"skipped: {line}")
     content = {"frames": outcome.frames, "resumed": outcome.resumed, "skipped": outcome.skipped, **more}
     if as_json:
         say({**content, "left_out": [asdict(left) for left in outcome.left_out]}, as_json=True)
         return
     say(content, as_json=False)
-    typer.echo(f"left out: {_listed(outcome.left_out)}")
+    say({"left_out": _listed(outcome.left_out)}, as_json=False)
 
 
 def _listed(left_out: "Sequence[LeftOut]") -> str:

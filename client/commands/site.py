@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from wardpose.client.commands.findings import say_findings
+from wardpose.shared.terminal import console, line, table
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -122,27 +123,55 @@ def ledger(site: SiteFile, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(shown))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    console.print(
-        f"{shown['ledger']}: {len(shown['entries'])} entries, chain unbroken", highlight=False, soft_wrap=True
-    )
-    table = Table("entry", "time", "kind", "cohort", "run", "round", "charged")
-    for entry in shown["entries"]:
-        values = (entry["sequence"], entry["time"], entry["kind"], entry["cohort"], entry["run"], entry["round"])
-        table.add_row(*("" if value is None else str(value) for value in values), "; ".join(entry["charged"]))
-    console.print(table)
+    screen = console()
+    screen.print(line(f"{shown['ledger']}: {len(shown['entries'])} entries, chain unbroken"), soft_wrap=True)
+    headings = ("entry", "time", "kind", "cohort", "run", "round", "charged")
+    keys = ("sequence", "time", "kind", "cohort", "run", "round")
+    rows = ([*(entry[key] for key in keys), "; ".join(entry["charged"])] for entry in shown["entries"])
+    screen.print(table(headings, rows, left=len(headings)))
     for cohort in shown["cohorts"]:
+        if cohort["not_private"]:
+            screen.print(line(("NOT PRIVATE", "bold red"), f": {cohort['name']}: {cohort['not_private']}"))
         other = "replace-one" if shown["adjacency"] == "add-remove" else "add-remove"
-        console.print(
-            f"{cohort['name']}: epsilon {_spent(cohort)} at delta {shown['delta']:g}, {shown['adjacency']} "
-            f"({_number(cohort['epsilon_by_adjacency'][other])} {other})",
-            highlight=False,
+        screen.print(
+            line(
+                f"{cohort['name']}: epsilon {_spent(cohort)} at delta {shown['delta']:g}, {shown['adjacency']} "
+                f"({_number(cohort['epsilon_by_adjacency'][other])} {other})"
+            )
         )
+        screen.print(
+            line(
+                f"  enforced: {_RULES[cohort['enforced_by']]}; one declared course "
+                f"{_number(cohort['epsilon_course'])}, Rényi filter {_number(cohort['epsilon_renyi_filter'])}, "
+                f"as a bare list {_number(cohort['epsilon_composed'])}"
+            )
+        )
+        if cohort["epsilon_of_patient"] is not None:
+            screen.print(line(f"  of a patient with all their frames: epsilon {cohort['epsilon_of_patient']:.4f}"))
         for tier in cohort["tiers"]:
-            console.print(f"  tier {tier['tier']}: epsilon {_spent(tier)}", highlight=False)
+            screen.print(line(f"  tier {tier['tier']}: epsilon {_spent(tier)}"))
+    for row in shown["patients"]:
+        screen.print(
+            line(f"{row['patients']} patients have spent epsilon {_number(row['epsilon_spent'])} in all cohorts")
+        )
+
+
+_RULES = {"course": "the declared course", "renyi-filter": "the Rényi filter (orders of several courses)"}
+
+
+@app.command()
+def policy(site: SiteFile, as_json: AsJson = False) -> None:
+    """Show every knob of a round: who may turn it, within what, and what that protects."""
+    from wardpose.client.policy import knobs
+    from wardpose.shared.site_config import load_site
+
+    rows = knobs(load_site(site))
+    if as_json:
+        typer.echo(json.dumps([vars(row) for row in rows]))
+        return
+    headings = ("knob", "turned by", "bound", "protects")
+    shown = [(row.knob, row.turned_by, row.bound, row.protects) for row in rows]
+    console().print(table(headings, shown, left=len(headings)))
 
 
 def _spent(row: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import typer
 
 from wardpose.client.commands.anonymize import Force, OnBad, checked_on_bad
 from wardpose.client.commands.outcome import say_outcome
+from wardpose.shared.errors import one_line
 from wardpose.shared.terminal import Json, progress, say
 
 if TYPE_CHECKING:
@@ -91,7 +92,9 @@ def log(vault: Folder, as_json: Json = False) -> None:
         return
     for entry in entries:
         who = ", ".join(entry.who)
-        typer.echo(f"{entry.sequence:5d}  {entry.time}  {entry.action:14s} {who}: {entry.why} [{entry.what}]")
+        typer.echo(
+            one_line(f"{entry.sequence:5d}  {entry.time}  {entry.action:14s} {who}: {entry.why} [{entry.what}]", 4000)
+        )
 
 
 def recover(

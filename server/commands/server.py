@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from wardpose.shared.terminal import console, line, table
+
 app = typer.Typer(no_args_is_help=True)
 
 Directory = Annotated[Path, typer.Option("--directory", help="The coordinator's run directory.")]
@@ -59,28 +61,27 @@ def status(
     if as_json:
         typer.echo(json.dumps(summary))
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
-    console.print(
-        f"run {summary['run']}: [bold]{summary['status']}[/bold], round {summary['rounds']} of "
-        f"{summary['rounds_planned']}, mechanism {summary['mechanism']}, unit {summary['unit']}",
-        highlight=False,
+    screen = console()
+    screen.print(
+        line(
+            f"run {summary['run']}: ",
+            (summary["status"], "bold"),
+            f", round {summary['rounds']} of {summary['rounds_planned']}, mechanism {summary['mechanism']}, "
+            f"unit {summary['unit']}",
+        )
     )
     if summary["history"]:
         last = summary["history"][-1]["score"]
-        console.print(f"{summary['score_name']}: {'-' if last is None else f'{last:.3f}'} in the last round")
-    table = Table("site", "status", "epsilon spent", "budget", "delta", "steps", "why")
+        screen.print(line(f"{summary['score_name']}: {'-' if last is None else f'{last:.3f}'} in the last round"))
+    rows = []
     for site in summary["sites"]:
         spent = "infinite" if site["epsilon_spent"] is None else f"{site['epsilon_spent']:.4f}"
         budget = "-" if site["epsilon_budget"] is None else f"{site['epsilon_budget']:g}"
         delta = "-" if site["delta"] is None else f"{site['delta']:g}"
-        table.add_row(site["name"], site["status"], spent, budget, delta, str(site["steps"]), escape(site["detail"]))
-    console.print(table)
+        rows.append((site["name"], site["status"], spent, budget, delta, site["steps"], site["detail"]))
+    screen.print(table(("site", "status", "epsilon spent", "budget", "delta", "steps", "why"), rows, left=7))
     if summary["not_private"]:
-        console.print(f"[bold red]NOT PRIVATE[/bold red]: {summary['not_private']}")
+        screen.print(line(("NOT PRIVATE", "bold red"), f": {summary['not_private']}"))
 
 
 @app.command()

@@ -9,9 +9,8 @@ data in the metadata.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -20,10 +19,13 @@ from torch import Tensor, nn
 from wardpose.shared import files
 from wardpose.shared.anonymize.generators import CodeDecoder, PartConfig, PartGenerator, RecoverableGenerator
 from wardpose.shared.errors import ConfigError, DataError
+from wardpose.shared.tensor_files import load_tensors
 
 Kind = Literal["public-view", "recoverable"]
 
 _FORMAT = "1"
+_KEYS = {"wardpose.kind", "wardpose.config", "wardpose.data", "wardpose.command"}
+_MOST_LEVELS = 256  # of a byte
 _FOLDER = Path(__file__).parent / "weights"
 
 
@@ -102,12 +104,12 @@ def read_info(path: Path) -> WeightsInfo:
     metadata = _open(path)[0]
     kind = metadata["wardpose.kind"]
     if kind not in ("public-view", "recoverable"):
-        raise DataError(f'{path}: kind "{kind}" is unknown (allowed: public-view, recoverable)')
+        raise DataError(f"{path}: kind {kind!r:.80} is unknown (allowed: public-view, recoverable)")
     return WeightsInfo(
         path=path,
         kind="public-view" if kind == "public-view" else "recoverable",
-        config=json.loads(metadata["wardpose.config"]),
-        data=json.loads(metadata["wardpose.data"]),
+        config=_object(metadata, "wardpose.config", str(path)),
+        data=_object(metadata, "wardpose.data", str(path)),
         command=metadata["wardpose.command"],
         sha256=files.sha256_file(path),
     )
@@ -131,7 +133,9 @@ def load_public_view(path: Path) -> PartGenerator:
     try:
         network = PartGenerator(PartConfig.model_validate(info.config))
     except ValidationError as error:
-        raise DataError(f"{path}: the configuration in the metadata is not valid: {error}") from error
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path}: the configuration in the metadata is not valid: {key}: {first['msg']}") from error
     _fill(str(path), path.read_bytes(), {"generator": network})
     return network
 
@@ -157,9 +161,9 @@ def parse_recoverable(content: bytes, name: str) -> tuple[RecoverableGenerator, 
         DataError: the content cannot be used.
 
     """
-    levels = json.loads(_parse(content, name)[0]["wardpose.config"]).get("levels")
-    if not isinstance(levels, int):
-        raise DataError(f"{name}: the configuration in the metadata is not valid: levels = {levels!r}")
+    levels = _object(_parse(content, name)[0], "wardpose.config", name).get("levels")
+    if isinstance(levels, bool) or not isinstance(levels, int) or not 2 <= levels <= _MOST_LEVELS:
+        raise DataError(f"{name}: levels in the metadata is {levels!r:.80} (allowed: 2 to {_MOST_LEVELS})")
     generator, recovery = RecoverableGenerator(levels), CodeDecoder()
     _fill(name, content, {"generator": generator, "recovery": recovery})
     return generator, recovery
@@ -175,26 +179,30 @@ def _parse(content: bytes, name: str) -> tuple[dict[str, str], dict[str, Tensor]
     try:
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    except (SafetensorError, ValueError) as error:
+    # A type that this version of torch does not have is an AttributeError, a KeyError or a TypeError.
+    except (SafetensorError, ValueError, AttributeError, LookupError, TypeError) as error:
         raise DataError(f"{name}: not a readable safetensors file: {error}") from error
     metadata = header.get("__metadata__", {})
-    if metadata.get("wardpose.format") != _FORMAT:
-        raise DataError(f"{name}: not weights of the anonymiser (no wardpose.kind in its metadata)")
+    if metadata.get("wardpose.format") != _FORMAT or not _KEYS.issubset(metadata):
+        raise DataError(f"{name}: not weights of the anonymiser (its metadata needs {', '.join(sorted(_KEYS))})")
     return metadata, tensors
+
+
+def _object(metadata: dict[str, str], key: str, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(metadata[key])
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise DataError(f"{name}: {key} in the metadata is {metadata[key]!r:.80} (allowed: a JSON object)")
+    return value
 
 
 def _fill(name: str, content: bytes, networks: dict[str, nn.Module]) -> None:
     tensors = _parse(content, name)[1]
     for prefix, network in networks.items():
-        own = network.state_dict()
-        found = {key: tensors[f"{prefix}.{key}"] for key in own if f"{prefix}.{key}" in tensors}
-        state = {key: value.to(own[key].dtype) for key, value in found.items()}
-        try:
-            network.load_state_dict(state)
-        except RuntimeError as error:
-            raise DataError(f"{name}: the tensors do not fit the network: {error}") from error
+        own = {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
+        load_tensors(network, own, name)
         network.eval()
         for parameter in network.parameters():
             parameter.requires_grad_(False)
-    if not all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point()):
-        raise DataError(f"{name}: the weights hold values that are not finite")

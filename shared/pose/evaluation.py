@@ -116,12 +116,17 @@ def score(
         confidence: (N, J); when given, OKS average precision is computed too.
 
     Raises:
-        DataError: the numbers of predictions and records differ.
+        DataError: the numbers of predictions and records, or of their joints, differ.
 
     """
     if len(predicted) != len(dataset):
         raise DataError(f"{dataset.name}: {len(predicted)} predictions for {len(dataset)} records")
     skeleton = dataset.skeleton
+    if predicted.shape[1:] != (len(skeleton), 2):
+        raise DataError(
+            f"{dataset.name}: predictions have shape {list(predicted.shape)} (allowed: {len(dataset)} records of "
+            f"{len(skeleton)} joints, x and y)"
+        )
     records = [dataset.record(i) for i in range(len(dataset))]
     shape = (len(records), len(skeleton))
     joints = np.array([record.joints for record in records]).reshape(*shape, 2)

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from wardpose.shared.pose import coco_json
 from wardpose.shared.skeleton import Skeleton
 
 AUC_THRESHOLDS = np.linspace(0.0, 0.5, 51)
@@ -33,7 +34,7 @@ def relative_errors(
         predicted: (N, J, 2) pixels.
         joints: (N, J, 2) pixels.
         visibility: (N, J), labelled where above 0.
-        reference: (N,) pixels; NaN or not above 0 where unknown.
+        reference: (N,) pixels; not finite or not above 0 where unknown.
 
     Returns:
         (N, J); NaN where the joint is not labelled or the reference unknown, infinite where the prediction is not
@@ -41,9 +42,9 @@ def relative_errors(
 
     """
     length = np.asarray(reference, np.float64)[:, None]
-    known = (np.asarray(visibility) > 0) & (np.nan_to_num(length) > 0)
+    known = (np.asarray(visibility) > 0) & np.isfinite(length) & (length > 0)
     guess = np.asarray(predicted, np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         error = np.linalg.norm(guess - np.asarray(joints, np.float64), axis=-1) / length
     error = np.where(np.isfinite(guess).all(axis=-1), error, np.inf)
     return np.where(known, error, np.nan)
@@ -106,32 +107,27 @@ def oks_ap(
         `AP`, `AP50`, `AP75`, `AP_M`, `AP_L`, `AR`; -1 where no record counts (COCO's convention).
 
     """
-    names = [str(i) for i in range(len(np.asarray(joints)))] if images is None else list(images)
-    ids = {name: i + 1 for i, name in enumerate(dict.fromkeys(names))}
-    truth, guesses = np.asarray(joints, np.float64), np.asarray(predicted, np.float64)
-    marks = np.asarray(visibility)
-    annotations, results = [], []
-    for i, name in enumerate(names):
-        common = {"image_id": ids[name], "category_id": 1}
-        labelled = marks[i] > 0
-        annotations.append(common | {
-            "id": i + 1,
-            "keypoints": _flat(np.where(labelled[:, None], truth[i], 0.0), marks[i]),
-            "num_keypoints": int(labelled.sum()),
-            "bbox": [float(value) for value in np.asarray(boxes)[i]],
-            "area": float(np.asarray(areas)[i]),
-            "iscrowd": 0,
-        })  # fmt: skip
-        results.append(common | {
-            "keypoints": _flat(guesses[i], np.ones(len(skeleton))),
-            "score": float(np.asarray(scores)[i]),
-        })  # fmt: skip
-    ground_truth = {
-        "images": [{"id": number} for number in ids.values()],
-        "categories": [{"id": 1, "name": "person", "keypoints": list(skeleton.joints)}],
-        "annotations": annotations,
-    }
-    return oks_ap_of_coco(ground_truth, results, skeleton)
+    names = list(range(len(np.asarray(joints)))) if images is None else list(images)
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    marks = np.asarray(visibility, np.float64)
+    sure = np.asarray(scores, np.float64)
+    sure = np.where(np.isfinite(sure), sure, np.min(sure, where=np.isfinite(sure), initial=0.0) - 1)
+    annotations = [
+        {
+            "image_id": numbers[name],
+            "keypoints": _triples(point, mark),
+            "bbox": [float(v) for v in box],
+            "area": float(area),
+        }
+        for name, point, mark, box, area in zip(
+            names, np.asarray(joints, np.float64), marks, np.asarray(boxes), np.asarray(areas), strict=True
+        )
+    ]
+    results = [
+        {"image_id": numbers[name], "keypoints": _triples(point, np.ones(len(skeleton))), "score": float(score)}
+        for name, point, score in zip(names, np.asarray(predicted, np.float64), sure, strict=True)
+    ]
+    return oks_ap_of_coco({"annotations": annotations}, results, skeleton)
 
 
 def oks_ap_of_coco(
@@ -139,23 +135,31 @@ def oks_ap_of_coco(
 ) -> dict[str, float]:
     """Average precision of a COCO results list against a COCO keypoint annotation file, both as read from JSON.
 
+    See `coco_json` for what is understood and what is refused; what pycocotools takes as it is scores the same.
+
     Args:
         ground_truth: annotations; entries with `iscrowd` 1 or without a labelled joint are ignored, as COCO does.
-        results: detections with `image_id`, `category_id`, `keypoints` and `score`.
+        results: detections with `image_id`, `keypoints` and, unless all are equally sure, `score`.
         skeleton: layout of both.
 
     Returns:
         As `oks_ap`.
 
+    Raises:
+        DataError: names the entry, the key, the value and what is allowed.
+
     """
+    people, images = coco_json.people(ground_truth, skeleton)
+    detections = coco_json.detections(results, people, images, skeleton)
     names = ("AP", "AP50", "AP75", "AP_M", "AP_L", "AR")
-    if not ground_truth["annotations"] or not results:
+    if not people:
         return dict.fromkeys(names, -1.0)
+    common = {
+        "images": [{"id": number} for number in sorted(set(images.values()))],
+        "categories": [{"id": category} for category in sorted({entry["category_id"] for entry in people})],
+    }
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints; standard output belongs to the commands
-        truth = COCO()
-        truth.dataset = {key: list(value) for key, value in ground_truth.items() if isinstance(value, list)}
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes([dict(result) for result in results]), "keypoints")
+        evaluation = COCOeval(_indexed(common, people), _indexed(common, detections), "keypoints")
         evaluation.params.kpt_oks_sigmas = np.array(skeleton.oks_sigmas)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -163,6 +167,13 @@ def oks_ap_of_coco(
     return dict(zip(names, map(float, evaluation.stats[:6]), strict=True))
 
 
-def _flat(points: NDArray[np.float64], marks: NDArray[Any]) -> list[float]:
-    triples: list[float] = np.concatenate([points, marks[:, None]], axis=1).ravel().tolist()
-    return triples
+def _indexed(common: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:
+    coco = COCO()
+    coco.dataset = {**common, "annotations": annotations}
+    coco.createIndex()
+    return coco
+
+
+def _triples(points: NDArray[np.float64], marks: NDArray[np.float64]) -> list[list[float]]:
+    rows: list[list[float]] = np.concatenate([points, marks[:, None]], axis=1).tolist()
+    return rows

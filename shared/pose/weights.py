@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from wardpose.shared.errors import DataError
 from wardpose.shared.files import write_bytes
+from wardpose.shared.tensor_files import check_finite, load_tensors
 
 if TYPE_CHECKING:
     from wardpose.shared.pose.model import ModelConfig, PoseModel
@@ -42,7 +43,7 @@ def save_model(model: "PoseModel", path: Path, metadata: dict[str, str] | None =
     tensors = {}
     for name, tensor in model.state_dict().items():
         kept = tensor.detach().cpu().to(torch.float16 if half and tensor.ndim > 1 else torch.float32)
-        _check_finite(path, name, kept)
+        check_finite(kept, name, path)
         tensors[name] = kept.contiguous()
     config = model.config.model_dump_json(exclude={"weights"})
     write_bytes(path, save(tensors, metadata={**(metadata or {}), CONFIG_KEY: config}))
@@ -89,9 +90,8 @@ def read_config(path: Path) -> "ModelConfig | None":
         return ModelConfig.model_validate_json(text).model_copy(update={"weights": str(path)})
     except ValidationError as error:
         first = error.errors()[0]
-        raise DataError(
-            f"{path}: {CONFIG_KEY}.{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})"
-        ) from error
+        key = ".".join([CONFIG_KEY, *map(str, first["loc"])])
+        raise DataError(f"{path}: {key}: {first['msg']} (got {first['input']!r:.80})") from error
 
 
 def load_into(model: "PoseModel", path: Path, *, seed: int = 0) -> str:
@@ -121,9 +121,9 @@ def load_into(model: "PoseModel", path: Path, *, seed: int = 0) -> str:
     if differs:
         prefix = "backbone."
         backbone = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        _load_state(model.backbone, backbone, path)
+        load_tensors(model.backbone, backbone, path)
         return f"backbone from {path} (other {', '.join(differs)}); head at random (seed {seed})"
-    _load_state(model, tensors, path)
+    load_tensors(model, tensors, path)
     return f"pose model from {path}"
 
 
@@ -135,7 +135,7 @@ def load_backbone(model: "PoseModel", path: Path) -> None:
 
     """
     tensors, _ = _read(path)
-    _load_state(model.backbone, {n: t for n, t in tensors.items() if not n.startswith("head.")}, path)
+    load_tensors(model.backbone, {n: t for n, t in tensors.items() if not n.startswith("head.")}, path)
 
 
 def load_timm(model: "PoseModel") -> str:
@@ -158,7 +158,7 @@ def load_timm(model: "PoseModel") -> str:
         for name, tensor in source.state_dict().items()
         if not name.startswith("head.") and not name.endswith("num_batches_tracked")
     }
-    _load_state(model.backbone, state, Path(f"timm:{name}"))
+    load_tensors(model.backbone, state, f"timm:{name}")
     return f"backbone from timm's hub ({name})"
 
 
@@ -178,25 +178,6 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[
         with safetensors.safe_open(path, framework="pt") as file:
             found = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118 (no mapping)
             return found, dict(file.metadata() or {})
-    except (safetensors.SafetensorError, OSError) as error:
+    # A type that this version of torch does not have is an AttributeError, a KeyError or a TypeError.
+    except (safetensors.SafetensorError, OSError, ValueError, AttributeError, LookupError, TypeError) as error:
         raise DataError(f"{path}: not a readable safetensors file ({error})") from error
-
-
-def _load_state(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    wanted = module.state_dict()
-    if missing := sorted(set(wanted) - set(tensors)):
-        raise DataError(f'{path}: tensor "{missing[0]}" is missing ({len(missing)} of {len(wanted)} are)')
-    if unknown := sorted(set(tensors) - set(wanted)):
-        raise DataError(f'{path}: tensor "{unknown[0]}" is not one of this network ({len(unknown)} are not)')
-    for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            raise DataError(
-                f'{path}: tensor "{name}" has shape {list(tensor.shape)}, the network needs {list(wanted[name].shape)}'
-            )
-        _check_finite(path, name, tensor)
-    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-
-
-def _check_finite(path: Path, name: str, tensor: Tensor) -> None:
-    if not bool(torch.isfinite(tensor).all()):
-        raise DataError(f'{path}: tensor "{name}" has values that are not finite in {tensor.dtype}')

@@ -1,9 +1,10 @@
 """What private training costs: events that compose, and the epsilon that they amount to.
 
 An `Event` says what was done (Poisson rate, noise multiplier, steps); it is what ledgers store and wires
-carry. An epsilon is a view of events at a delta, computed by Google's dp-accounting:
+carry. An epsilon is a view of events at a delta (`composition`), held against Google's dp-accounting in tests:
 
-* `pld` (default): privacy-loss distributions, discretised pessimistically, so the figure is an upper bound;
+* `pld` (default): the smallest of upper bounds that never fall when events are added, nearly always that by
+  privacy-loss distributions, rounded up (dp-accounting's own falls below the truth at small deltas);
 * `rdp`: Rényi accounting, looser, an independent cross-check.
 
 The Gaussian central-limit approximation ("GDP") is not offered: it lies below the truth.
@@ -75,6 +76,8 @@ _OPTIONAL = {"noise", "tier", "adjacency", "seeded"}  # keys that entries of ear
 _FREE = "public-only"
 _NOT_PRIVATE = "none"
 _Tiers = tuple[tuple[Charge, ...], ...]  # what each tier's units were charged
+_NOISE_EXPONENTS = (-14, 40)  # powers of two between which a noise multiplier is sought
+_COARSE = 4  # how often the accountant's grid is halved while it is sought
 _MOST_CHOICES = 200  # of sites that a patient may be at, before a bound replaces the enumeration
 
 
@@ -255,11 +258,12 @@ def calibrate(
     """Smallest noise multiplier with which `steps` more steps stay within (epsilon, delta) on top of `spent`.
 
     Returns:
-        The multiplier rounded up to so many significant `digits`; the epsilon of the rounded value was checked.
+        The multiplier rounded up to so many significant `digits`: its epsilon is within the budget, and that of the
+        next smaller one is not (unless it is below 2^-14, the least that is tried).
 
     Raises:
         BudgetExceeded: what was spent leaves nothing.
-        ConfigError: a value is out of range, or no multiplier up to 2^19 is enough.
+        ConfigError: a value is out of range, or no multiplier up to 2^40 is enough.
 
     """
     _check(delta, accountant, adjacency)
@@ -280,8 +284,8 @@ def calibrate(
         max_grad_norm=1,
     )
 
-    def cost(noise_multiplier: float, kind: Noise = noise, coarser: int = 0) -> float:
-        new = [(kind, float(sample_rate), noise_multiplier, steps)]
+    def cost(noise_multiplier: float, coarser: int = 0) -> float:
+        new = [(noise, float(sample_rate), noise_multiplier, steps)]
         totals = [composition.merge(tier, new) for tier in tiers]
         return max(
             composition.composed_epsilon(total, float(delta), accountant, adjacency, coarser) for total in totals
@@ -289,30 +293,36 @@ def calibrate(
 
     def excess(logarithm: float, coarser: int) -> float:
         total = cost(math.exp(logarithm), coarser=coarser)
-        return math.log(min(max(total, 1e-9), 1e9) / epsilon)
+        return math.log(min(max(total, 1e-9 * epsilon), 1e9 * epsilon) / epsilon)
 
-    def bracket(kind: Noise, coarser: int = 0) -> float | None:
-        """Power of two that is enough noise."""
-        powers = (2.0**power for power in range(-10, 20))
-        return next((power for power in powers if cost(power, kind, coarser) <= epsilon), None)
+    # A power of two that is enough, half of which is not; coarsely, which is fast and errs towards more noise.
+    low, high = _NOISE_EXPONENTS
+    if cost(2.0**high) > epsilon:
+        raise ConfigError(
+            f"no noise multiplier up to 2^{high} keeps {steps} steps at rate {sample_rate} within epsilon "
+            f"{epsilon:g} at delta {delta:g}" + (", what is spent included" if spent else "")
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if cost(2.0**middle, _COARSE) <= epsilon else (middle, high)
+    found = 2.0**high
+    for coarser in (_COARSE, 0):
+        below = 0.97 * found if coarser == 0 else found / 2
+        while below > 2.0 ** _NOISE_EXPONENTS[0] and cost(below, coarser) <= epsilon:
+            below, found = below * below / found, below
+        if cost(below, coarser) > epsilon >= cost(found, coarser):
+            found = math.exp(brentq(excess, math.log(below), math.log(found), (coarser,), xtol=0.1 * 10.0**-digits))
+    digit = 10.0 ** (math.floor(math.log10(found)) - digits + 1)
+    units = math.ceil(found / digit)
 
-    # By RDP first, which is cheap and lies above every other answer; it may leave no room where there is some.
-    high = bracket("discrete-gaussian") or bracket(noise, 3) or bracket(noise)
-    if high is None:
-        raise ConfigError(f"no noise multiplier up to 2^19 keeps {steps} steps at rate {sample_rate} in {epsilon=}")
-    for coarser in (3, 0):  # then coarsely; the exact accountant only where that was too pessimistic
-        low = high / 2
-        while low > 2.0**-10 and cost(low, coarser=coarser) <= epsilon:
-            low, high = low / 2, low
-        if cost(high, coarser=coarser) <= epsilon < cost(low, coarser=coarser):
-            high = math.exp(brentq(excess, math.log(low), math.log(high), (coarser,), xtol=10.0**-digits))
-        if cost(0.999 * high) > epsilon:
-            break
-    digit = 10.0 ** (math.floor(math.log10(high)) - digits + 1)
-    rounded = float(f"{math.floor(high / digit) * digit:.{digits}g}")
-    while cost(rounded) > epsilon:
-        rounded = float(f"{rounded + digit:.{digits}g}")
-    return rounded
+    def rounded(count: int) -> float:
+        return float(f"{count * digit:.{digits}g}")
+
+    while cost(rounded(units)) > epsilon:
+        units += 1
+    while units > 1 and cost(rounded(units - 1)) <= epsilon and rounded(units - 1) >= 2.0 ** _NOISE_EXPONENTS[0]:
+        units -= 1
+    return rounded(units)
 
 
 def federation_epsilon(

@@ -208,7 +208,8 @@ class Chain:
                 connection.execute("PRAGMA wal_autocheckpoint = 1")
             yield connection
         except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
-            raise LedgerError(f"{self.path}: {_advice(error)}") from error
+            patience = _READ_PATIENCE if self.readonly else _PATIENCE
+            raise LedgerError(f"{self.path}: {_advice(error, patience)}") from error
         finally:
             if connection is not None:
                 connection.close()  # rolls back what was not committed
@@ -306,14 +307,15 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _advice(error: Exception) -> str:
+def _advice(error: Exception, patience: float = _PATIENCE) -> str:
+    """Say what to do about an error; `patience` is how many seconds a lock was waited for."""
     text = str(error)
     for part, advice in {
         "full": "the disk is full; nothing was written",
         "readonly": "the file or its folder is read-only; nothing was written",
         "unable to open": "cannot be opened; is its folder there, and are you allowed to write to it?",
         "disk I/O": "the disk refused; nothing was written",
-        "locked": f"another process held it for more than {_PATIENCE:.0f} s",
+        "locked": f"another process held it for more than {patience:.0f} s",
         "not a database": "not an SQLite file, so not a ledger",
         "malformed": "damaged",
         "no such": "damaged: its table is gone",

@@ -197,7 +197,7 @@ def tier_sample_rates(
             f"tiers: epsilons {dict(epsilons)}, noise_multiplier {noise_multiplier} and steps {steps} must be positive"
         )
 
-    def excess(rate: float, tier: str, kind: Noise) -> float:
+    def excess(rate: float, tier: str) -> float:
         """Epsilon above the tier's budget."""
         event = Event(
             mechanism="plan",
@@ -206,32 +206,27 @@ def tier_sample_rates(
             noise_multiplier=noise_multiplier,
             steps=steps,
             max_grad_norm=1.0,
-            noise=kind,
+            noise=noise,
         )
         before = (spent or {}).get(tier, ())
         total = accounting.epsilon([*before, event], delta=delta, accountant=accountant, adjacency=adjacency)
         return min(total, 1e9) - epsilons[tier]
 
-    def largest(tier: str) -> float:
-        # Accounted as a discrete Gaussian the answer is cheap, and too small if anything: where the search begins.
-        start = _largest_rate(partial(excess, tier=tier, kind="discrete-gaussian"), 0.0)
-        return _largest_rate(partial(excess, tier=tier, kind=noise), start)
-
-    return {tier: largest(tier) for tier in epsilons}
+    return {tier: _largest_rate(partial(excess, tier=tier)) for tier in epsilons}
 
 
-def _largest_rate(excess: Callable[[float], float], known: float) -> float:
-    """Largest rate, in whole units of the last decimal, whose excess is not above 0; at least `known`."""
+def _largest_rate(excess: Callable[[float], float]) -> float:
+    """Largest rate, in whole units of the last decimal, whose excess is not above 0."""
     unit = 10.0**-RATE_DIGITS
-    low = high = max(known, unit)
+    low = high = unit
     if excess(low) > 0:
-        return known
+        return 0.0
     while high < 1 and excess(high) <= 0:
-        low, high = high, min(1.3 * high if known else 10 * high, 1.0)
+        low, high = high, min(4 * high, 1.0)
     if excess(high) <= 0:
         return 1.0
     root = math.exp(brentq(lambda logarithm: excess(math.exp(logarithm)), math.log(low), math.log(high), xtol=1e-4))
     units = math.floor(root / unit) + 1
     while units > 0 and excess(round(units * unit, RATE_DIGITS)) > 0:
         units = min(units - 1, math.floor(units * 0.9999))
-    return max(known, round(units * unit, RATE_DIGITS))
+    return round(units * unit, RATE_DIGITS)

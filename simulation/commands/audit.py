@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.terminal import console, line, table
 
 if TYPE_CHECKING:
     from wardpose.simulation.auditing.audit import Audit
@@ -42,7 +43,6 @@ def audit(
     Needs no data and touches no ledger. A bound below the claim is no proof; a bound above it is a violation.
     """
     import torch
-    from rich.console import Console
 
     from wardpose.simulation.auditing.audit import BREAKS, AuditPlan, Break, Name, run_audit
 
@@ -64,11 +64,13 @@ def audit(
         confidence=confidence,
         seed=secrets.randbits(32) if seed is None else seed,
     )
-    errors = Console(stderr=True)
+    errors = console(stderr=True)
     if plan.broken is not None:
         errors.print(
-            f"[bold white on red] BROKEN ENGINE [/] [bold red]{plan.broken}: {BREAKS[plan.broken]}. "
-            "This is a test of the audit, not of the engine.[/]"
+            line(
+                (" BROKEN ENGINE ", "bold white on red"),
+                (f" {plan.broken}: {BREAKS[plan.broken]}. This is a test of the audit, not of the engine.", "bold red"),
+            )
         )
     torch.set_num_threads(1)  # thousands of small steps: on a busy machine a second thread is mostly waited for
     with errors.status(f"auditing: {plan.runs} steps with {plan.per_run} canaries each"):
@@ -76,7 +78,7 @@ def audit(
     values = report(result)
     if png is not None:
         draw(result, png)
-        errors.print(f"picture: {png}")
+        errors.print(line(f"picture: {png}"))
     if as_json:
         typer.echo(json.dumps(values))
     else:
@@ -160,31 +162,25 @@ def _among(option: str, value: str | None, allowed: tuple[str, ...]) -> None:
 
 
 def _show(result: "Audit", values: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table(title=f"Audit of one step, {values['mechanism']}", title_justify="left")
-    table.add_column("epsilon claimed", justify="right")
-    table.add_column(f"shown by attack ({values['confidence']:.0%})", justify="right")
-    table.add_column("delta", justify="right")
-    table.add_column("canaries", justify="right")
-    table.add_column("guesses right", justify="right")
-    table.add_row(
-        f"{values['epsilon_claimed']:.4g}",
-        f"{values['epsilon_lower']:.4g}",
-        f"{values['delta']:.2g}",
-        str(values["canaries"]),
-        f"{values['correct']} of {values['guesses']}",
-    )
-    console.print(table)
-    console.print(
-        f"{values['runs']} independent steps; rate {values['sample_rate']:g}, noise multiplier "
-        f"{values['noise_multiplier']:.4g}, adjacency {values['adjacency']}"
+    screen = console()
+    cells = {
+        "epsilon claimed": f"{values['epsilon_claimed']:.4g}",
+        f"shown by attack ({values['confidence']:.0%})": f"{values['epsilon_lower']:.4g}",
+        "delta": f"{values['delta']:.2g}",
+        "canaries": values["canaries"],
+        "guesses right": f"{values['correct']} of {values['guesses']}",
+    }
+    screen.print(table(cells, [cells.values()], title=f"Audit of one step, {values['mechanism']}", left=0))
+    screen.print(
+        line(
+            f"{values['runs']} independent steps; rate {values['sample_rate']:g}, noise multiplier "
+            f"{values['noise_multiplier']:.4g}, adjacency {values['adjacency']}"
+        )
     )
     if result.violated:
-        console.print("[bold red]VIOLATION: the attack shows more than the claim allows; the engine is not private[/]")
+        text = "VIOLATION: the attack shows more than the claim allows; the engine is not private"
+        screen.print(line(text, style="bold red"))
     else:
-        console.print("[green]the attack shows no more than the claim allows[/] (which proves nothing)")
+        screen.print(line(("the attack shows no more than the claim allows", "green"), " (which proves nothing)"))
     if result.plan.broken is not None:
-        console.print(f"[bold red]the engine was broken on purpose: {result.plan.broken}[/]")
+        screen.print(line(f"the engine was broken on purpose: {result.plan.broken}", style="bold red"))

@@ -6,6 +6,8 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from wardpose.shared.terminal import console, line, table
+
 _RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 
 app = typer.Typer(help="Measure what privacy and the federation cost, as ratios within one run.", no_args_is_help=True)
@@ -131,9 +133,6 @@ def _among(option: str, name: str, known: tuple[str, ...]) -> str:
 
 
 def _show(result: dict[str, Any], name: str, *, save: bool, as_json: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from wardpose.shared.files import write_json
 
     if save:
@@ -142,9 +141,8 @@ def _show(result: dict[str, Any], name: str, *, save: bool, as_json: bool) -> No
         typer.echo(json.dumps(result))
         return
     rows = result["rows"]
-    table = Table(*dict.fromkeys(key for row in rows for key in row))
-    for row in rows:
-        table.add_row(*(str(row.get(column.header, "")) for column in table.columns))
-    console = Console()
-    console.print(table)
-    console.print(", ".join(f"{key} {value}" for key, value in {**result["hardware"], **result["setting"]}.items()))
+    headings = list(dict.fromkeys(key for row in rows for key in row))
+    screen = console()
+    screen.print(table(headings, ([row.get(key) for key in headings] for row in rows), left=len(headings)))
+    facts = {**result["hardware"], **result["setting"]}
+    screen.print(line(", ".join(f"{key} {value}" for key, value in facts.items())))

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from wardpose.shared.terminal import say_step
+
 dev = typer.Typer(
     help="Run a real deployment (SuperLink, SuperNodes, TLS, keys) on this machine.", no_args_is_help=True
 )
@@ -18,10 +20,6 @@ _DEFAULT = Path(".wardpose/dev")
 def register(app: typer.Typer) -> None:
     """Add the commands to the root."""
     app.add_typer(dev, name="dev")
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 @dev.command()
@@ -43,11 +41,13 @@ def up(
         content = config.model_dump()
         config = FederationConfig.model_validate({**content, "sites": content["sites"][:sites]})
     deployment = Deployment(directory)
-    deployment.up(config, report=_say)
+    deployment.up(config, report=say_step)
     if as_json:
         typer.echo(json.dumps(deployment.status()))
     else:
-        _say(f"next: wardpose dev run --directory {directory}; afterwards: wardpose dev down --directory {directory}")
+        say_step(
+            f"next: wardpose dev run --directory {directory}; afterwards: wardpose dev down --directory {directory}"
+        )
 
 
 @dev.command()
@@ -59,17 +59,17 @@ def run(
     """Run the federation once on the processes that are up."""
     from wardpose.simulation.dev import open_deployment
 
-    summary = open_deployment(directory).run(resume=resume, report=_say)
+    summary = open_deployment(directory).run(resume=resume, report=say_step)
     if as_json:
         typer.echo(json.dumps(summary))
         return
     score = " -> ".join(
         "-" if value is None else f"{value:.3f}" for value in (summary["score_initial"], summary["score_final"])
     )
-    _say(f"{summary['status']}: {summary['score_name']} {score}")
+    say_step(f"{summary['status']}: {summary['score_name']} {score}")
     for site in summary["sites"]:
         spent = "infinite" if site["epsilon_spent"] is None else f"{site['epsilon_spent']:.4f}"
-        _say(f"{site['name']}: epsilon {spent} of {site['epsilon_budget']}, {site['status']}")
+        say_step(f"{site['name']}: epsilon {spent} of {site['epsilon_budget']}, {site['status']}")
 
 
 @dev.command()
@@ -81,11 +81,11 @@ def status(directory: Directory = _DEFAULT, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(state))
         return
-    _say("up" if state["up"] else "down")
+    say_step("up" if state["up"] else "down")
     for role, alive in state["processes"].items():
-        _say(f"  {role}: {'running' if alive else 'gone'}")
+        say_step(f"  {role}: {'running' if alive else 'gone'}")
     for site, online in state["sites"].items():
-        _say(f"  site {site}: {'online' if online else 'offline'}")
+        say_step(f"  site {site}: {'online' if online else 'offline'}")
 
 
 @dev.command()
@@ -97,4 +97,4 @@ def down(directory: Directory = _DEFAULT, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps({"stopped": stopped}))
     else:
-        _say(f"stopped: {', '.join(stopped) or 'nothing was running'}")
+        say_step(f"stopped: {', '.join(stopped) or 'nothing was running'}")

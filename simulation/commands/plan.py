@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.terminal import console, line, say_step, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ def draw(values: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     over_rounds, by_epsilon, by_patients = figure.subplots(1, 3)
     rounds = [point["round"] for point in values["epsilon_by_round"]]
-    for key, label, style in (("pld", "spent (PLD)", "o-"), ("rdp", "cross-check (RDP)", "--")):
+    for key, label, style in (("pld", "spent", "o-"), ("rdp", "cross-check (RDP)", "--")):
         over_rounds.plot(rounds, [point[key] for point in values["epsilon_by_round"]], style, label=label)
     over_rounds.axhline(values["epsilon"], color="firebrick", linewidth=1, label="budget")
     over_rounds.set(title="Epsilon over rounds", xlabel="round", ylabel=f"epsilon at delta {values['delta']:.2g}")
@@ -54,9 +55,12 @@ def draw(values: dict[str, Any], path: Path) -> None:
         raise ConfigError(f"{path}: the picture cannot be written: {error}") from error
 
 
-def _ladder(axes: "Axes", rows: list[dict[str, float]], key: str, chosen: float) -> None:
+def _ladder(axes: "Axes", rows: list[dict[str, Any]], key: str, chosen: float) -> None:
     places = [row[key] for row in rows]
-    axes.plot(places, [row["noise_multiplier"] for row in rows], "o-", label="noise multiplier (sigma)")
+    rows = [row for row in rows if row["noise_multiplier"] is not None]
+    axes.plot(
+        [row[key] for row in rows], [row["noise_multiplier"] for row in rows], "o-", label="noise multiplier (sigma)"
+    )
     axes.set_xscale("log")
     axes.set_xticks(places, [f"{place:g}" for place in places])
     axes.minorticks_off()
@@ -89,8 +93,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Plan a site's budget: the noise it needs, how epsilon grows, what more patients would buy. Needs no data."""
-    from rich.console import Console
-
+    from wardpose.shared.privacy.accounting import MINIMUM_DELTA
     from wardpose.simulation.planning import make_plan, report
 
     tiers = _budgets(tier or [])
@@ -99,11 +102,11 @@ def plan(
     if noise not in ("gaussian", "discrete-gaussian"):
         raise ConfigError(f"plan: noise is {noise!r}; it must be gaussian or discrete-gaussian")
     expected = rate * patients if rate is not None else batch if batch is not None else min(20.0, patients / 2)
-    with Console(stderr=True).status("calibrating"):
+    with console(stderr=True).status("calibrating"):
         chosen = make_plan(
             patients=patients,
             epsilon=epsilon,
-            delta=delta if delta is not None else min(1e-5, 0.1 / patients),
+            delta=delta if delta is not None else max(MINIMUM_DELTA, min(1e-5, 0.1 / patients)),
             rounds=rounds,
             steps_per_round=steps,
             expected_batch=expected,
@@ -118,7 +121,7 @@ def plan(
     else:
         _show(values)
     if png is not None:
-        Console(stderr=True).print(f"picture: {png}")
+        say_step(f"picture: {png}")
 
 
 def _budgets(texts: list[str]) -> dict[str, float]:
@@ -135,18 +138,26 @@ def _budgets(texts: list[str]) -> dict[str, float]:
 
 
 def _show(values: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    console.print(
-        f"[bold]noise multiplier {values['noise_multiplier']:g}[/bold] keeps {values['rounds']} rounds of "
-        f"{values['steps_per_round']} steps within epsilon {values['epsilon']:g} at delta {values['delta']:.2g}\n"
-        f"{values['patients']} patients, rate {values['sample_rate']:.4g} (about {values['expected_batch']:g} in a "
-        f"step), {values['adjacency']}, {values['noise']}; "
-        f"noise on the mean gradient {values['noise_per_step']:.3g} C\n"
-        f"epsilon {values['epsilon_spent']:.4g} by PLD, {values['epsilon_rdp']:.4g} by RDP, "
-        f"{values['epsilon_replace_one']:.4g} if a patient is replaced rather than removed"
+    screen = console()
+    screen.print(
+        line(
+            (f"noise multiplier {values['noise_multiplier']:g}", "bold"),
+            f" keeps {values['rounds']} rounds of {values['steps_per_round']} steps within epsilon "
+            f"{values['epsilon']:g} at delta {values['delta']:.2g}",
+        )
+    )
+    screen.print(
+        line(
+            f"{values['patients']} patients, rate {values['sample_rate']:.4g} (about {values['expected_batch']:g} in a "
+            f"step), {values['adjacency']}, {values['noise']}; "
+            f"noise on the mean gradient {values['noise_per_step']:.3g} C"
+        )
+    )
+    screen.print(
+        line(
+            f"epsilon {values['epsilon_spent']:.4g} is spent ({values['epsilon_rdp']:.4g} by Rényi divergences alone), "
+            f"{values['epsilon_replace_one']:.4g} if a patient is replaced rather than removed"
+        )
     )
     for title, rows in (
         ("Epsilon over rounds", values["epsilon_by_round"]),
@@ -156,9 +167,5 @@ def _show(values: dict[str, Any]) -> None:
     ):
         if not rows:
             continue
-        table = Table(title=title, title_justify="left")
-        for name in rows[0]:
-            table.add_column(name.replace("_", " "), justify="right")
-        for row in rows:
-            table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
-        console.print(table)
+        cells = (["-" if v is None else v if isinstance(v, str) else f"{v:.4g}" for v in row.values()] for row in rows)
+        screen.print(table([name.replace("_", " ") for name in rows[0]], cells, title=title, left=0))

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from wardpose.shared.terminal import console, line, task_column
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
@@ -25,15 +27,7 @@ def pretrain(
     ] = False,
 ) -> None:
     """Train a pose model on public data; run it again after Ctrl-C to go on."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
     from wardpose.shared.pose.model import build_model
     from wardpose.shared.pose.weights import save_model, state_hash
@@ -41,7 +35,7 @@ def pretrain(
     from wardpose.shared.yaml_config import load_yaml, to_yaml
     from wardpose.simulation.pretraining import BUNDLED_CONFIG, PretrainFile, metadata, open_named, score_all, train
 
-    console = Console(stderr=True)
+    screen = console(stderr=True)
     path = config or BUNDLED_CONFIG
     plan = load_yaml(path, PretrainFile)
     if show_config:
@@ -51,18 +45,18 @@ def pretrain(
     public, validation = open_named(plan.data, skeleton), open_named(plan.validation, skeleton)
     for dataset in (*public, *validation):
         for note in dataset.notes:
-            console.print(f"{dataset.name}: {note}", highlight=False)
+            screen.print(line(f"{dataset.name}: {note}"))
     model = build_model(plan.model, seed=plan.training.seed)
-    console.print(f"from: {model.weights_source}", highlight=False, soft_wrap=True)
+    screen.print(line(f"from: {model.weights_source}"), soft_wrap=True)
     before = score_all(model, validation)
     columns = (
-        TextColumn("{task.description}"),
+        task_column(),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=screen, transient=True) as bar:
         task = bar.add_task("training", total=None)
 
         def observe(step: int, total: int, loss: float) -> None:
@@ -71,7 +65,7 @@ def pretrain(
         try:
             report = train(model, public, plan, folder=out.resolve().parent, progress=observe)
         except KeyboardInterrupt:
-            console.print("interrupted; the same command goes on from here")
+            screen.print("interrupted; the same command goes on from here")
             raise typer.Exit(130) from None
     after = score_all(model, validation)
     save_model(model, out, metadata(path, model, report, after), half=plan.half)
@@ -90,5 +84,5 @@ def pretrain(
         typer.echo(json.dumps(result))
         return
     for name, score in after.items():
-        console.print(f"PCK@0.2 on {name}: {before[name]:.3f} before, [bold]{score:.3f}[/bold] after", highlight=False)
-    console.print(f"{out}: {result['bytes'] / 1e6:.1f} MB", highlight=False)
+        screen.print(line(f"PCK@0.2 on {name}: {before[name]:.3f} before, ", (f"{score:.3f}", "bold"), " after"))
+    screen.print(line(f"{out}: {result['bytes'] / 1e6:.1f} MB"))

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wardpose.shared.errors import ConfigError, DataError
+from wardpose.shared.terminal import console as screen_of
+from wardpose.shared.terminal import line, table, task_column
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+    from rich.table import Table
 
     from wardpose.server.journal import RoundRow, SiteRow
     from wardpose.shared.config import FederationConfig
@@ -46,8 +49,6 @@ def simulate(
     ] = False,
 ) -> None:
     """Run a federation of hospitals on this machine, with the apps that hospitals run."""
-    from rich.console import Console
-
     from wardpose.shared.yaml_config import to_yaml
 
     config = load_plan(federation, rounds=rounds, mechanism=mechanism)
@@ -55,18 +56,20 @@ def simulate(
         typer.echo(to_yaml(config), nl=False)
         return
     check_files(config, federation)
-    console = Console(stderr=True)
+    screen = screen_of(stderr=True)
     folder = run_folder(config.name, out, resume=resume)
-    announce(console, config, folder)
+    announce(screen, config, folder)
     try:
-        summary = run_and_watch(console, config, folder, resume=resume, workers=share_cores(config, workers))
+        summary = run_and_watch(screen, config, folder, resume=resume, workers=share_cores(config, workers))
     except KeyboardInterrupt:
-        console.print(f"interrupted; go on with: wardpose simulate {federation} --out {folder} --resume")
+        screen.print(
+            line(f"interrupted; go on with: wardpose simulate {federation} --out {folder} --resume"), soft_wrap=True
+        )
         raise typer.Exit(130) from None
     if as_json:
         typer.echo(json.dumps(summary))
     else:
-        print_summary(console, summary, folder)
+        print_summary(screen, summary, folder)
 
 
 def load_plan(federation: str, *, rounds: int | None = None, mechanism: str | None = None) -> "FederationConfig":
@@ -136,12 +139,12 @@ def run_and_watch(
     console: "Console", config: "FederationConfig", folder: Path, *, resume: bool, workers: int
 ) -> dict[str, Any]:
     """Run a federation and show what it does while it does it; returns its summary."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
     from wardpose.simulation.run import simulate as run_simulation
 
     logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower counts replies on its own; the round line does too
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (task_column(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         watch = Watch(progress, config)
         return run_simulation(
@@ -151,7 +154,7 @@ def run_and_watch(
             workers=workers,
             observe_round=watch.round,
             observe_site=watch.site,
-            observe_message=lambda text: console.print(text, style="dim", highlight=False, markup=False),
+            observe_message=lambda text: console.print(line(text, style="dim")),
         )
 
 
@@ -191,64 +194,65 @@ class Watch:
         )
         score = "-" if row.score is None else f"{row.score:.3f}"
         self.progress.console.print(
-            f"round {row.round}/{self.config.rounds}  {self.config.server.score} {score}  epsilon {spent}  "
-            f"up {row.bytes_up / 1e6:.1f} MB  {row.seconds:.1f} s",
-            highlight=False,
+            line(
+                f"round {row.round}/{self.config.rounds}  {self.config.server.score} {score}  epsilon {spent}  "
+                f"up {row.bytes_up / 1e6:.1f} MB  {row.seconds:.1f} s"
+            )
         )
 
 
 def announce(console: "Console", config: "FederationConfig", folder: Path) -> None:
     """Say what is about to run, and whether it is private."""
     console.print(
-        f"[bold]{config.name}[/bold]: {len(config.sites)} hospitals, {config.rounds} rounds, "
-        f"mechanism [bold]{config.mechanism.name}[/bold], "
-        f"unit {config.mechanism.unit}, run folder {folder}"
+        line(
+            (config.name, "bold"),
+            f": {len(config.sites)} hospitals, {config.rounds} rounds, mechanism ",
+            (config.mechanism.name, "bold"),
+            f", unit {config.mechanism.unit}, run folder {folder}",
+        )
     )
     if config.seed is not None:
-        console.print("[bold red]NOT PRIVATE[/bold red]: the run is seeded")
+        console.print(line(("NOT PRIVATE", "bold red"), ": the run is seeded"))
 
 
 def print_summary(console: "Console", summary: dict[str, Any], folder: Path) -> None:
     """Show a run's scores, what every site spent, and where the report is."""
-    from rich.markup import escape
-
     if summary["score_initial"] is not None and summary["score_final"] is not None:
         gain = summary["score_final"] - summary["score_initial"]
+        console.print()
         console.print(
-            f"\n{summary['score_name']} on test: {summary['score_initial']:.3f} before, "
-            f"[bold]{summary['score_final']:.3f}[/bold] after "
-            f"({gain:+.3f})",
-            highlight=False,
+            line(
+                f"{summary['score_name']} on test: {summary['score_initial']:.3f} before, ",
+                (f"{summary['score_final']:.3f}", "bold"),
+                f" after ({gain:+.3f})",
+            )
         )
     console.print(_site_table(summary))
     together = summary["epsilon_federation"]
     shown = {key: "infinite" if together[key] is None else f"{together[key]:.4f}" for key in ("disjoint", "overlap")}
     console.print(
-        f"federation: epsilon {shown['disjoint']} if patients are disjoint, {shown['overlap']} if a patient may be at "
-        f"{together['overlap_sites']} sites",
-        highlight=False,
+        line(
+            f"federation: epsilon {shown['disjoint']} if patients are disjoint, {shown['overlap']} if a patient may be "
+            f"at {together['overlap_sites']} sites"
+        )
     )
     for site in summary["sites"]:
         if site["status"] == "rejected":
-            console.print(f"[bold red]{site['name']} was rejected[/bold red]:", escape(site["detail"]), highlight=False)
+            console.print(line((f"{site['name']} was rejected", "bold red"), f": {site['detail']}"))
     if summary["not_private"]:
-        console.print(f"[bold red]NOT PRIVATE[/bold red]: {summary['not_private']}")
+        console.print(line(("NOT PRIVATE", "bold red"), f": {summary['not_private']}"))
     if summary["status"] != "completed":
         console.print(
-            f"[bold yellow]{summary['status']}[/bold yellow] "
-            f"after round {summary['rounds']} of {summary['rounds_planned']}"
+            line((summary["status"], "bold yellow"), f" after round {summary['rounds']} of {summary['rounds_planned']}")
         )
-    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(line(f"report: {folder / 'report.html'}"), soft_wrap=True)
 
 
-def _site_table(summary: dict[str, Any]) -> Any:
-    from rich.table import Table
-
-    table = Table(title=f"privacy, {summary['unit']} level, delta {summary['delta']:g}", title_justify="left")
-    for heading in ("site", "epsilon spent", "budget", "steps", "MB up"):
-        table.add_column(heading, justify="left" if heading == "site" else "right")
+def _site_table(summary: dict[str, Any]) -> "Table":
+    rows = []
     for site in summary["sites"]:
         spent = "infinite" if site["epsilon_spent"] is None else f"{site['epsilon_spent']:.4f}"
         budget = "-" if site["epsilon_budget"] is None else f"{site['epsilon_budget']:.2f}"
-        table.add_row(site["name"], spent, budget, str(site["steps"]), f"{site['bytes_up'] / 1e6:.1f}")
-    return table
+        rows.append((site["name"], spent, budget, site["steps"], f"{site['bytes_up'] / 1e6:.1f}"))
+    title = f"privacy, {summary['unit']} level, delta {summary['delta']:g}"
+    return table(("site", "epsilon spent", "budget", "steps", "MB up"), rows, title=title)

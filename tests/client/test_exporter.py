@@ -4,36 +4,21 @@ import sqlite3
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from support.sites import DAMAGES, damage, write_site
 
 from wardpose.client.exporter import METRICS, SiteExporter
 from wardpose.client.journal import SiteJournal
+from wardpose.shared.ledger_state import LEDGER_STATES
 from wardpose.shared.privacy.accounting import Event, epsilon
 from wardpose.shared.privacy.ledger import Budget, Ledger
 
 DELTA = 1e-3
 EVENT = Event(mechanism="dp-sgd", unit="patient", sample_rate=0.1, noise_multiplier=1.0, steps=4, max_grad_norm=1.0)
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
-
-
-def write_site(folder: Path, **policy: Any) -> Path:
-    content = {
-        "site": "north",
-        "cohort": {
-            "name": "ward-7",
-            "declared_patients": 20,
-            "data": {"kind": "ward", "hospital": "north", "patients": 20, "frames_per_patient": 2, "seed": 1},
-        },
-        "policy": {"epsilon": 4.0, "delta": DELTA, **policy},
-    }
-    path = folder / "site.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
 
 
 @pytest.fixture
@@ -69,7 +54,8 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 
 def test_ledger_and_orders_are_shown(site: Path) -> None:
     samples, _ = scrape(site)
-    spent = epsilon([EVENT] * 3, delta=DELTA)
+    spent = Ledger.open_readonly(site.parent / "ledger.sqlite").epsilon("ward-7", DELTA)
+    assert spent >= epsilon([EVENT] * 3, delta=DELTA)
     assert value(samples, "wardpose_exporter_up") == 1
     assert value(samples, "wardpose_site_epsilon_spent", cohort="ward-7") == spent
     assert value(samples, "wardpose_site_epsilon_budget", cohort="ward-7") == 4
@@ -106,6 +92,7 @@ def test_nothing_about_patients_is_exposed(site: Path) -> None:
         "wardpose_site_tier_epsilon_budget",
         "wardpose_site_ledger_entries",
         "wardpose_site_ledger_verified",
+        "wardpose_site_ledger_state",
         "wardpose_site_orders",
         "wardpose_site_orders_open",
         "wardpose_site_bytes_up",
@@ -131,6 +118,53 @@ def test_a_ledger_that_is_gone_is_no_fresh_start(site: Path) -> None:
     assert value(samples, "wardpose_site_orders_total", status="released") == 2
 
 
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_ledger_that_is_not_the_whole_story_is_never_a_new_one(how: str, site: Path) -> None:
+    damage(site.parent / "ledger.sqlite", how)
+    before = {file: file.stat().st_mtime_ns for file in site.parent.rglob("*")}
+    samples, _ = scrape(site)
+    assert value(samples, "wardpose_exporter_up") == 0
+    assert value(samples, "wardpose_exporter_source_up", source="ledger") == 0
+    assert value(samples, "wardpose_site_ledger_verified") == 0
+    states = {state: value(samples, "wardpose_site_ledger_state", state=state) for state in LEDGER_STATES}
+    assert states == {state: float(state == DAMAGES[how]) for state in LEDGER_STATES}
+    assert not any(name in ("wardpose_site_epsilon_spent", "wardpose_site_epsilon_remaining") for name, _ in samples)
+    assert value(samples, "wardpose_site_orders_total", status="released") == 2
+    assert {file for file in site.parent.rglob("*") if file.suffix not in (".sqlite-shm", ".sqlite-wal")} <= set(before)
+
+
+def test_a_locked_ledger_is_locked_and_not_broken(site: Path) -> None:
+    lock = sqlite3.connect(site.parent / "ledger.sqlite", isolation_level=None)
+    try:
+        lock.execute("PRAGMA locking_mode = EXCLUSIVE")
+        lock.execute("BEGIN EXCLUSIVE")
+        samples, _ = scrape(site)
+    finally:
+        lock.close()
+    assert value(samples, "wardpose_site_ledger_state", state="locked") == 1
+    assert value(samples, "wardpose_exporter_source_up", source="ledger") == 0
+    assert not any(name == "wardpose_site_ledger_verified" for name, _ in samples)
+    assert value(scrape(site)[0], "wardpose_site_ledger_state", state="ok") == 1
+
+
+@pytest.mark.parametrize("how", ["missing", "empty"])
+def test_a_journal_that_forgot_the_orders_is_no_failure_free_site(how: str, site: Path) -> None:
+    for file in (site.parent / "state").glob("journal.sqlite*"):
+        file.unlink()
+    if how == "empty":
+        (site.parent / "state" / "journal.sqlite").touch()
+    samples, _ = scrape(site)
+    assert value(samples, "wardpose_exporter_source_up", source="journal") == 0
+    assert value(samples, "wardpose_site_ledger_state", state="ok") == 1
+
+
+def test_a_broken_journal_leaves_a_missing_ledger_missing(site: Path) -> None:
+    (site.parent / "state" / "journal.sqlite").write_bytes(b"dear sir or madam" * 500)
+    assert value(scrape(site)[0], "wardpose_site_ledger_state", state="ok") == 1
+    damage(site.parent / "ledger.sqlite", "missing")
+    assert value(scrape(site)[0], "wardpose_site_ledger_state", state="missing") == 1
+
+
 def test_a_tampered_ledger_is_seen(site: Path) -> None:
     with sqlite3.connect(site.parent / "ledger.sqlite") as connection:
         connection.execute("DROP TRIGGER entries_keep")
@@ -154,12 +188,11 @@ def test_tiers_are_shown(tmp_path: Path) -> None:
     strict = Event(**{**EVENT.to_json(), "tier": "strict"})
     Ledger(tmp_path / "ledger.sqlite").reserve("ward-7", [EVENT, strict], run_id="r", round=1, budget=budget)
     samples, _ = scrape(path)
-    both = epsilon([EVENT, EVENT], delta=DELTA)
+    by_tier = Ledger.open_readonly(tmp_path / "ledger.sqlite").epsilon_by_tier("ward-7", DELTA)
+    both = by_tier["strict"]
     assert value(samples, "wardpose_site_tier_epsilon_spent", cohort="ward-7", tier="strict") == both
     assert value(samples, "wardpose_site_tier_epsilon_budget", cohort="ward-7", tier="strict") == 2
-    assert value(samples, "wardpose_site_tier_epsilon_spent", cohort="ward-7", tier="plain") == epsilon(
-        [EVENT], delta=DELTA
-    )
+    assert value(samples, "wardpose_site_tier_epsilon_spent", cohort="ward-7", tier="plain") == by_tier[""]
     assert value(samples, "wardpose_site_epsilon_spent", cohort="ward-7") == both
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from wardpose.client.exporter import METRICS as SITE_METRICS
 from wardpose.server.exporter import METRICS as SERVER_METRICS
+from wardpose.shared.ledger_state import LEDGER_STATES
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KNOWN = {*SERVER_METRICS, *SITE_METRICS, "wardpose_round_duration_seconds_sum", "wardpose_round_duration_seconds_count"}
@@ -93,6 +94,13 @@ def test_promtool_accepts_the_configuration(installed: Callable[[str], str]) -> 
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+def test_every_state_of_a_ledger_but_good_ones_has_an_alert() -> None:
+    alerts = " ".join(rule_expressions())
+    for metric in ("wardpose_ledger_state", "wardpose_site_ledger_state"):
+        asked = set(re.findall(rf'\b{metric}{{state=~?"([^"]+)"', alerts))
+        assert set().union(*(states.split("|") for states in asked)) == set(LEDGER_STATES) - {"ok", "none"}
+
+
 def test_promtool_parses_every_query_of_the_dashboard(installed: Callable[[str], str], tmp_path: Path) -> None:
     rules = [
         {"record": f"panel_{number}", "expr": expression.replace("$__rate_interval", "1m")}
@@ -126,6 +134,17 @@ def test_promtool_parses_every_query_of_the_dashboard(installed: Callable[[str],
         ({'up{job="wardpose-server"}': "0+0x60"}, "ExporterDown"),
         ({'wardpose_exporter_up{job="wardpose-site"}': "0+0x60"}, "ExporterDown"),
         ({'wardpose_ledger_verified{job="wardpose-server"}': "0+0x60"}, "LedgerBroken"),
+        *(
+            ({f'wardpose_{side}ledger_state{{job="wardpose-server",state="{state}"}}': "1+0x60"}, "LedgerLost")
+            for side, state in (
+                ("", "missing"),
+                ("site_", "empty"),
+                ("", "broken"),
+                ("site_", "rolled-back"),
+                ("site_", "missing"),
+            )
+        ),
+        ({'wardpose_site_ledger_state{job="wardpose-site",state="locked"}': "1+0x60"}, "LedgerLocked"),
         ({'wardpose_sites_failed_total{site="a",reason="late"}': "0+1x60"}, "SiteFails"),
         ({'wardpose_releases_rejected_total{site="a",reason="norm"}': "0x20 1x40"}, "ReleaseRejected"),
         ({'wardpose_releases_rejected_total{site="a",reason="ledger"}': "1+0x60"}, "ReleaseRejected"),

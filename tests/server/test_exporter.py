@@ -12,10 +12,14 @@ from flwr.supercore.state.alembic.utils import run_migrations
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import create_engine
+from support.sites import DAMAGES, damage
 
 from wardpose.server.exporter import METRICS, ServerExporter
 from wardpose.server.journal import RoundRow, RunJournal, SiteRow
+from wardpose.server.summary import summarise
 from wardpose.server.superlink import registered_nodes, run_ended
+from wardpose.shared.errors import LedgerError
+from wardpose.shared.ledger_state import LEDGER_STATES
 from wardpose.shared.privacy.accounting import Event, epsilon, federation_epsilon
 from wardpose.shared.privacy.ledger import Budget, Ledger
 
@@ -200,6 +204,27 @@ def test_a_locked_journal_costs_its_own_metrics_alone(folder: Path) -> None:
     assert value(samples, "wardpose_exporter_source_up", source="journal") == 0
     assert value(samples, "wardpose_ledger_verified") == 1
     assert value(scrape(ServerExporter(folder)), "wardpose_exporter_up") == 1
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_ledger_that_is_not_the_whole_story_is_never_a_new_one(how: str, folder: Path) -> None:
+    damage(folder / "ledger.sqlite", how)
+    samples = scrape(ServerExporter(folder))
+    assert value(samples, "wardpose_exporter_source_up", source="ledger") == 0
+    assert value(samples, "wardpose_ledger_verified") == 0
+    states = {state: value(samples, "wardpose_ledger_state", state=state) for state in LEDGER_STATES}
+    assert states == {state: float(state == DAMAGES[how]) for state in LEDGER_STATES}
+    assert not any(name.startswith("wardpose_epsilon") for name, _ in samples)
+    assert value(samples, "wardpose_rounds_total") == 3
+    with pytest.raises(LedgerError, match=r"ledger\.sqlite: "):
+        summarise(folder)
+
+
+def test_before_the_first_charge_there_need_be_no_ledger(tmp_path: Path) -> None:
+    start(RunJournal(tmp_path / "journal.sqlite"), "a")
+    samples = scrape(ServerExporter(tmp_path))
+    assert value(samples, "wardpose_ledger_state", state="none") == 1
+    assert summarise(tmp_path)["epsilon_federation"]["disjoint"] == 0
 
 
 def test_a_ledger_that_was_tampered_with_is_told_from_the_rest(folder: Path) -> None:

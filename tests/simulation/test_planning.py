@@ -62,6 +62,29 @@ def test_tables_run_the_right_way(values: dict[str, list[dict[str, float]]]) -> 
     assert [row["patients"] for row in values["by_patients"]] == [150, 300, 600, 1200, 2400]
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "noise"),
+    [("0.0001", "gaussian"), ("0.001", "discrete-gaussian"), ("1000", "gaussian"), ("10000", "gaussian")],
+)
+def test_small_and_large_budgets_are_spent(epsilon: str, noise: str) -> None:
+    result = RUNNER.invoke(app, ["plan", "--epsilon", epsilon, "--noise", noise, "--rounds", "3", "--json"])
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert 0.98 * float(epsilon) < values["epsilon_spent"] <= float(epsilon)
+    assert all(row["noise_multiplier"] for row in values["by_epsilon"])
+
+
+def test_a_side_table_without_an_answer_does_not_refuse_the_plan(tmp_path: Path) -> None:
+    arguments = ["plan", "--patients", "20", "--batch", "20", "--epsilon", "1e-5", "--delta", "1e-12"]
+    arguments += ["--rounds", "1000000", "--steps", "1000000"]
+    result = RUNNER.invoke(app, [*arguments, "--png", str(tmp_path / "plan.png"), "--json"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["by_epsilon"]
+    assert rows[0]["noise_multiplier"] is None
+    assert rows[-1]["noise_multiplier"] > 0
+    assert "-" in RUNNER.invoke(app, arguments).stdout.split("What a larger budget buys")[1]
+
+
 def test_picture_is_drawn(values: dict[str, object], tmp_path: Path) -> None:
     draw(values, tmp_path / "new" / "plan.png")
     assert (tmp_path / "new" / "plan.png").read_bytes().startswith(b"\x89PNG")

@@ -1,5 +1,10 @@
+import json
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from wardpose.shared.anonymize.public_view import PublicViewConfig, open_public_view
 from wardpose.shared.anonymize.weights_file import load_public_view, load_recoverable, read_info
@@ -44,3 +49,38 @@ def test_what_was_saved_is_what_is_loaded(recoverable_weights):
     again = load_recoverable(recoverable_weights)[0]
     assert all(torch.equal(a, b) for a, b in zip(generator.parameters(), again.parameters(), strict=True))
     assert not any(parameter.requires_grad for parameter in recovery.parameters())
+
+
+def test_whole_numbers_are_no_weights(view_weights, tmp_path):
+    metadata = json.loads(view_weights.read_bytes()[8:].split(b"}}", 1)[0].decode() + "}}")["__metadata__"]
+    tensors = load_file(view_weights)
+    path = tmp_path / "whole.safetensors"
+    save_file(tensors, path, metadata)
+    load_public_view(path)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    save_file({**tensors, name: tensors[name].to(torch.int8)}, path, metadata)
+    with pytest.raises(DataError, match=r"whole\.safetensors: tensor .* has dtype int8 \(allowed: float32"):
+        load_public_view(path)
+    for key, value in (("wardpose.config", "[]"), ("wardpose.config", "{"), ("wardpose.config", '{"levels": 1e9}')):
+        save_file(tensors, path, {**metadata, key: value})
+        with pytest.raises(DataError, match=r"whole\.safetensors: [^\n]*$"):
+            load_public_view(path)
+    save_file(tensors, path, {key: value for key, value in metadata.items() if key != "wardpose.data"})
+    with pytest.raises(DataError, match=r"its metadata needs wardpose.command"):
+        load_public_view(path)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(place=st.floats(0, 1), damage=st.sampled_from([b"", b"0", b"9", b'"', b"{", b"\xff", b"1e9"]))
+def test_damaged_headers_are_refused_on_one_line(place, damage, recoverable_weights):
+    content = recoverable_weights.read_bytes()
+    at = int(place * (8 + int.from_bytes(content[:8], "little")))
+    path = recoverable_weights.with_name("damaged.safetensors")
+    path.write_bytes(content[:at] + damage + content[at + 1 :])
+    refused = f"{path}: "
+    try:
+        load_recoverable(path)
+    except (ConfigError, DataError) as error:
+        refused = str(error)
+    assert refused.startswith(f"{path}: ")
+    assert "\n" not in refused

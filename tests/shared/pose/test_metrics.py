@@ -129,3 +129,32 @@ def test_reference_model_scores_what_its_results_file_is_known_for(data_root: Pa
     long_side = [max(a["bbox"][2:]) for a in people]
     errors = metrics.relative_errors(guesses[..., :2], labels[..., :2], labels[..., 2], long_side)
     assert 0.84 < metrics.share_correct(errors, 0.2) < 0.95
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_predictions_that_are_no_numbers_score_nothing_anywhere(bad: float) -> None:
+    truth = np.random.default_rng(3).uniform(0, 200, (20, 14, 2))
+    marks, lengths = np.full((20, 14), 2), np.full(20, 50.0)
+    predicted = np.full_like(truth, bad)
+    scores = np.full(20, bad)
+    errors = metrics.relative_errors(predicted, truth, marks, lengths)
+    assert metrics.share_correct(errors, 0.5) == 0
+    assert metrics.area_under_curve(errors) == 0
+    assert set(metrics.per_joint(errors, 0.2, LSP14).values()) == {0.0}
+    boxes = np.tile([0.0, 0.0, 200.0, 200.0], (20, 1))
+    areas = np.full(20, 20000.0)
+    found = metrics.oks_ap(predicted, scores, truth, marks, boxes=boxes, areas=areas, skeleton=LSP14)
+    assert [found[name] for name in ("AP", "AP50", "AP75", "AP_L", "AR")] == [0.0] * 5
+    predicted = truth.copy()
+    predicted[:, ::2, 0] = bad  # half of the joints
+    assert metrics.share_correct(metrics.relative_errors(predicted, truth, marks, lengths), 0.5) == 0.5
+    found = metrics.oks_ap(predicted, np.ones(20), truth, marks, boxes=boxes, areas=areas, skeleton=LSP14)
+    assert found["AP50"] == 1.0
+    assert found["AP"] == pytest.approx(0.1)
+
+
+def test_a_reference_without_end_makes_nothing_correct() -> None:
+    truth = np.zeros((3, 2, 2))
+    errors = metrics.relative_errors(truth + 1e300, truth, np.ones((3, 2)), [math.inf, -5.0, 1e-300])
+    assert np.isnan(errors[:2]).all()
+    assert metrics.share_correct(errors, 0.5) == 0

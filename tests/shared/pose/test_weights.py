@@ -1,13 +1,16 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file, save_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from wardpose.shared.errors import DataError
 from wardpose.shared.pose import weights
-from wardpose.shared.pose.model import ModelConfig, build_model
+from wardpose.shared.pose.model import ModelConfig, PoseModel, build_model
 
 SMALL = ModelConfig(weights="random", input_size=(64, 32), last_stride=16)
 
@@ -92,6 +95,113 @@ def test_wrong_tensors_are_refused_by_file_and_tensor(
     for word in [str(path), *words]:
         assert word in str(caught.value)
     assert weights.state_hash(model) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_types_are_loaded_as_the_values_they_hold(
+    dtype: torch.dtype, backbone: dict[str, Tensor], tmp_path: Path
+) -> None:
+    stored = {name: tensor.to(dtype) for name, tensor in backbone.items()}
+    save_file(stored, tmp_path / "other.safetensors")
+    model = build_model(SMALL)
+    weights.load_backbone(model, tmp_path / "other.safetensors")
+    for name, tensor in model.backbone.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, stored[name].to(torch.float32))
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool, torch.complex64,
+        torch.float8_e4m3fn, torch.float8_e5m2,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("all_of_them", [True, False])
+def test_numbers_that_are_no_weights_are_refused(
+    dtype: torch.dtype, all_of_them: bool, backbone: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "whole.safetensors"
+    save_file({n: t.to(dtype) if all_of_them or n == NAME else t for n, t in backbone.items()}, path)
+    model = build_model(SMALL)
+    before = weights.state_hash(model)
+    with pytest.raises(DataError) as caught:
+        weights.load_backbone(model, path)
+    for word in [
+        str(path),
+        'tensor "',
+        str(dtype).removeprefix("torch."),
+        "allowed: float32, float16, bfloat16, float64",
+    ]:
+        assert word in str(caught.value)
+    assert weights.state_hash(model) == before
+
+
+def test_a_double_beyond_single_precision_is_refused_rather_than_made_infinite(
+    backbone: dict[str, Tensor], tmp_path: Path
+) -> None:
+    stored = {name: tensor.double() for name, tensor in backbone.items()}
+    stored[NAME][0, 0] = 1e39
+    save_file(stored, tmp_path / "large.safetensors")
+    with pytest.raises(
+        DataError, match=rf'large\.safetensors: tensor "{NAME}" has values that are not finite in float32'
+    ):
+        weights.load_backbone(build_model(SMALL), tmp_path / "large.safetensors")
+
+
+def test_names_of_tensors_stay_on_one_line(backbone: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file({**backbone, "a\n\x1b[31m" + 500 * "b": torch.zeros(1)}, tmp_path / "named.safetensors")
+    with pytest.raises(DataError) as caught:
+        weights.load_backbone(build_model(SMALL), tmp_path / "named.safetensors")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["tiny_vit_11m_224", "resnet18"])
+def test_another_architecture_is_refused(name: str, tmp_path: Path) -> None:
+    network = timm.create_model(name, pretrained=False, num_classes=0)
+    save_file({n: t.contiguous() for n, t in network.state_dict().items()}, tmp_path / "foreign.safetensors")
+    with pytest.raises(DataError, match=r"foreign\.safetensors: tensor .* (is missing|has shape|is not one)"):
+        weights.load_backbone(build_model(SMALL), tmp_path / "foreign.safetensors")
+
+
+@pytest.fixture(scope="module")
+def small_file(saved: Path) -> bytes:
+    """A pose model file with its first tensors alone."""
+    tensors = dict(list(load_file(saved).items())[:3])
+    return save(tensors, metadata=weights.read_metadata(saved))
+
+
+@pytest.fixture(scope="module")
+def model() -> PoseModel:
+    return build_model(SMALL)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_damaged_files_are_refused_on_one_line(
+    data: st.DataObject, small_file: bytes, saved: Path, model: PoseModel
+) -> None:
+    content = bytearray(small_file)
+    header = 8 + int.from_bytes(content[:8], "little")
+    for _ in range(data.draw(st.integers(1, 3))):
+        size = len(content)
+        place = data.draw(st.integers(0, min(header, size) if data.draw(st.integers(0, 3)) else size))
+        damage = data.draw(st.sampled_from(["cut", "flip", "insert", "digit"]))
+        if damage == "cut":
+            del content[place:]
+        elif damage == "flip" and place < size:
+            content[place] ^= 1 << data.draw(st.integers(0, 7))
+        elif damage == "insert":
+            content[place:place] = data.draw(st.binary(min_size=1, max_size=4))
+        elif place < size:
+            content[place] = ord(data.draw(st.sampled_from('0123456789"{}[],:')))
+    path = saved.with_name("damaged.safetensors")
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        weights.load_into(model, path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", "truncated"])

@@ -1,0 +1,51 @@
+"""What became of a ledger's file, for everybody who only reads it: a lost one is not a new one.
+
+A ledger that is gone, empty, locked, broken or put back from an old backup looks, at first sight, like that of somebody
+who was never charged. A journal lies in another file and knows which rounds were paid for.
+"""
+
+import sqlite3
+from collections.abc import Set
+from pathlib import Path
+from typing import Literal, get_args
+
+from wardpose.shared.errors import LedgerError
+from wardpose.shared.privacy.chain import RESERVE
+from wardpose.shared.privacy.ledger import Ledger
+
+LedgerState = Literal["ok", "none", "missing", "empty", "locked", "broken", "rolled-back"]
+LEDGER_STATES: tuple[LedgerState, ...] = get_args(LedgerState)
+
+
+def ledger_state(path: Path, paid: Set[tuple[str, int]] | None) -> tuple[LedgerState, str]:
+    """Tell what became of a ledger, without writing anything.
+
+    Args:
+        path: of the ledger.
+        paid: run and round of everything that a journal knows was charged; `None` where it cannot be read.
+
+    Returns:
+        `none` (nothing was ever charged), `ok`, or what is wrong; and then a sentence that names the file.
+
+    """
+    restore = "restore the newest backup"
+    if not path.exists():
+        if paid is None or paid:
+            return "missing", f"{path}: is gone, but rounds were charged to it, and stay charged ({restore})"
+        return "none", ""
+    try:
+        log = path.with_name(f"{path.name}-wal")
+        if path.stat().st_size == 0 and not (log.exists() and log.stat().st_size):
+            return "empty", f"{path}: empty; a ledger never is once it was made ({restore})"
+        ledger = Ledger.open_readonly(path)
+        ledger.verify()
+        entries = ledger.entries()
+    except (LedgerError, OSError) as error:
+        locked = isinstance(error.__cause__, sqlite3.OperationalError) and "locked" in str(error.__cause__)
+        return "locked" if locked else "broken", str(error)
+    if not entries:
+        return "empty", f"{path}: empty; it holds no entry ({restore})"
+    charged = {(str(entry.body["run"]), int(entry.body["round"])) for entry in entries if entry.kind == RESERVE}
+    for run, number in sorted((paid or set()) - charged):
+        return "rolled-back", f"{path}: rolled back: it lacks round {number} of run {run!r}, which was paid ({restore})"
+    return "ok", ""
