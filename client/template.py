@@ -11,25 +11,26 @@ _TEMPLATE = """\
 site: {name}                # as registered with the server
 
 cohort:
-  name: {name}-ward-1       # the budget belongs to this name for ever, whatever run asks; never rename it
+  name: {name}-ward-1       # in the ledger; renaming it gives no patient a new budget
   declared_patients: 100    # a round public number near the number of patients; noised sums are divided by it
   data:
     kind: coco              # coco, mpii, lsp or video
     annotations: data/keypoints.json
     images: data/images
-    # patients:             # who is on which frame; without it every frame counts as a patient of its own,
-    #   file: data/patients.csv   # and then patients with many frames are protected less than epsilon says
+    # patients:             # who is on which frame: what unit: patient needs, unless the file of keypoints says it
+    #   file: data/patients.csv
     #   ids: fold           # P017 and "p 017" are one patient; exact: two; without it such ids are refused
 
 policy:
   mechanisms: [dp-sgd]      # of dp-sgd, projected, feature, feature-projective; none gives no privacy at all
-  unit: patient             # what the guarantee protects
-  epsilon: 4.0              # total budget of the cohort over all runs, at this delta
+  unit: patient             # what the guarantee protects: patient (all frames of one), frame (a whole picture) or record
+  epsilon: 4.0              # total budget of each patient over all runs, at this delta
   delta: 1.0e-5             # below 1 / patients
   minimum_noise_multiplier: 0.5
   maximum_sample_rate: 0.2
   maximum_steps_per_round: 200
   minimum_declared_patients: 50
+  # maximum_...             # every other bound, with its default and what it protects: wardpose site policy site.yaml
   # federations: [my-study] # only these may order
   # code_hash: ...          # only this code may run (printed by: wardpose site check)
 
