@@ -54,8 +54,8 @@ class PolicyConfig(Strict):
         mechanisms: allowed mechanisms.
         unit: what the guarantee must protect at least; `patient` refuses frame-level orders. A site whose records name
             no patients must say `record`, or `frame` for whole pictures.
-        epsilon: total budget at `delta` of each patient in whatever cohort of this site, or of a cohort whose records name
-            no patients.
+        epsilon: total budget at `delta` of each patient in whatever cohort of this site, or of a cohort whose
+            records name no patients.
         delta: probability of failure.
         adjacency: neighbouring relation that the budget is stated for.
         tiers: budgets of consent tiers, by tier name.
