@@ -29,7 +29,7 @@ from wardpose.shared.errors import (
     WireError,
 )
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import PREFLIGHT, TRAIN, Refusal, RoundOrder, hash_arrays, refusal, unpack
+from wardpose.shared.wire import Refusal, RoundOrder, hash_arrays, refusal, unpack
 
 logger = logging.getLogger("wardpose.client")
 app = ClientApp()
@@ -169,6 +169,3 @@ def _preflight(message: Message, path: Path) -> Message:
         course=order.course,
     )
     return Message(build_status(site=site.config, ledger=ledger), reply_to=message)
-
-
-__all__ = ["PREFLIGHT", "TRAIN", "app"]

@@ -92,7 +92,7 @@ def _of_patient(events: Sequence[Event], policy: PolicyConfig) -> float | None:
 def _not_private(ledger: Ledger, cohort: str) -> str | None:
     if ledger.seeded(cohort):
         return "noise came from a seed: whoever knows it can subtract it"
-    if any(event.mechanism == "none" for event in ledger.events(cohort)):
+    if any(event.is_unprotected for event in ledger.events(cohort)):
         return "mechanism none: updates are neither clipped nor noised"
     return None
 

@@ -147,6 +147,12 @@ class Event:
         if not isinstance(self.seeded, bool):
             raise ConfigError(f"event: seeded is {self.seeded!r}; it must be true or false")
 
+    @property
+    def is_unprotected(self) -> bool:
+        """Whether it released something as it is: mechanism `none`, or no noise."""
+        released = self.mechanism == _NOT_PRIVATE or (self.noise_multiplier == 0 and self.sample_rate > 0)
+        return released and self.mechanism != _FREE and self.steps > 0
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for `json.dumps`; `from_json` gives the equal event back."""
         return asdict(self)
@@ -168,10 +174,10 @@ class Event:
 
     def dp_event(self) -> dp_accounting.DpEvent:
         """Write it in dp-accounting's algebra, a discrete Gaussian as the Gaussian of equal multiplier."""
-        if self.mechanism == _FREE or self.steps == 0 or (self.sample_rate == 0 and self.mechanism != _NOT_PRIVATE):
-            return dp_accounting.NoOpDpEvent()
-        if self.mechanism == _NOT_PRIVATE or self.noise_multiplier == 0:
+        if self.is_unprotected:
             return dp_accounting.NonPrivateDpEvent()
+        if self.mechanism == _FREE or self.steps == 0 or self.sample_rate == 0:
+            return dp_accounting.NoOpDpEvent()
         step: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(self.noise_multiplier)
         if self.sample_rate < 1:
             step = dp_accounting.PoissonSampledDpEvent(self.sample_rate, step)
@@ -386,12 +392,10 @@ def merged_charges(events: Iterable[Event]) -> tuple[Charge, ...] | None:
     for event in events:
         if event.steps == 0 or event.mechanism == _FREE:
             continue
-        if event.mechanism == _NOT_PRIVATE:
+        if event.is_unprotected:
             return None
         if event.sample_rate == 0:
             continue
-        if event.noise_multiplier == 0:
-            return None
         found.append((event.noise, event.sample_rate, event.noise_multiplier, event.steps))
     return composition.merge(found)
 

@@ -11,7 +11,6 @@ import copy
 from types import MethodType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -91,10 +90,3 @@ def _attention(attention: Any, tokens: Tensor, window: int) -> Tensor:
     )
     result: Tensor = attention.proj(mixed.transpose(1, 2).reshape(batch, count, attention.out_dim))
     return result
-
-
-def max_difference(model: PoseModel, strategy: Strategy, x: Tensor) -> float:
-    """Largest difference between the logits of the network and of its patched copy."""
-    with torch.no_grad():
-        pairs = zip(model(x), patched(model, strategy)(x), strict=True)
-        return max(float((a - b).abs().max()) for a, b in pairs)
