@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ import torch
 from wardpose.client.findings import Finding, finding
 from wardpose.client.journal import SiteJournal
 from wardpose.client.site import Site, open_site
+from wardpose.client.tiers import patient_tiers, tiers_of_nobody
+from wardpose.client.training import everybody
 from wardpose.shared.anonymize.public_view import open_public_view
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.data.source import names_patients, open_source
@@ -247,6 +250,7 @@ def _data(site: Site, skeleton: str) -> Iterator[Finding]:
     for note in dataset.notes:
         yield _warning("data", note)
     yield from _owners(site, dataset)
+    yield from _tiers(site, dataset)
     declared = config.cohort.declared_patients
     if not declared / 2 <= patients <= 2 * declared:
         yield _warning(
@@ -275,6 +279,21 @@ def _owners(site: Site, dataset: PoseDataset) -> Iterator[Finding]:
         )
     else:
         yield _ok("owners", f"{len(units)} units of {len(dataset)} records, {several} pictures show several people")
+
+
+def _tiers(site: Site, dataset: PoseDataset) -> Iterator[Finding]:
+    """Say whom the tier file means: a patient whose id is mistyped there would be of no tier."""
+    cohort, patients = site.config.cohort, everybody(dataset)
+    tiers = patient_tiers(cohort, patients)
+    if tiers is None:
+        return
+    counts = Counter(tiers.values())
+    tally = ", ".join(f"{counts[tier]} {tier}" for tier in sorted(cohort.declared_tiers))
+    text = f"of {len(patients)} patients: {tally}, {len(patients) - len(tiers)} of no tier"
+    nobody = tiers_of_nobody(cohort, patients)
+    if nobody:
+        text += f"; {len(nobody)} ids of {cohort.tiers} are in no record"
+    yield finding("tiers", "warning" if nobody else "ok", text, nobody)
 
 
 def _disk(config: SiteConfig, dataset: PoseDataset) -> Finding:
