@@ -32,7 +32,7 @@ is done again inside the numbers of its course stays in it; one that needs a new
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -53,16 +53,25 @@ _LISTED_ORDERS = (3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)
 
 @dataclass(frozen=True, kw_only=True)
 class Charged:
-    """What one reservation cost.
+    """What a reservation cost, or several equal ones.
 
     Attributes:
         course: identity of the declared course it is part of; empty where it is part of none.
         events: what was charged.
+        times: by how many equal reservations.
 
     """
 
     course: str
     events: tuple[Event, ...]
+    times: int = 1
+
+    @property
+    def total(self) -> tuple[Event, ...]:
+        """What all of them charged: as many times the steps."""
+        if self.times == 1:
+            return self.events
+        return tuple(replace(event, steps=event.steps * self.times) for event in self.events)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +113,11 @@ def account(
         first_order: the order fixed at the first charge (`best_order`); `None`: only the listed ones.
 
     """
-    costly = [Charged(course=charge.course, events=costliest(charge.events)) for charge in charges]
+    costly = [replace(charge, events=costliest(charge.events)) for charge in charges]
     costly = [charge for charge in costly if accounting.merged_charges(charge.events) != ()]
-    events = [event for charge in costly for event in charge.events]
+    events = [event for charge in costly for event in charge.total]
     courses = {charge.course for charge in costly}
-    one = len(costly) <= 1 or (len(courses) == 1 and "" not in courses)
+    one = sum(charge.times for charge in costly) <= 1 or (len(courses) == 1 and "" not in courses)
     return Account(
         composed=accounting.epsilon(events, delta=delta, adjacency=adjacency),
         course=accounting.epsilon(events, delta=COURSE_SHARE * delta, adjacency=adjacency) if one else math.inf,
@@ -203,14 +212,14 @@ def federation_epsilon(
     """
     costly = {
         site: [
-            Charged(course=charge.course, events=events)
+            replace(charge, events=events)
             for charge in charges
             for events in [costliest(charge.events)]
             if accounting.merged_charges(events) != ()
         ]
         for site, charges in per_site.items()
     }
-    events = {site: [event for charge in charges for event in charge.events] for site, charges in costly.items()}
+    events = {site: [event for charge in charges for event in charge.total] for site, charges in costly.items()}
     courses = {charge.course for charges in costly.values() for charge in charges}
     together = math.inf
     if len(courses) <= 1 and "" not in courses:
