@@ -29,6 +29,7 @@ from wardpose.shared.anonymize.public_view import open_public_view
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.data.source import names_patients, open_source
 from wardpose.shared.errors import LedgerError, WardposeError
+from wardpose.shared.ledger_state import LedgerState, ledger_state
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.privacy.noise import secure_streams, self_test
 from wardpose.shared.site_config import SiteConfig
@@ -135,12 +136,14 @@ def _ledger(site: Site) -> Iterator[Finding]:
         yield _failure("ledger", f"{folder}: not writable by this user; orders will be refused")
     spent = 0.0
     whole = not names_patients(config.cohort.data)
-    with _copy_of(site.journal.path) as journal:
-        known = SiteJournal(journal).head() if journal.exists() else None
+    with _copy_of(site.journal.path) as path:
+        journal = SiteJournal(path)
+        known, paid = (journal.head(), journal.paid()) if path.exists() else (None, set())
     if config.ledger.exists():
         with _copy_of(config.ledger) as copy:
             ledger = Ledger.open_readonly(copy)
             ledger.verify(known)
+            _refuse(ledger_state(copy, paid))
             sequence, head = ledger.head()
             yield _ok("ledger", f"{config.ledger}: {sequence} entries, chain unbroken, head {head[:12]}")
             newest = max((int(entry.body["time"]) for entry in ledger.entries()), default=0)
@@ -156,6 +159,7 @@ def _ledger(site: Site) -> Iterator[Finding]:
             "(restore the newest backup)"
         )
     else:
+        _refuse(ledger_state(config.ledger, paid))
         yield _ok("ledger", f"{config.ledger}: none yet; the first order makes it")
     text = (
         f'cohort "{config.cohort.name}": epsilon {spent:.4f} of {policy.epsilon:g} is spent at delta {policy.delta:g}'
@@ -164,6 +168,12 @@ def _ledger(site: Site) -> Iterator[Finding]:
         yield _failure("budget", f"{text}: nothing is left, every private order will be refused")
     else:
         yield (_warning if spent > 0.9 * policy.epsilon else _ok)("budget", text)
+
+
+def _refuse(state: tuple[LedgerState, str]) -> None:
+    _, problem = state
+    if problem:
+        raise LedgerError(problem)
 
 
 @contextlib.contextmanager

@@ -138,7 +138,9 @@ def costliest(events: Iterable[Event]) -> tuple[Event, ...]:
     """Return what a charge costs at most, whichever consent tier a unit is of.
 
     Events of different tiers in one charge are alternatives. Where one of them samples at least as often, as long and
-    with as little noise as all others, it stands for them; otherwise they are all kept, which charges too much.
+    with as little noise as all others, it stands for them; otherwise they are all kept, which charges too much. What is
+    returned names no tier any more: whoever was of one tier in this charge may be of another in the next, and then pays
+    for both.
     """
     everybody: list[Event] = []
     tiers: list[Event] = []
@@ -146,9 +148,9 @@ def costliest(events: Iterable[Event]) -> tuple[Event, ...]:
         (tiers if event.tier else everybody).append(event)
     worst = next((event for event in tiers if all(_dominates(event, other) for other in tiers)), None)
     names = {event.tier for event in tiers}
-    if worst is None or len(names) != len(tiers):  # several events of one tier compose
-        return (*everybody, *tiers)
-    return (*everybody, worst)
+    alone = worst is not None and len(names) == len(tiers)  # several events of one tier compose
+    kept = [worst] if worst is not None and alone else tiers
+    return (*everybody, *(replace(event, tier="") for event in kept))
 
 
 def _dominates(event: Event, other: Event) -> bool:
