@@ -51,11 +51,21 @@ class Budget:
 
     def spent(self, charges: Sequence[Charged], first_order: int | None) -> float:
         """Epsilon of charges for the budget's unit and adjacency, as enforced; infinite for those of a weaker unit."""
-        weaker = UNITS[UNITS.index(self.unit) + 1 :]
-        events = [event for charge in charges for event in charge.events]
-        if any(event.unit in weaker and accounting.merged_charges([event]) != () for event in events):
+        if self._holds_weaker(charges):
             return float("inf")
         return filters.account(charges, delta=self.delta, adjacency=self.adjacency, first_order=first_order).epsilon
+
+    def bears(self, charges: Sequence[Charged], first_order: int | None, *, tier: str) -> bool:
+        """Tell whether units of `tier` may spend that much."""
+        limit = self.limit(tier)
+        if self._holds_weaker(charges):
+            return limit == float("inf")
+        return filters.fits(charges, limit, delta=self.delta, adjacency=self.adjacency, first_order=first_order)
+
+    def _holds_weaker(self, charges: Sequence[Charged]) -> bool:
+        weaker = UNITS[UNITS.index(self.unit) + 1 :]
+        events = (event for charge in charges for event in charge.events)
+        return any(event.unit in weaker and accounting.merged_charges([event]) != () for event in events)
 
 
 def of_tier(charge: Charged, tier: str) -> Charged:

@@ -113,16 +113,39 @@ def account(
         first_order: the order fixed at the first charge (`best_order`); `None`: only the listed ones.
 
     """
-    costly = [replace(charge, events=costliest(charge.events)) for charge in charges]
-    costly = [charge for charge in costly if accounting.merged_charges(charge.events) != ()]
-    events = [event for charge in costly for event in charge.total]
-    courses = {charge.course for charge in costly}
-    one = sum(charge.times for charge in costly) <= 1 or (len(courses) == 1 and "" not in courses)
+    events, one = _composition(charges)
     return Account(
         composed=accounting.epsilon(events, delta=delta, adjacency=adjacency),
         course=accounting.epsilon(events, delta=COURSE_SHARE * delta, adjacency=adjacency) if one else math.inf,
         renyi_filter=_filter(events, delta, adjacency, first_order),
     )
+
+
+def fits(
+    charges: Sequence[Charged],
+    limit: float,
+    *,
+    delta: float,
+    adjacency: Adjacency = "add-remove",
+    first_order: int | None = None,
+) -> bool:
+    """Tell whether `account(...).epsilon` is at most `limit`; the cheaper rule is asked first.
+
+    Arguments as for `account`.
+    """
+    events, one = _composition(charges)
+    if _filter(events, delta, adjacency, first_order) <= limit:
+        return True
+    return one and accounting.epsilon(events, delta=COURSE_SHARE * delta, adjacency=adjacency) <= limit
+
+
+def _composition(charges: Sequence[Charged]) -> tuple[list[Event], bool]:
+    """Return the events of a unit that every charge touched, and whether they are one declared course."""
+    costly = [replace(charge, events=costliest(charge.events)) for charge in charges]
+    costly = [charge for charge in costly if accounting.merged_charges(charge.events) != ()]
+    courses = {charge.course for charge in costly}
+    one = sum(charge.times for charge in costly) <= 1 or (len(courses) == 1 and "" not in courses)
+    return [event for charge in costly for event in charge.total], one
 
 
 def best_order(events: Sequence[Event], *, epsilon: float, delta: float, adjacency: Adjacency = "add-remove") -> int:

@@ -180,7 +180,7 @@ class Ledger:
             standing = membership.standing(keys[name], without=reservation.sequence)
             if (standing, tier) not in over:
                 charges = membership.charges(standing, spend.of_tier(tier))
-                over[standing, tier] = budget.spent(charges, tally.order) > budget.limit(tier)
+                over[standing, tier] = not budget.bears(charges, tally.order, tier=tier)
             if over[standing, tier]:
                 out.add(name)
         return frozenset(out)
@@ -403,8 +403,8 @@ class Ledger:
         tiers = [event.tier for charge in (*before, new) for event in charge.events]
         for tier in dict.fromkeys(["", *tiers, *budget.by_tier]):
             charges = [of_tier(charge, tier) for charge in (*before, new)]
-            total = budget.spent(charges, tally.order)
-            if total > budget.limit(tier):
+            if not budget.bears(charges, tally.order, tier=tier):
+                total = budget.spent(charges, tally.order)
                 spent = budget.spent(charges[:-1], tally.order)
                 who = f"cohort {cohort!r}" + (f", tier {tier!r}" if tier else "")
                 raise BudgetExceeded(

@@ -112,6 +112,23 @@ def anonymizer(
     _show(measure(batch_size=batch, rounds=repetitions), "anonymizer-speed", save=save, as_json=as_json)
 
 
+@app.command()
+def ledger(
+    events: Annotated[str, typer.Option(help="Sizes to measure, with commas between.")] = "1000,10000,100000,1000000",
+    cohorts: Annotated[int, typer.Option(min=1, help="Cohorts that share the events.")] = 200,
+    kinds: Annotated[int, typer.Option(min=1, max=10_000, help="Different noises of the events.")] = 8,
+    folder: Annotated[Path | None, typer.Option(help="A folder on the disk to measure.", exists=True)] = None,
+    save: Save = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time of a charge, of the epsilon of everything and of a whole check, in ledgers of all ages."""
+    from wardpose.simulation.benchmarks.ledger import Setting, measure_ledger, sizes_from
+
+    setting = Setting(sizes=sizes_from(events), cohorts=cohorts, kinds=kinds)
+    name = "ledger" if kinds == Setting.kinds else f"ledger-{kinds}-kinds"
+    _show(measure_ledger(setting, folder), name, save=save, as_json=as_json)
+
+
 def _strategy(name: str) -> Any:
     from wardpose.shared.pose.model import Strategy as Known
 
