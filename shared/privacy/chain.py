@@ -117,7 +117,9 @@ class Chain:
             with self._connect() as connection:
                 problems = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
             if problems != ["ok"]:
-                raise LedgerError(f"{self.path}: damaged: {'; '.join(problems)}")
+                raise LedgerError(
+                    f"{self.path}: damaged: {'; '.join(' '.join(problem.split()) for problem in problems)}"
+                )
         if expected_head is not None:
             self._continues(entries, expected_head)
 
