@@ -28,6 +28,7 @@ _KINDS = (GENESIS, COHORT, RESERVE, COMMIT)
 _APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
 _PATIENCE = 120.0  # seconds to wait for another process's transaction
 _READ_PATIENCE = 2.0  # readers do not wait for writers; a file that is locked as a whole is soon given up
+_YEAR_10000 = 253_402_300_800
 _SCHEMA = (
     "CREATE TABLE entries (sequence INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, "
     "previous TEXT NOT NULL, hash TEXT NOT NULL) STRICT",
@@ -116,7 +117,9 @@ class Chain:
             with self._connect() as connection:
                 problems = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
             if problems != ["ok"]:
-                raise LedgerError(f"{self.path}: damaged: {'; '.join(problems)}")
+                raise LedgerError(
+                    f"{self.path}: damaged: {'; '.join(' '.join(problem.split()) for problem in problems)}"
+                )
         if expected_head is not None:
             self._continues(entries, expected_head)
 
@@ -152,7 +155,7 @@ class Chain:
             self._create()
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            appender = Appender(connection, list(self._compare(self._read(connection))), int(self._clock()))
+            appender = Appender(connection, list(self._compare(self._read(connection))), self._now())
             yield appender
             connection.execute("COMMIT")
         if self._witness is not None:
@@ -169,7 +172,7 @@ class Chain:
                 connection.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:
                     connection.execute(statement)
-                Appender(connection, [], int(self._clock()))(GENESIS, {"ledger": secrets.token_hex(16), "version": 2})
+                Appender(connection, [], self._now())(GENESIS, {"ledger": secrets.token_hex(16), "version": 2})
                 connection.execute("COMMIT")
             with contextlib.suppress(FileExistsError):  # another process was first
                 os.link(temporary, self.path)
@@ -180,6 +183,13 @@ class Chain:
             for rest in (temporary, temporary.with_name(f"{temporary.name}-journal")):
                 with contextlib.suppress(OSError):
                     rest.unlink()
+
+    def _now(self) -> int:
+        """Return the clock's whole seconds; entries stay for ever, so one that no calendar has is not written."""
+        seconds = self._clock()
+        if not 0 <= seconds < _YEAR_10000:
+            raise LedgerError(f"{self.path}: the clock says {seconds} (allowed: seconds from 1970 to 9999)")
+        return int(seconds)
 
     def _read(self, connection: sqlite3.Connection) -> tuple[Entry, ...]:
         (application,) = connection.execute("PRAGMA application_id").fetchone()

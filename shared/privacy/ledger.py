@@ -25,7 +25,7 @@ cache: it may be used from threads, and forked.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError
@@ -72,7 +72,9 @@ class Budget:
         accounting.epsilon((), delta=self.delta, adjacency=self.adjacency)
 
     def limit(self, tier: str) -> float:
-        """Epsilon that units of `tier` may spend."""
+        """Epsilon that units of `tier` may spend; the least of all where it may be any."""
+        if tier == membership.ANY_TIER:
+            return min([self.epsilon, *self.by_tier.values()])
         return self.by_tier.get(tier, self.epsilon)
 
 
@@ -191,9 +193,13 @@ class Ledger:
                     append(COHORT, body)
                 return frozenset()
             self._find(append.entries, reservation)
-            keys = membership.keys(append.entries, patients)
+            keys, tiers = (
+                membership.keys(append.entries, patients),
+                membership.tiers_by_key(append.entries, patients),
+            )
             earlier = [entry for entry in append.entries if entry.sequence != reservation.sequence]
-            histories = membership.histories(earlier, {keys[name]: tier for name, tier in patients.items()})
+            written = membership.spellings(append.entries, patients)
+            histories = membership.histories(earlier, tiers, written=written)
             order = _first_order(append.entries)
             spent: dict[membership.History, bool] = {}
             for history in histories.values():
@@ -201,7 +207,7 @@ class Ledger:
                     charged = membership.charged(append.entries, (*history, (reservation.sequence, history.tier)))
                     spent[history] = _total(charged, budget, order) > budget.limit(history.tier)
             out = frozenset(name for name in patients if spent[histories[keys[name]]])
-            members = {keys[name]: tier for name, tier in patients.items() if name not in out}
+            members = {keys[name]: tiers[keys[name]] for name in patients if name not in out}
             append(COHORT, body | membership.body(append.entries, cohort, reservation.sequence, members))
         return out
 
@@ -257,15 +263,17 @@ class Ledger:
             },
         }
         with self._chain.transaction() as append:
-            within = self._check(append.entries, cohort, events, budget, course)
-            if within and course is not None and not _knows_course(append.entries, cohort, course):
+            new = self._check(append.entries, cohort, events, budget, course)
+            if new.course and course is not None and not _knows_course(append.entries, cohort, course):
                 body["declared"] = course.model_dump_json()  # with the first charge: what the rest must be a part of
             if _first_order(append.entries) is None:
                 limit = min([budget.epsilon, *budget.by_tier.values()])
                 body["order"] = filters.best_order(
                     events, epsilon=limit, delta=budget.delta, adjacency=budget.adjacency
                 )
-            body["course"] = course.identity if within and course is not None else ""
+            body["course"] = new.course
+            if new.covers:
+                body["covers"] = [event.to_json() for event in new.covers]
             entry = append(RESERVE, body)
         return Reservation(
             sequence=entry.sequence, hash=entry.hash, cohort=cohort, run_id=run_id, round=round, events=tuple(events)
@@ -403,23 +411,23 @@ class Ledger:
         events: Sequence[Event],
         budget: Budget,
         course: Course | None,
-    ) -> bool:
-        """Refuse what a budget cannot bear; return whether the events are within their declared course."""
+    ) -> Charged:
+        """Refuse what a budget cannot bear; return the charge, and whether it is within its declared course."""
         before = _charged(entries, None if budget.whole_ledger else cohort)
-        within = course is not None and _within(before, events, course)
-        new = Charged(course=course.identity if within and course is not None else "", events=tuple(events))
+        new = _charge(before, events, course)
         tiers = [event.tier for charge in (*before, new) for event in charge.events]
         for tier in dict.fromkeys(["", *tiers, *budget.by_tier]):
-            charges = [_of_tier(charge, tier) for charge in (*before, new)]
-            total = _total(charges, budget, _first_order(entries))
+            # Where nobody is named, whoever is of this tier now may have been of another one at every charge before.
+            earlier = before if budget.whole_ledger else [_of_tier(charge, tier) for charge in before]
+            total = _total([*earlier, _of_tier(new, tier)], budget, _first_order(entries))
             if total > budget.limit(tier):
-                spent = _total(charges[:-1], budget, _first_order(entries))
+                spent = _total(earlier, budget, _first_order(entries))
                 who = f"cohort {cohort!r}" + (f", tier {tier!r}" if tier else "")
                 raise BudgetExceeded(
                     f"{who}: epsilon would be {total:.4g} of {budget.limit(tier):.4g} at delta {budget.delta:g} "
                     f"({spent:.4g} is spent)"
                 )
-        return within
+        return new
 
     def _find(self, entries: Sequence[Entry], reservation: Reservation) -> None:
         index = reservation.sequence - 1
@@ -445,7 +453,7 @@ def _charged(entries: Sequence[Entry], cohort: str | None) -> list[Charged]:
 
 
 def _of_tier(charge: Charged, tier: str) -> Charged:
-    return Charged(course=charge.course, events=tuple(event for event in charge.events if event.tier in ("", tier)))
+    return replace(charge, events=tuple(event for event in charge.events if event.tier in ("", tier)))
 
 
 def _first_order(entries: Sequence[Entry]) -> int | None:
@@ -460,18 +468,26 @@ def _knows_course(entries: Sequence[Entry], cohort: str, course: Course) -> bool
     )
 
 
-def _within(before: Sequence[Charged], events: Sequence[Event], course: Course) -> bool:
-    """Tell whether the events, with what the course was charged before, are a part of what it declared."""
-    declared, wanted = _steps(course.whole()), _steps(events)
-    for charge in before:
-        if charge.course == course.identity:
-            for kind, steps in _steps(charge.events).items():
-                wanted[kind] = wanted.get(kind, 0) + steps
-    return all(steps <= declared.get(kind, 0) for kind, steps in wanted.items())
+def _charge(before: Sequence[Charged], events: Sequence[Event], course: Course | None) -> Charged:
+    """Make a charge: a part of its course if the events, with what that was charged before, are in what it declared."""
+    alone = Charged(course="", events=tuple(events))
+    if course is None:
+        return alone
+    mine = [charge for charge in before if charge.course == course.identity]
+    declared, wanted = _steps(course.whole()), _steps([event for charge in (*mine, alone) for event in charge.events])
+    if any(steps > declared.get(kind, 0) for kind, steps in wanted.items()):
+        return alone
+    covers: tuple[Event, ...] = ()
+    if course.mechanism.schedule is not None:
+        covers = course.beginning({kind[1:4]: steps for kind, steps in wanted.items()})
+        passed_over = sum(event.steps for event in covers) > sum(wanted.values())
+        if not passed_over and not any(charge.covers for charge in mine):
+            covers = ()  # in order so far: what was charged is the beginning itself
+    return Charged(course=course.identity, events=tuple(events), covers=covers)
 
 
-def _steps(events: Sequence[Event]) -> dict[tuple[object, ...], int]:
-    found: dict[tuple[object, ...], int] = {}
+def _steps(events: Sequence[Event]) -> dict[tuple[str, str, float, float, str], int]:
+    found: dict[tuple[str, str, float, float, str], int] = {}
     for event in events:
         kind = (event.mechanism, event.noise, event.sample_rate, event.noise_multiplier, event.tier)
         found[kind] = found.get(kind, 0) + event.steps
