@@ -28,6 +28,7 @@ STRATEGY: Strategy = "head"
 _BLOCK = 8
 _AMPLITUDE = 6  # of e, in pixel values
 _CANDIDATES = 4  # times as many pictures are drawn as are kept
+_TOGETHER = 32  # units that are looked up at a time
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,23 +74,26 @@ class KnownGradients(UnitGradients):
     """
 
     def __init__(self, model: PoseModel, table: Table) -> None:
-        super().__init__(model, STRATEGY, micro_batch=1 << 20)
+        super().__init__(model, STRATEGY, micro_batch=_TOGETHER)
         self._table = table.gradients
 
-    def per_unit(self, parameters: Vector, bags: Bags, *, only: tuple[str, ...] | None = None) -> Iterator[Vector]:
-        """Yield the units' gradients, all at once."""
-        if not len(bags):
-            return
-        ids = _numbers(bags)  # (U, R)
+    def padded(
+        self, parameters: Vector, bags: Bags, size: int, *, only: tuple[str, ...] | None = None
+    ) -> Iterator[tuple[Vector, int]]:
+        """Yield micro-batches of `size` looked-up gradients, and how many of them are units."""
+        names = self.names if only is None else only
         weights = bags.weights.tolist()
-        result = {}
-        for name in self.names if only is None else only:
-            table = self._table[name]
-            total = table[ids[:, 0]] * weights[0]
-            for row in range(1, ids.shape[1]):
-                total += table[ids[:, row]] * weights[row]
-            result[name] = total
-        yield result
+        for start in range(0, len(bags), size):
+            part = bags.units(start, min(start + size, len(bags)))
+            ids = _numbers(part.padded(size))  # (u, R)
+            result = {}
+            for name in names:
+                table = self._table[name]
+                total = table[ids[:, 0]] * weights[0]
+                for row in range(1, ids.shape[1]):
+                    total += table[ids[:, row]] * weights[row]
+                result[name] = total
+            yield result, len(part)
 
     def summed(self, parameters: Vector, bags: Bags, unit_weights: Tensor | None = None) -> Vector:
         """Sum the units' gradients."""
