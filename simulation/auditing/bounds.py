@@ -11,7 +11,8 @@ A bound below the claim proves nothing; a bound above it is a violation at the s
 feature-DP a canary is not put in or left out but has its frame *replaced* by another with the same public
 view: `included` then says which of the two was used, and the claim is the replacement claim.
 
-Everything here is arithmetic on arrays; what makes canaries and scores is elsewhere.
+Everything here is arithmetic on arrays; what makes canaries and scores is elsewhere. What a claim about the kind of
+noise adds is in `recursion`, what many runs add in `steps`, and all three together in `verdict`.
 """
 
 import math

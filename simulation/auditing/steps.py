@@ -9,19 +9,22 @@ may be careless about all canaries at once; but not more often than in its share
 (`tradeoff`); likewise for "out". With a fair coin half of each is what a canary adds, so E[X_s] <= H_w, however
 canaries of one step depend on each other: expectations add.
 
-*Independence.* X_1 .. X_R are independent and in [-w, 1]. For 0 <= l <= 1 / (w + 1), 1 + l (X_s - H_w) is not negative
-and its mean is at most 1, so their product over the steps is an e-value: it exceeds 1/a with probability at most a
-(Markov). So does the average of such products over fixed w and l, which need not be chosen after looking (betting:
-Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting").
+*Independence.* X_1 .. X_R are in [-w, 1], and whatever the steps before showed, the next one's mean is at most H_w. For
+0 <= l <= 1 / (w + 1), 1 + l (X_s - H_w) is not negative and its mean is at most 1, so their product over the steps is
+an e-value: it exceeds 1/a with probability at most a (Ville's and Markov's inequalities). So does the average of such
+products over fixed w and l, which need not be chosen after looking (betting: Waudby-Smith and Ramdas 2024, "Estimating
+means of bounded random variables by betting").
 
-Nothing is asymptotic, guesses and weights are fixed before the steps are run, and the price for not knowing how
-canaries of one step depend on each other is none if they do not: X_s then has the variance of n independent guesses.
+Nothing is asymptotic, and guesses and weights are fixed before the steps are run. If canaries of one step are in fact
+independent, X_s has the variance of n independent guesses, so that with hundreds of steps little is lost by not
+assuming it.
 
-**arXiv 2509.08704** ("Tight privacy audit in one run", Xiang et al.) reaches tight bounds from a *single* run by
-comparing it with m independent channels. Its proofs could not be read here; the comparison itself does not follow from
-f-DP: a mechanism that is careless about all canaries at once, and rarely, is f-DP and refuted by such a bound far more
-often than promised (`tests/simulation/auditing/test_recursion.py` has one). Between steps independence is a fact, and
-this is the part of the idea that is used.
+**arXiv 2509.08704** ("Tight privacy audit in one run", Xiang et al. 2025; known here by its abstract and from others'
+programs alone) gets tight bounds from a *single* run by comparing it with m independent channels, the surest guesses
+with order statistics of the channels' likelihood ratios. Such a comparison does not follow from f-DP: a mechanism that
+is careless about all canaries at once, and rarely, is f-DP and refuted by it far more often than promised
+(`tests/simulation/auditing/test_recursion.py` has one). Between steps independence is a fact; this bound is what it
+proves.
 """
 
 import math
