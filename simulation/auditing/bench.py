@@ -58,10 +58,11 @@ class Bench:
             span = self._span() if plan.projects else None
             self.table = make_orthogonal(self.table, pairs=plan.by_replacement, span=span)
             self._known = KnownGradients(self._model, self.table)
-        norms = self._contributions(plan.claimed(LOOSE)).norm(dim=1)
+        whole = self._contributions(plan.claimed(LOOSE))
+        norms = whole.norm(dim=1, keepdim=True)
         self.claimed = plan.claimed(float(norms.min()) / _OVER)
         self.actual = break_mechanism(self.claimed, plan.broken)
-        self._duals = self._dual_vectors(self._contributions(self.claimed))
+        self._duals = self._dual_vectors(whole / norms * self.claimed.max_grad_norm)
         self._spread = self.claimed.max_grad_norm * self._duals[: plan.per_run].norm(dim=1).numpy()
         self.efficiency = float((1 / self._spread).mean())
 

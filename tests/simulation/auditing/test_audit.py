@@ -194,7 +194,7 @@ def test_halved_noise_is_found(name: Name) -> None:
 
 def test_a_shared_batch_betrays_who_took_part() -> None:
     """The auditor sees who is in the public batch: with the private batch in its place, that is who took part."""
-    apart, shared = (audited("feature", 1600, broken) for broken in (None, "shared-batch"))
+    apart, shared = (audited("feature", 4800, broken) for broken in (None, "shared-batch"))
     assert gap(shared) > 1.3 > gap(apart)  # 2 where everybody guessed is in, 0.2 at the rate of the private batch
     assert shared.violated
     assert not apart.violated
