@@ -35,11 +35,15 @@ SEED = 11
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_table_of_a_kind() -> Iterator[None]:
-    """Canaries of one seed are the same whatever is audited: most of a short audit's time is drawing them."""
+    """Canaries of one seed are the same whatever is audited, and drawing them takes most of a short audit's time.
+
+    Pictures are not chosen among many here, which only makes those that are planted as they are interfere more.
+    """
     tune_allocator()
     tables: dict[tuple[object, ...], Table] = {}
 
     def make(model: PoseModel, *arguments: Any, **options: Any) -> Table:
+        options["candidates"] = 1
         key = (*arguments, *options.items())
         if key not in tables:
             tables[key] = make_table(model, *arguments, **options)
@@ -138,11 +142,11 @@ def test_pictures_interfere_in_a_basis() -> None:
 
 
 def test_canaries_are_three_clip_norms_strong() -> None:
-    for pictures in (False, True):
+    for pictures, least in ((False, 0.999), (True, 0.8)):
         bench = Bench(AuditPlan(canaries=16, pictures=pictures, seed=SEED))
         norms = torch.stack([value[:16].flatten(1).square().sum(1) for value in bench.table.gradients.values()])
         assert float(norms.sum(0).sqrt().min()) == pytest.approx(3 * bench.claimed.max_grad_norm, rel=1e-4)
-        assert bench.efficiency > 0.9
+        assert bench.efficiency > least
 
 
 def rows(table: Table) -> list[torch.Tensor]:
@@ -171,25 +175,21 @@ def noise_seen(result: Audit) -> float:
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_scores_carry_the_noise_that_is_claimed_and_half_of_it_shows(name: Name) -> None:
-    """On few canaries, where no bound is strong enough yet: what the bound is made from, in R^p and on the grid."""
-    intact, halved = (audited(name, 480, broken, 1.0) for broken in (None, "halved-noise"))
+def test_scores_carry_the_noise_that_is_claimed_and_half_of_it_is_found(name: Name) -> None:
+    """In R^p and on the grid."""
+    intact, halved = audited(name, 480, None, 1.0), audited(name, 3200, "halved-noise", 1.0)
     assert noise_seen(intact) == pytest.approx(1, abs=0.15)
-    assert noise_seen(halved) == pytest.approx(0.5, abs=0.1)
+    assert noise_seen(halved) == pytest.approx(0.5, abs=0.05)
     assert not intact.violated
+    assert halved.violated
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_skipped_clip_is_found(name: Name) -> None:
-    result = audited(name, 3200, "skipped-clip", 1.0)
+    result = audited(name, 1600, "skipped-clip", 1.0)
     assert result.violated
     # Canaries are three clip norms strong at least.
     assert gap(result) > 2.5 * gap(audited(name, 480, None, 1.0)) > 0
-
-
-@pytest.mark.parametrize("name", MECHANISMS)
-def test_halved_noise_is_found(name: Name) -> None:
-    assert audited(name, 3200, "halved-noise", 1.0).violated
 
 
 def test_a_shared_batch_betrays_who_took_part() -> None:
@@ -208,22 +208,19 @@ def test_intact_dp_sgd_is_shown_to_lose_most_of_its_claim_and_no_more() -> None:
     assert gap(result) == pytest.approx(1, abs=0.1)
 
 
-SLOW = [pytest.mark.slow, pytest.mark.guard]
-
-
-@pytest.mark.parametrize(
-    ("name", "least"),
-    [pytest.param(name, 0.6, marks=SLOW) for name in MECHANISMS[1:]],
-)
-def test_intact_engine_is_shown_to_lose_most_of_its_claim_and_no_more(name: Name, least: float) -> None:
+@pytest.mark.slow
+@pytest.mark.guard
+@pytest.mark.parametrize("name", MECHANISMS[1:])
+def test_intact_engine_is_shown_to_lose_most_of_its_claim_and_no_more(name: Name) -> None:
     result = audited(name, 12_800, None, 1.0)
-    assert least * result.epsilon_claimed < result.result.epsilon_lower < result.epsilon_claimed
+    assert 0.6 * result.epsilon_claimed < result.result.epsilon_lower < result.epsilon_claimed
 
 
 @pytest.mark.slow
 @pytest.mark.guard
-@pytest.mark.parametrize("rate", [None, 0.5])
-@pytest.mark.parametrize("name", MECHANISMS)
+@pytest.mark.parametrize(
+    ("name", "rate"), [*((name, 0.5) for name in MECHANISMS), ("feature", None), ("feature-projective", None)]
+)
 def test_intact_engine_that_samples_stays_below_its_claim(name: Name, rate: float | None) -> None:
     assert not audited(name, 12_800, None, rate).violated
 
