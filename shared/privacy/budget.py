@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy import accounting, filters
-from wardpose.shared.privacy.accounting import UNITS, Adjacency, Event, UnitKind
+from wardpose.shared.privacy.accounting import ANY_TIER, UNITS, Adjacency, Event, UnitKind
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.filters import Charged
 
@@ -46,7 +46,9 @@ class Budget:
         accounting.epsilon((), delta=self.delta, adjacency=self.adjacency)
 
     def limit(self, tier: str) -> float:
-        """Epsilon that units of `tier` may spend."""
+        """Epsilon that units of `tier` may spend; the least of all where it may be any."""
+        if tier == ANY_TIER:
+            return min([self.epsilon, *self.by_tier.values()])
         return self.by_tier.get(tier, self.epsilon)
 
     def spent(self, charges: Sequence[Charged], first_order: int | None) -> float:
@@ -73,18 +75,26 @@ def of_tier(charge: Charged, tier: str) -> Charged:
     return replace(charge, events=tuple(event for event in charge.events if event.tier in ("", tier)))
 
 
-def within(before: Sequence[Charged], events: Sequence[Event], course: Course) -> bool:
-    """Tell whether the events, with what the course was charged before, are a part of what it declared."""
-    declared, wanted = _steps(course.whole()), _steps(events)
-    for charge in before:
-        if charge.course == course.identity:
-            for kind, steps in _steps(charge.total).items():
-                wanted[kind] = wanted.get(kind, 0) + steps
-    return all(steps <= declared.get(kind, 0) for kind, steps in wanted.items())
+def charge_of(before: Sequence[Charged], events: Sequence[Event], course: Course | None) -> Charged:
+    """Make a charge: a part of its course if the events, with what that was charged before, are in what it declared."""
+    alone = Charged(course="", events=tuple(events))
+    if course is None:
+        return alone
+    mine = [charge for charge in before if charge.course == course.identity]
+    declared, wanted = _steps(course.whole()), _steps([event for charge in (*mine, alone) for event in charge.total])
+    if any(steps > declared.get(kind, 0) for kind, steps in wanted.items()):
+        return alone
+    covers: tuple[Event, ...] = ()
+    if course.mechanism.schedule is not None:
+        covers = course.beginning({kind[1:4]: steps for kind, steps in wanted.items()})
+        passed_over = sum(event.steps for event in covers) > sum(wanted.values())
+        if not passed_over and not any(charge.covers for charge in mine):
+            covers = ()  # in order so far: what was charged is the beginning itself
+    return Charged(course=course.identity, events=tuple(events), covers=covers)
 
 
-def _steps(events: Sequence[Event]) -> dict[tuple[object, ...], int]:
-    found: dict[tuple[object, ...], int] = {}
+def _steps(events: Sequence[Event]) -> dict[tuple[str, str, float, float, str], int]:
+    found: dict[tuple[str, str, float, float, str], int] = {}
     for event in events:
         kind = (event.mechanism, event.noise, event.sample_rate, event.noise_multiplier, event.tier)
         found[kind] = found.get(kind, 0) + event.steps

@@ -40,6 +40,7 @@ from wardpose.shared.privacy.tally import Tally, text_digest
 _APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
 _PATIENCE = 120.0  # seconds to wait for another process's transaction
 _READ_PATIENCE = 2.0  # readers do not wait for writers; a file that is locked as a whole is soon given up
+_YEAR_10000 = 253_402_300_800
 _SCHEMA = (
     "CREATE TABLE entries (sequence INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, "
     "previous TEXT NOT NULL, hash TEXT NOT NULL) STRICT",
@@ -112,7 +113,9 @@ class Chain:
                 problems = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
                 seen = NOTHING if expected_head is None else _hash_at(connection, expected_head[0])
             if problems != ["ok"]:
-                raise LedgerError(f"{self.path}: damaged: {'; '.join(problems)}")
+                raise LedgerError(
+                    f"{self.path}: damaged: {'; '.join(' '.join(problem.split()) for problem in problems)}"
+                )
         else:
             seen = NOTHING
         if expected_head is not None:
@@ -148,7 +151,7 @@ class Chain:
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
             tally = self._tally(connection)
-            appender = Appender(connection, tally, int(self._clock()))
+            appender = Appender(connection, tally, self._now())
             try:
                 yield appender
                 appender.checkpoint_when_due()
@@ -260,9 +263,8 @@ class Chain:
                 connection.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:
                     connection.execute(statement)
-                Appender(connection, Tally(), int(self._clock()))(
-                    GENESIS, {"ledger": secrets.token_hex(16), "version": 2}
-                )
+                append = Appender(connection, Tally(), self._now())
+                append(GENESIS, {"ledger": secrets.token_hex(16), "version": 2})
                 connection.execute("COMMIT")
             with contextlib.suppress(FileExistsError):  # another process was first
                 os.link(temporary, self.path)
@@ -273,6 +275,13 @@ class Chain:
             for rest in (temporary, temporary.with_name(f"{temporary.name}-journal")):
                 with contextlib.suppress(OSError):
                     rest.unlink()
+
+    def _now(self) -> int:
+        """Return the clock's whole seconds; entries stay for ever, so one that no calendar has is not written."""
+        seconds = self._clock()
+        if not 0 <= seconds < _YEAR_10000:
+            raise LedgerError(f"{self.path}: the clock says {seconds} (allowed: seconds from 1970 to 9999)")
+        return int(seconds)
 
     def _must_be_ledger(self, connection: sqlite3.Connection) -> None:
         (application,) = connection.execute("PRAGMA application_id").fetchone()

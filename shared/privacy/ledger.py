@@ -31,12 +31,12 @@ from pathlib import Path
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError
 from wardpose.shared.privacy import accounting, filters
 from wardpose.shared.privacy.accounting import Accountant, Adjacency, Event
-from wardpose.shared.privacy.budget import Budget, of_tier, within
+from wardpose.shared.privacy.budget import Budget, charge_of, of_tier
 from wardpose.shared.privacy.chain import Chain, Witness
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.entries import COHORT, COMMIT, RESERVE, Entry
 from wardpose.shared.privacy.filters import Account, Charged
-from wardpose.shared.privacy.membership import Standing, patient_keys
+from wardpose.shared.privacy.membership import Standing, patient_keys, tiers_by_key
 from wardpose.shared.privacy.tally import Tally, events_of
 
 __all__ = ["Budget", "Ledger", "Reservation"]
@@ -157,9 +157,9 @@ class Ledger:
                     append(COHORT, body)
                 return frozenset()
             self._find(append.entry(reservation.sequence), reservation)
-            keys = patient_keys(tally.ledger, patients)
-            out = self._cannot_bear(tally, reservation, patients, keys, budget)
-            members = {keys[name]: tier for name, tier in patients.items() if name not in out}
+            keys, tiers = patient_keys(tally.ledger, patients), tiers_by_key(tally.ledger, patients)
+            out = self._cannot_bear(tally, reservation, keys, tiers, budget)
+            members = {keys[name]: tiers[keys[name]] for name in patients if name not in out}
             append(COHORT, body | tally.membership.body(cohort, reservation.sequence, members))
         return out
 
@@ -167,8 +167,8 @@ class Ledger:
         self,
         tally: Tally,
         reservation: Reservation,
-        patients: Mapping[str, str],
         keys: Mapping[str, str],
+        tiers: Mapping[str, str],
         budget: Budget,
     ) -> frozenset[str]:
         """Patients whose account would be over the budget's limit with a reservation; equal accounts are asked once."""
@@ -176,8 +176,8 @@ class Ledger:
         spend = membership.waiting(reservation.sequence).spend
         over: dict[tuple[Standing, str], bool] = {}
         out = set()
-        for name, tier in patients.items():
-            standing = membership.standing(keys[name], without=reservation.sequence)
+        for name, key in keys.items():
+            tier, standing = tiers[key], membership.standing(key, without=reservation.sequence)
             if (standing, tier) not in over:
                 charges = membership.charges(standing, spend.of_tier(tier))
                 over[standing, tier] = not budget.bears(charges, tally.order, tier=tier)
@@ -238,15 +238,17 @@ class Ledger:
             },
         }
         with self._chain.transaction() as append:
-            inside = self._check(append.tally, cohort, events, budget, course)
-            if inside and course is not None and not append.tally.knows_course(cohort, course):
+            new = self._check(append.tally, cohort, events, budget, course)
+            if new.course and course is not None and not append.tally.knows_course(cohort, course):
                 body["declared"] = course.model_dump_json()  # with the first charge: what the rest must be a part of
             if append.tally.order is None:
                 limit = min([budget.epsilon, *budget.by_tier.values()])
                 body["order"] = filters.best_order(
                     events, epsilon=limit, delta=budget.delta, adjacency=budget.adjacency
                 )
-            body["course"] = course.identity if inside and course is not None else ""
+            body["course"] = new.course
+            if new.covers:
+                body["covers"] = [event.to_json() for event in new.covers]
             entry = append(RESERVE, body)
         return Reservation(
             sequence=entry.sequence, hash=entry.hash, cohort=cohort, run_id=run_id, round=round, events=tuple(events)
@@ -395,23 +397,25 @@ class Ledger:
         """
         self._chain.verify(expected_head)
 
-    def _check(self, tally: Tally, cohort: str, events: Sequence[Event], budget: Budget, course: Course | None) -> bool:
-        """Refuse what a budget cannot bear; return whether the events are within their declared course."""
+    def _check(
+        self, tally: Tally, cohort: str, events: Sequence[Event], budget: Budget, course: Course | None
+    ) -> Charged:
+        """Refuse what a budget cannot bear; return the charge, which is of its declared course or stands alone."""
         before = tally.charges(None if budget.whole_ledger else cohort)
-        inside = course is not None and within(before, events, course)
-        new = Charged(course=course.identity if inside and course is not None else "", events=tuple(events))
+        new = charge_of(before, events, course)
         tiers = [event.tier for charge in (*before, new) for event in charge.events]
         for tier in dict.fromkeys(["", *tiers, *budget.by_tier]):
-            charges = [of_tier(charge, tier) for charge in (*before, new)]
+            # Where nobody is named, whoever is of this tier now may have been of another one at every charge before.
+            earlier = before if budget.whole_ledger else [of_tier(charge, tier) for charge in before]
+            charges = [*earlier, of_tier(new, tier)]
             if not budget.bears(charges, tally.order, tier=tier):
-                total = budget.spent(charges, tally.order)
-                spent = budget.spent(charges[:-1], tally.order)
+                total, spent = budget.spent(charges, tally.order), budget.spent(earlier, tally.order)
                 who = f"cohort {cohort!r}" + (f", tier {tier!r}" if tier else "")
                 raise BudgetExceeded(
                     f"{who}: epsilon would be {total:.4g} of {budget.limit(tier):.4g} at delta {budget.delta:g} "
                     f"({spent:.4g} is spent)"
                 )
-        return inside
+        return new
 
     def _find(self, entry: Entry | None, reservation: Reservation) -> None:
         if entry is None or entry.hash != reservation.hash:

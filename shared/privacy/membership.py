@@ -7,7 +7,12 @@ that noted them, each with the events of the tier that they were of *then*. Rena
 cohorts or files, or changing a tier therefore gives nobody anything back, and whoever comes later starts with nothing
 spent.
 
-A reservation that was never followed by a note (the process died) charges everybody who was in that cohort before it.
+What is not known is charged to all whom it may concern:
+
+* ids that differ only in how they are written (`patient_ids.fold`) share an account, because which spelling stands for
+  a patient may follow from the order of a file;
+* a reservation for records that name no patient charges everybody who is ever named in the ledger;
+* one that was never followed by a note (the process died) charges everybody who was in that cohort before it.
 
 Patients who were charged the same share one account, a count of equal charges, so that what is kept grows with the
 number of patients and of *different* charges, not with the number of rounds.
@@ -22,7 +27,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from wardpose.shared.errors import ConfigError, LedgerError
-from wardpose.shared.privacy.accounting import UNTIERED, Event
+from wardpose.shared.patient_ids import fold
+from wardpose.shared.privacy.accounting import ANY_TIER, UNTIERED, Event
 from wardpose.shared.privacy.filters import Charged
 
 _KEY_DIGITS = 32
@@ -38,11 +44,13 @@ class Spend(NamedTuple):
     Attributes:
         course: identity of the declared course it is part of; empty where it is part of none.
         events: as canonical JSON.
+        covers: the beginning of the course that counts as charged by it, as canonical JSON (`Charged`).
 
     """
 
     course: str
     events: str
+    covers: str = "[]"
 
     def charged(self, times: int = 1) -> Charged:
         """Return it as what the accountant takes, incurred so many times.
@@ -51,11 +59,11 @@ class Spend(NamedTuple):
             ConfigError: the events cannot be understood.
 
         """
-        return Charged(course=self.course, events=_events(self.events), times=times)
+        return Charged(course=self.course, events=_events(self.events), covers=_events(self.covers), times=times)
 
     def of_tier(self, tier: str) -> "Spend":
         """Return what a unit of `tier` pays of it."""
-        return Spend(self.course, _of_tier(self.events, tier or UNTIERED))
+        return self if tier == ANY_TIER else self._replace(events=_of_tier(self.events, tier or UNTIERED))
 
 
 class Standing(NamedTuple):
@@ -98,6 +106,7 @@ class Membership:
     _holders: dict[int, int] = field(default_factory=dict)  # account -> how many patients have it
     _seen: dict[str, dict[str, str]] = field(default_factory=dict)  # cohort -> everybody who was in it so far
     _waiting: dict[int, _Waiting] = field(default_factory=dict)  # by sequence
+    _nameless: dict[Spend, int] = field(default_factory=dict)  # charged to everybody, now and later
     _next: int = 1
 
     def reserve(self, sequence: int, cohort: str, spend: Spend) -> None:
@@ -131,6 +140,12 @@ class Membership:
         seen.update(members)
         self._charge(members, waiting.spend, noted=True)
 
+    def names_nobody(self, cohort: str) -> None:
+        """Charge everybody for the cohort's reservations without a note: it says what it is, and not who is in it."""
+        for sequence in [number for number, waiting in self._waiting.items() if waiting.cohort == cohort]:
+            spend = self._waiting.pop(sequence).spend
+            self._nameless[spend] = self._nameless.get(spend, 0) + 1
+
     def waiting(self, reservation: int) -> _Waiting:
         """Return a reservation that is not noted yet.
 
@@ -155,6 +170,8 @@ class Membership:
     def charges(self, standing: Standing, *more: Spend) -> list[Charged]:
         """Return the charges of a standing, and more."""
         times = dict(self._accounts.get(standing.account, {}))
+        for spend, count in self._nameless.items():
+            times[spend] = times.get(spend, 0) + count
         for spend in (*standing.waiting, *more):
             times[spend] = times.get(spend, 0) + 1
         return [spend.charged(count) for spend, count in times.items()]
@@ -210,6 +227,7 @@ class Membership:
             "patients": [[key, accounts[account], tier] for key, (account, tier) in self.patients.items()],
             "notes": {cohort: [sequence, listed(members)] for cohort, (sequence, members) in self.notes.items()},
             "seen": {cohort: listed(members) for cohort, members in self._seen.items()},
+            "nameless": [[*spend, count] for spend, count in self._nameless.items()],
             "waiting": [
                 [sequence, late.cohort, *late.spend, None if late.seen is None else listed(late.seen)]
                 for sequence, late in self._waiting.items()
@@ -228,14 +246,15 @@ class Membership:
             patients={key: (account + 1, tier) for key, account, tier in content["patients"]},
             notes={cohort: (sequence, members(rows)) for cohort, (sequence, rows) in content["notes"].items()},
             _accounts={
-                place: {Spend(course, events): count for course, events, count in account}
+                place: {Spend(*spend): count for *spend, count in account}
                 for place, account in enumerate(content["accounts"], start=1)
             },
             _seen={cohort: members(rows) for cohort, rows in content["seen"].items()},
             _waiting={
-                sequence: _Waiting(cohort, Spend(course, events), None if rows is None else members(rows))
-                for sequence, cohort, course, events, rows in content["waiting"]
+                sequence: _Waiting(cohort, Spend(*spend), None if rows is None else members(rows))
+                for sequence, cohort, *spend, rows in content["waiting"]
             },
+            _nameless={Spend(*spend): count for *spend, count in content["nameless"]},
             _next=len(content["accounts"]) + 1,
         )
         for account, _ in made.patients.values():
@@ -244,20 +263,34 @@ class Membership:
 
 
 def patient_keys(ledger: str, patients: Iterable[str]) -> dict[str, str]:
-    """Return the keyed hash of each patient's id: 128 bits, hexadecimal; `ledger` is the ledger's random identity."""
+    """Return the key of each patient's account, the keyed hash of their folded id: 128 bits, hexadecimal.
+
+    Args:
+        ledger: the ledger's random identity, which is the key of the hash.
+        patients: their ids.
+
+    """
     secret = ledger.encode()
-    return {name: hmac.new(secret, name.encode(), hashlib.sha256).hexdigest()[:_KEY_DIGITS] for name in patients}
+    return {name: hmac.new(secret, fold(name).encode(), hashlib.sha256).hexdigest()[:_KEY_DIGITS] for name in patients}
 
 
-def spend_of(course: str, events: Iterable[Mapping[str, Any]]) -> Spend:
+def tiers_by_key(ledger: str, patients: Members) -> dict[str, str]:
+    """Return the tier of each account, by key; `ANY_TIER` where people of several share one."""
+    found: dict[str, str] = {}
+    for name, key in patient_keys(ledger, patients).items():
+        found[key] = patients[name] if found.get(key, patients[name]) == patients[name] else ANY_TIER
+    return found
+
+
+def spend_of(course: str, events: Iterable[Mapping[str, Any]], covers: Iterable[Mapping[str, Any]] = ()) -> Spend:
     """Write down what a reservation charges.
 
     Raises:
         ConfigError: the events cannot be understood.
 
     """
-    spend = Spend(course, _text(list(events)))
-    _events(spend.events)
+    spend = Spend(course, _text(list(events)), _text(list(covers)))
+    spend.charged()
     return spend
 
 

@@ -103,11 +103,13 @@ class Tally:
             names.append(name)
         if "reservation" in body:
             self.membership.note(entry.sequence, int(body["reservation"]), body)
+        else:
+            self.membership.names_nobody(name)
 
     def _reserve(self, entry: Entry) -> None:
         body = entry.body
         name, course = str(body["cohort"]), str(body.get("course", ""))
-        spend, cohort = spend_of(course, body["events"]), self._cohort(name)
+        spend, cohort = spend_of(course, body["events"], body.get("covers", ())), self._cohort(name)
         cohort.spent[spend] = cohort.spent.get(spend, 0) + 1
         if "declared" in body and course not in cohort.courses:
             cohort.courses.append(course)
@@ -173,7 +175,7 @@ class Tally:
             name: CohortTally(
                 identity=cohort["identity"],
                 units=cohort["units"],
-                spent={Spend(course, events): times for course, events, times in cohort["spent"]},
+                spent={Spend(*spend): times for *spend, times in cohort["spent"]},
                 courses=cohort["courses"],
             )
             for name, cohort in content.pop("cohorts").items()

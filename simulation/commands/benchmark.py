@@ -100,6 +100,19 @@ def poisoning(
 
 
 @app.command()
+def audits(
+    canaries: Annotated[int, typer.Option(min=32, help="Planted units of each audit, in all its steps.")] = 64_000,
+    seed: Annotated[int, typer.Option(help="Of canaries, coins and noise.")] = 1,
+    save: Save = False,
+    as_json: AsJson = False,
+) -> None:
+    """Claim, and what audits show of every mechanism with its noise and with half of it."""
+    from wardpose.simulation.benchmarks.audits import measure_audits
+
+    _show(measure_audits(canaries=canaries, seed=seed), "audits", save=save, as_json=as_json)
+
+
+@app.command()
 def anonymizer(
     batch: Annotated[int, typer.Option(min=1, help="Crops at a time.")] = 8,
     repetitions: Annotated[int, typer.Option(min=1, help="Interleaved rounds; the best one counts.")] = 7,
