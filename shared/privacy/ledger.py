@@ -23,6 +23,7 @@ One file holds several cohorts; at the server each site is a cohort. A `Ledger` 
 cache: it may be used from threads, and forked.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -323,6 +324,7 @@ class Ledger:
         adjacency: Adjacency = "add-remove",
         tier: str | None = None,
         whole_ledger: bool = False,
+        unit: UnitKind = "record",
     ) -> Account:
         """Return what was spent by whoever was in the cohort at every charge, by each rule (`filters.account`).
 
@@ -332,12 +334,15 @@ class Ledger:
             adjacency: for which it is computed.
             tier: units of this consent tier ("" for none); whoever paid most, also by changing tiers, when absent.
             whole_ledger: the charges of all cohorts of the file.
+            unit: whose epsilon it is; infinite where a charge was for a weaker unit, of which they may have many.
 
         """
         entries = self.entries()
         charged = _charged(entries, None if whole_ledger else cohort)
         if tier is not None:
             charged = [_of_tier(charge, tier) for charge in charged]
+        if _is_weaker(charged, unit):
+            return Account(composed=math.inf, course=math.inf, renyi_filter=math.inf)
         return filters.account(charged, delta=delta, adjacency=adjacency, first_order=_first_order(entries))
 
     def patients(self, *, delta: float, adjacency: Adjacency = "add-remove") -> list[tuple[int, float]]:
@@ -355,7 +360,13 @@ class Ledger:
         return sorted(spent, key=lambda row: -row[1])
 
     def epsilon(
-        self, cohort: str, delta: float, *, adjacency: Adjacency = "add-remove", accountant: Accountant | None = None
+        self,
+        cohort: str,
+        delta: float,
+        *,
+        adjacency: Adjacency = "add-remove",
+        accountant: Accountant | None = None,
+        unit: UnitKind = "record",
     ) -> float:
         """Epsilon spent by the cohort's most charged units.
 
@@ -363,7 +374,7 @@ class Ledger:
         is right if nobody chose a later charge by looking at earlier releases.
         """
         if accountant is None:
-            return self.account(cohort, delta, adjacency=adjacency).epsilon
+            return self.account(cohort, delta, adjacency=adjacency, unit=unit).epsilon
         return accounting.epsilon(self.events(cohort), delta=delta, adjacency=adjacency, accountant=accountant)
 
     def epsilon_by_tier(self, cohort: str, delta: float, *, adjacency: Adjacency = "add-remove") -> dict[str, float]:
@@ -494,12 +505,17 @@ def _steps(events: Sequence[Event]) -> dict[tuple[str, str, float, float, str], 
     return found
 
 
+def _is_weaker(charges: Sequence[Charged], unit: UnitKind) -> bool:
+    """Tell whether something that costs was charged for less than a unit: a frame, where a patient is asked about."""
+    weaker = UNITS[UNITS.index(unit) + 1 :]
+    events = (event for charge in charges for event in charge.events)
+    return any(event.unit in weaker and accounting.merged_charges([event]) != () for event in events)
+
+
 def _total(charges: Sequence[Charged], budget: Budget, first_order: int | None) -> float:
     """Epsilon of charges for the budget's unit and adjacency, as enforced."""
-    weaker = UNITS[UNITS.index(budget.unit) + 1 :]
-    events = [event for charge in charges for event in charge.events]
-    if any(event.unit in weaker and accounting.merged_charges([event]) != () for event in events):
-        return float("inf")
+    if _is_weaker(charges, budget.unit):
+        return math.inf
     return filters.account(charges, delta=budget.delta, adjacency=budget.adjacency, first_order=first_order).epsilon
 
 
