@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wardpose.shared.errors import BudgetExceeded
-from wardpose.shared.privacy.accounting import Adjacency, Event, UnitKind
+from wardpose.shared.privacy.accounting import UNITS, Adjacency, Event, UnitKind
 from wardpose.shared.privacy.chain import RESERVE
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.filters import federation_epsilon
@@ -29,11 +29,9 @@ class GlobalBudget:
 
     """
 
-    def __init__(
-        self, path: Path, *, delta: float, overlap: int, unit: UnitKind = "record", readonly: bool = False
-    ) -> None:
+    def __init__(self, path: Path, *, delta: float, overlap: int, unit: str = "record", readonly: bool = False) -> None:
         self.ledger = Ledger(path, readonly=readonly)
-        self.unit = unit
+        self.unit: UnitKind = next((known for known in UNITS if known == unit), UNITS[0])  # of a journal: any text
         self.delta = delta
         self.overlap = overlap
 

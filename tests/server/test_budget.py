@@ -40,3 +40,9 @@ def test_what_protects_a_patient_protects_their_frames(tmp_path: Path) -> None:
     assert charge(path, "patient")
     assert charge(path, "frame")
     assert 0 < GlobalBudget(path, delta=1e-5, overlap=1, unit="frame").epsilon("north") < 8
+
+
+def test_a_unit_that_nobody_knows_is_taken_for_the_strongest(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    assert charge(path, "frame")
+    assert GlobalBudget(path, delta=1e-5, overlap=1, unit="[/x]").epsilon("north") == math.inf
