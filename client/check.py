@@ -149,7 +149,9 @@ def _ledger(site: Site) -> Iterator[Finding]:
             newest = max((int(entry.body["time"]) for entry in ledger.entries()), default=0)
             if newest > time.time() + _CLOCK_SECONDS:
                 yield _failure("clock", "the ledger's last entry lies in the future: set the clock")
-            account = ledger.account(config.cohort.name, policy.delta, adjacency=policy.adjacency, whole_ledger=whole)
+            account = ledger.account(
+                config.cohort.name, policy.delta, adjacency=policy.adjacency, whole_ledger=whole, unit=policy.unit
+            )
             spent = account.epsilon
             if ledger.seeded(config.cohort.name):
                 yield _warning("ledger", "NOT PRIVATE: charges were made with noise from a seed")

@@ -115,6 +115,7 @@ class _People:
             frame=frame,
             frame_name=name.replace("\\", "/"),
             head_size=head_size,
+            view_key=f"{Path(frame.name).stem}:{centre.tolist()}:{scale}",  # numbers change when somebody is taken away
         )
 
 

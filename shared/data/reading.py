@@ -126,6 +126,7 @@ class Reading:
         area: float | None = None,
         group: str = "",
         owners: Owners | None = None,
+        view_key: str = "",
     ) -> None:
         """Check one record in the source's layout and keep it.
 
@@ -142,6 +143,7 @@ class Reading:
             area: square pixels, or `None`: from the box.
             group: sub-population.
             owners: its patients where the annotation names them; the patient rule goes before.
+            view_key: see `PoseRecord`; for ids that count the people of a picture.
 
         Raises:
             DataError: anything is wrong with it.
@@ -161,6 +163,7 @@ class Reading:
                 area=area,
                 group=group,
                 owners=owners,
+                view_key=view_key,
             )
 
     @contextmanager
@@ -190,6 +193,7 @@ class Reading:
         area: float | None,
         group: str,
         owners: Owners | None,
+        view_key: str,
     ) -> None:
         if record_id in self._ids:
             self._twice.append(
@@ -241,6 +245,7 @@ class Reading:
                 area=float(AREA_OF_BOX * box[2] * box[3]) if area is None else area,
                 group=group,
                 picture=frame.fingerprint(),
+                view_key=view_key,
             )
         )
 
