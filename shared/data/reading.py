@@ -271,6 +271,11 @@ class Reading:
                 f"{self.file}: {len(missing)} records name no patient ({', '.join(missing[:_NOTED])} ...), so each of "
                 "them counts as its own"
             )
+        if doubtful := self._lookup.doubtful():
+            notes.append(
+                f"{self._lookup.file}: {len(doubtful)} numbers are taken for record ids, but could be frames' "
+                f"({'; '.join(doubtful[:_NOTED])})"
+            )
         if unused := self._lookup.unused():
             notes.append(f"{self._lookup.file}: {len(unused)} rows name no record here ({', '.join(unused[:_NOTED])})")
         return records, len(named) == len(records)
