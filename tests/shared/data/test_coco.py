@@ -45,6 +45,12 @@ BAD_RECORDS = {
     "all joints outside": (edit(["annotations", 1, "keypoints"], [500, 500, 2] * 17), "no labelled joint lies"),
     "visibility": (edit(["annotations", 1, "keypoints", 5], 3), "visibility 3"),
     "duplicate id": (edit(["annotations", 1, "id"], 1), 'duplicate record id "1"'),
+    "id empty": (edit(["annotations", 1, "id"], " "), "id is empty"),
+    "shares": (
+        edit(["annotations", 1, "keypoints"], [0.4, 0.9, 2] * 17),
+        "17 labelled joints lie within the first pixel",
+    ),
+    "others of nobody": (edit(["annotations", 1, "also"], ["ada"]), r"also is \['ada'\], but patient is missing"),
     "id type": (edit(["annotations", 1, "id"], [1]), "id is"),
     "no such image": (edit(["annotations", 1, "image_id"], 99), "image_id 99 is not among"),
     "missing image": (edit(["images", 1, "file_name"], "9.png"), "9.png: image is missing"),
