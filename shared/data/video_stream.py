@@ -98,6 +98,13 @@ def other_tracks(container: InputContainer, stream: VideoStream) -> int:
     return sum(not other.disposition & _STILL and other.index != stream.index for other in container.streams.video)
 
 
+def other_contents(container: InputContainer) -> list[str]:
+    """Name what a file holds beside moving pictures: sound, subtitles, data (of places, of times), attachments."""
+    kinds = {"audio": "sound", "subtitle": "subtitles", "data": "data", "attachment": "attachments"}
+    found = [kinds[other.type] for other in container.streams if other.type in kinds]
+    return list(dict.fromkeys(found))
+
+
 def why_no_video(path: Path) -> str | None:
     """Say in a phrase why a file is no video that can be read; `None` when it is one."""
     try:
