@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from wardpose.shared.data.coco_masks import segmentation_mask
 from wardpose.shared.data.dataset import ImageFile, ListDataset
 from wardpose.shared.data.fields import field, flag, identifier, keypoints, numbers, read_json, short, size, visibility
-from wardpose.shared.data.patient_ids import PatientError, strip
+from wardpose.shared.data.patient_ids import strip
 from wardpose.shared.data.patients import Owners, PatientRule
 from wardpose.shared.data.picture_folder import PictureFolder
 from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading
@@ -137,14 +137,7 @@ class _People:
             return
         name, owners = image["file_name"], _owners(entry)
         frame = self._folder.find(name)
-        try:
-            self._reading.bystander(
-                str(entry.get("id")), frame=frame, frame_name=name.replace("\\", "/"), owners=owners
-            )
-        except PatientError:
-            raise
-        except DataError:
-            return  # no side file names this person: nobody whose records are here
+        self._reading.bystander(str(entry.get("id")), frame=frame, frame_name=name.replace("\\", "/"), owners=owners)
 
     def finish(self) -> None:
         """Say what was left out."""

@@ -79,7 +79,7 @@ def check_joints(joints: NDArray[np.float32], visibility: NDArray[np.uint8], ske
         )
 
     points = joints[visibility > 0]
-    if len(points) > 2 and (points >= 0).all() and (points <= 1).all():
+    if len(points) > 2 and (np.abs(points) <= 1).all():  # from -1 where a file counts pixels from 1
         raise DataError(
             f"all {len(points)} labelled joints lie within the first pixel (allowed: pixels, not shares of the picture)"
         )

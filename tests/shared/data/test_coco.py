@@ -98,6 +98,13 @@ def test_a_bad_file_is_an_error_either_way(folder: Path, case: str, on_bad_recor
     assert str(path) in str(caught.value)
 
 
+def test_a_missing_folder_is_named(folder: Path) -> None:
+    path = write(folder, content())
+    for images in (folder / "nowhere", path):
+        with pytest.raises(DataError, match=rf"{images.name}: is no folder \(allowed: the folder of the pictures"):
+            read_coco(path, images=images, on_bad_record="skip")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.json: file is missing"):
         read_coco(tmp_path / "nowhere.json", images=tmp_path)
