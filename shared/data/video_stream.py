@@ -4,6 +4,7 @@ FFmpeg (through PyAV) does the decoding. Only containers that can say whether th
 but the file itself: no play list, no stream of the network, no other file that a file may name.
 """
 
+import errno
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def open_stream(path: Path, *, threads: int = 1) -> tuple[InputContainer, VideoS
         try:
             container = _open(path, patience)
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise _no_video(path, unfinished(path) or _reason(error)) from error
+            raise _no_video(path, unfinished(path) or _not_opened(path, error)) from error
         streams = [stream for stream in container.streams.video if not stream.disposition & _STILL]
         if _STILL_BRANDS & {container.metadata.get("major_brand", "").strip()}:
             why, streams = "it is a picture (HEIF or AVIF)", []
@@ -191,6 +192,14 @@ def _open(path: Path, patience: dict[str, str]) -> InputContainer:
 
 def _no_video(path: Path, why: str) -> DataError:
     return DataError(f"{path}: is no video that can be read: {why}{_ALLOWED}")
+
+
+def _not_opened(path: Path, error: BaseException) -> str:
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    if getattr(error, "errno", None) == errno.EINVAL:  # FFmpeg's word for what `format_whitelist` does not name
+        return "it is of a format that is not read here"
+    return _reason(error)
 
 
 def _reason(error: BaseException) -> str:
