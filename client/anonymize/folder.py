@@ -17,7 +17,7 @@ from wardpose.client.anonymize.sources import Source, survey, without_ending
 from wardpose.client.anonymize.video import anonymise_video
 from wardpose.shared import files
 from wardpose.shared.data.pictures import read_pages
-from wardpose.shared.errors import ConfigError, DataError, WardposeError
+from wardpose.shared.errors import ConfigError, DataError, StorageError, WardposeError
 
 _PARTS = 1000  # of a file, for the progress
 
@@ -126,6 +126,8 @@ class _Work:
         )
         try:
             outcome = anonymise_video(job, name=source.name, before_naming=note)
+        except StorageError:
+            raise  # a full disk is no bad film
         except DataError as error:
             self._cannot(error)
             return
