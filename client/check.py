@@ -1,8 +1,7 @@
 """The preflight of a hospital's engineer: would this site take part, and if not, what is to be done.
 
-Everything stays on the screen of whoever calls it; nothing is sent, and nothing written but the indexes of videos, into
-the site's own state. Counts of records and patients are shown because the caller may see them: they never reach the
-server.
+Everything stays on the screen of whoever calls it; nothing is sent, and nothing written. Counts of records and patients
+are shown because the caller may see them: they never reach the server.
 """
 
 import contextlib
