@@ -1,6 +1,5 @@
 """A site's ledger as its engineer reads it."""
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, get_args
 from wardpose.client.journal import SiteJournal
 from wardpose.client.spent import refuse_lost
 from wardpose.shared.data.source import names_patients
+from wardpose.shared.ledger_views import finite
 from wardpose.shared.privacy.accounting import Adjacency, Event, group_epsilon
 from wardpose.shared.privacy.entries import Entry
 from wardpose.shared.privacy.ledger import Ledger
@@ -49,20 +49,20 @@ def overview(path: Path) -> dict[str, Any]:
         cohorts.append(
             {
                 "name": name,
-                "epsilon_spent": _finite(both[policy.adjacency]),
+                "epsilon_spent": finite(both[policy.adjacency]),
                 "epsilon_budget": policy.epsilon if mine else None,
-                "epsilon_by_adjacency": {other: _finite(spent) for other, spent in both.items()},
+                "epsilon_by_adjacency": {other: finite(spent) for other, spent in both.items()},
                 "enforced_by": account.rule,
-                "epsilon_composed": _finite(account.composed),
-                "epsilon_course": _finite(account.course),
-                "epsilon_renyi_filter": _finite(account.renyi_filter),
+                "epsilon_composed": finite(account.composed),
+                "epsilon_course": finite(account.course),
+                "epsilon_renyi_filter": finite(account.renyi_filter),
                 "units": sorted({event.unit for event in events}),
                 "epsilon_of_patient": _of_patient(events, policy),
                 "not_private": _not_private(ledger, name),
                 "tiers": [
                     {
                         "tier": tier,
-                        "epsilon_spent": _finite(tiers.get(tier, tiers[""])),
+                        "epsilon_spent": finite(tiers.get(tier, tiers[""])),
                         "epsilon_budget": limits.get(tier, policy.epsilon) if mine else None,
                     }
                     for tier in sorted({*tiers, *limits} - {""})
@@ -77,7 +77,7 @@ def overview(path: Path) -> dict[str, Any]:
         "adjacency": policy.adjacency,
         "cohorts": cohorts,
         "patients": [
-            {"patients": count, "epsilon_spent": _finite(spent)}
+            {"patients": count, "epsilon_spent": finite(spent)}
             for count, spent in ledger.patients(delta=policy.delta, adjacency=policy.adjacency)
         ],
         "entries": [_entry(entry) for entry in ledger.entries()],
@@ -88,7 +88,7 @@ def _of_patient(events: Sequence[Event], policy: PolicyConfig) -> float | None:
     """Epsilon of a patient with as many frames as the policy says, where charges are for less than a patient."""
     if policy.frames_per_patient is None or all(event.unit == "patient" for event in events):
         return None
-    return _finite(group_epsilon(events, policy.frames_per_patient, delta=policy.delta))
+    return finite(group_epsilon(events, policy.frames_per_patient, delta=policy.delta))
 
 
 def _not_private(ledger: Ledger, cohort: str) -> str | None:
@@ -97,10 +97,6 @@ def _not_private(ledger: Ledger, cohort: str) -> str | None:
     if any(event.is_unprotected for event in ledger.events(cohort)):
         return "mechanism none: updates are neither clipped nor noised"
     return None
-
-
-def _finite(epsilon: float) -> float | None:
-    return epsilon if math.isfinite(epsilon) else None
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A run in one JSON object, from the journal and the server's ledger; what `summary.json` and `--json` hold."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from wardpose.server.budget import GlobalBudget
 from wardpose.server.journal import RunJournal, SiteRow
 from wardpose.server.spent import refuse_lost
 from wardpose.shared.errors import DataError
+from wardpose.shared.ledger_views import finite
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.version import versions
 
@@ -89,11 +89,6 @@ def not_private(mechanism: str, rows: list[SiteRow]) -> str | None:
     if any(row.secure is False for row in rows):
         return "seeded simulation: whoever knows the seed can subtract the noise"
     return None
-
-
-def finite(value: float | None) -> float | None:
-    """Return the value, or `None` where JSON has no number for it."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _site(name: str, rows: list[SiteRow], *, steps: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import typer
 from wardpose.client.commands import anonymize, data, site, vault
 from wardpose.server.commands import server
 from wardpose.shared.allocator import tune_allocator
+from wardpose.shared.commands import ledger
 from wardpose.shared.errors import WardposeError, one_line
 from wardpose.shared.files import FULL
 from wardpose.simulation.commands import anonymizer, audit, benchmark, dev, plan, pretrain, simulate
@@ -22,7 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(site.app, name="site", help="What a hospital engineer does.")
 app.add_typer(server.app, name="server", help="What a coordinator does.")
-for _group in (data, anonymize, vault, anonymizer, audit, benchmark, dev, plan, pretrain, simulate):
+for _group in (data, anonymize, vault, ledger, anonymizer, audit, benchmark, dev, plan, pretrain, simulate):
     _group.register(app)
 
 

@@ -185,7 +185,7 @@ class Watch:
 
     def round(self, row: "RoundRow", sites: "list[SiteRow]") -> None:
         """Print what a finished round came to."""
-        from wardpose.server.summary import finite
+        from wardpose.shared.ledger_views import finite
 
         self.progress.update(self._task, completed=row.round * len(self.config.sites))
         spent = " ".join(

@@ -1,0 +1,172 @@
+"""`wardpose ledger`: what an auditor or a privacy officer does with a ledger file, a site's or the server's."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wardpose.shared.terminal import Json, console, line, say, table
+
+if TYPE_CHECKING:
+    from wardpose.shared.privacy.entries import Entry
+    from wardpose.shared.privacy.ledger import Ledger
+
+app = typer.Typer(help="Read, check, compare and explain a ledger, a site's or the server's.", no_args_is_help=True)
+
+LedgerFile = Annotated[Path, typer.Argument(help="The ledger's SQLite file.", metavar="LEDGER.sqlite")]
+Cohort = Annotated[str | None, typer.Option(help="This cohort only (at the server: this site).", show_default="all")]
+
+
+def register(root: typer.Typer) -> None:
+    """Add the group to the console script."""
+    root.add_typer(app, name="ledger")
+
+
+@app.command()
+def show(path: LedgerFile, cohort: Cohort = None, as_json: Json = False) -> None:
+    """Show what each cohort has spent, and on which studies."""
+    from wardpose.shared.ledger_views import cohort_views
+
+    ledger, entries = _checked(path)
+    views = cohort_views(ledger, entries, cohort)
+    if as_json:
+        shown = {"ledger": str(path), "entries": len(entries), "cohorts": [asdict(view) for view in views]}
+        typer.echo(json.dumps(shown))
+        return
+    screen = console()
+    for view in views:
+        budget = "" if view.budget is None else f" of {view.budget:g}"
+        spent = f"epsilon {_number(view.spent)}{budget} at delta {view.delta:g}"
+        screen.print(line(f"{view.cohort}: {spent}, {view.adjacency}, by {view.rule}"), soft_wrap=True)
+        if view.not_private:
+            screen.print(line(("NOT PRIVATE", "bold red"), f": {view.not_private}"))
+        rows = (
+            (study.run, study.federation, ", ".join(study.mechanisms), study.rounds, _number(study.epsilon))
+            for study in view.studies
+        )
+        screen.print(table(("run", "study", "mechanism", "rounds", "epsilon alone"), rows, left=3))
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="A ledger, or what `export` wrote.", metavar="LEDGER")],
+    head: Annotated[
+        str | None, typer.Option(help="SEQUENCE:HASH that was seen before and must still be in it.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check every entry of a ledger, or of an export. Exits 2 when something is wrong."""
+    from wardpose.shared.ledger_views import verify_export
+
+    if path.suffix == ".jsonl":
+        _refuse_head(head)
+        count, digest, redacted = verify_export(path)
+        say({"entries": count, "head": digest, "redacted": redacted}, as_json=as_json)
+        return
+    ledger, entries = _checked(path)
+    ledger.verify(None if head is None else _head(head))
+    say({"entries": len(entries), "head": f"{len(entries)}:{ledger.head()[1]}", "redacted": 0}, as_json=as_json)
+
+
+@app.command()
+def export(
+    path: LedgerFile,
+    destination: Annotated[Path, typer.Argument(help="JSON lines, an entry each.", metavar="EXPORT.jsonl")],
+    members: Annotated[bool, typer.Option(help="Keep patients' keyed hashes: confidential as the ledger is.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a ledger's entries as text that anybody can check."""
+    from wardpose.shared.errors import ConfigError
+    from wardpose.shared.files import write_bytes
+    from wardpose.shared.ledger_views import export_lines
+
+    if destination.suffix != ".jsonl":
+        raise ConfigError(f"{destination}: an export ends in .jsonl")
+    if destination.exists():
+        raise ConfigError(f"{destination}: exists already (allowed: a new file)")
+    _, entries = _checked(path)
+    content = "".join(f"{text}\n" for text in export_lines(entries, members=members))
+    write_bytes(destination, content.encode(), mode=0o600)
+    say({"entries": len(entries), "export": str(destination)}, as_json=as_json)
+
+
+@app.command()
+def compare(
+    site: Annotated[Path, typer.Argument(help="The site's ledger.", metavar="SITE.sqlite")],
+    server: Annotated[Path, typer.Argument(help="The server's ledger.", metavar="SERVER.sqlite")],
+    name: Annotated[str, typer.Option(help="The site's name, as the server knows it.")],
+    as_json: Json = False,
+) -> None:
+    """Hold a site's ledger against the server's account of it. Exits 1 when the server believes less was spent."""
+    from wardpose.shared.errors import LedgerError
+    from wardpose.shared.ledger_views import compare as differences_of
+
+    _, mine = _checked(site)
+    ledger, theirs = _checked(server)
+    if name not in ledger.cohorts():
+        raise LedgerError(f"{server}: site {name!r} is unknown (allowed: {', '.join(ledger.cohorts()) or 'none yet'})")
+    differences = differences_of(mine, theirs, name)
+    alarming = any(difference.alarming for difference in differences)
+    if as_json:
+        typer.echo(json.dumps({"agree": not alarming, "differences": [asdict(found) for found in differences]}))
+    else:
+        screen = console()
+        if differences:
+            rows = ((found.run, found.round, found.what, "ALARM" if found.alarming else "") for found in differences)
+            screen.print(table(("run", "round", "charged", ""), rows, left=4))
+        verdict = "the server believes that less was spent" if alarming else "the server counts at least as much"
+        screen.print(line(verdict, style="bold"))
+    if alarming:
+        raise typer.Exit(1)
+
+
+@app.command()
+def statement(
+    path: LedgerFile,
+    destination: Annotated[Path, typer.Argument(help="The page, written anew.", metavar="STATEMENT.html")],
+    holder: Annotated[str, typer.Option(help="Who keeps the ledger, as the page says it.")],
+    cohort: Cohort = None,
+    as_json: Json = False,
+) -> None:
+    """Write a page for a privacy officer: what was spent, by whom, and what that means for one patient."""
+    from wardpose.shared.ledger_statement import statement as made
+    from wardpose.shared.ledger_statement import write_statement
+    from wardpose.shared.ledger_views import cohort_views
+
+    ledger, entries = _checked(path)
+    content = made(cohort_views(ledger, entries, cohort), holder=holder, head=ledger.head())
+    write_statement(destination, content)
+    if as_json:
+        typer.echo(json.dumps(content))
+        return
+    say({"statement": str(destination), "entries": len(entries)}, as_json=False)
+
+
+def _checked(path: Path) -> "tuple[Ledger, tuple[Entry, ...]]":
+    from wardpose.shared.privacy.ledger import Ledger
+
+    ledger = Ledger.open_readonly(path)
+    ledger.verify()
+    return ledger, ledger.entries()
+
+
+def _head(text: str) -> tuple[int, str]:
+    from wardpose.shared.errors import ConfigError
+
+    sequence, _, digest = text.partition(":")
+    if not sequence.isdigit() or len(digest) != 64:
+        raise ConfigError(f"--head {text!r} (allowed: SEQUENCE:HASH, as `verify` prints it)")
+    return int(sequence), digest
+
+
+def _refuse_head(head: str | None) -> None:
+    from wardpose.shared.errors import ConfigError
+
+    if head is not None:
+        raise ConfigError("--head is for ledgers (an export holds its head in its last line)")
+
+
+def _number(epsilon: Any) -> str:
+    return "infinite" if epsilon is None else f"{epsilon:.4f}"
