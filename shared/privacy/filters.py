@@ -32,7 +32,7 @@ is done again inside the numbers of its course stays in it; one that needs a new
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -106,7 +106,8 @@ def account(
     """
     costly = [Charged(course=charge.course, events=costliest(charge.events)) for charge in charges]
     costly = [charge for charge in costly if accounting.merged_charges(charge.events) != ()]
-    events = [event for charge in costly for event in charge.events]
+    # Of no tier: the costliest of one charge may be of another tier than that of the next, and both were paid.
+    events = [replace(event, tier="") for charge in costly for event in charge.events]
     courses = {charge.course for charge in costly}
     one = len(costly) <= 1 or (len(courses) == 1 and "" not in courses)
     return Account(
