@@ -96,6 +96,8 @@ def composed_epsilon(
 def _composed(
     charges: tuple[Charge, ...], delta: float, accountant: Accountant, adjacency: Adjacency, coarser: int
 ) -> float:
+    if not charges:
+        return 0.0
     discrete = any(charge[0] == "discrete-gaussian" for charge in charges)
     if accountant == "rdp" or discrete:
         orders = INTEGER_ORDERS if discrete or adjacency == "replace-one" else renyi.ALL_ORDERS
@@ -104,7 +106,7 @@ def _composed(
             return bound
         continuous = tuple(charge for charge in charges if charge[0] == "gaussian")
         return max(bound, _composed(continuous, delta, accountant, adjacency, coarser))
-    return _continuous(_kinds(charges), delta, adjacency, coarser) if charges else 0.0
+    return _continuous(_kinds(charges), delta, adjacency, coarser)
 
 
 def _kinds(charges: Iterable[Charge]) -> list[_Kind]:
