@@ -26,6 +26,7 @@ from wardpose.shared.errors import LedgerError
 GENESIS, COHORT, RESERVE, COMMIT = "genesis", "cohort", "reserve", "commit"
 _KINDS = (GENESIS, COHORT, RESERVE, COMMIT)
 _APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
+_VERSION = 2  # in the first entry: what entries mean
 _PATIENCE = 120.0  # seconds to wait for another process's transaction
 _READ_PATIENCE = 2.0  # readers do not wait for writers; a file that is locked as a whole is soon given up
 _SCHEMA = (
@@ -169,7 +170,9 @@ class Chain:
                 connection.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:
                     connection.execute(statement)
-                Appender(connection, [], int(self._clock()))(GENESIS, {"ledger": secrets.token_hex(16), "version": 2})
+                Appender(connection, [], int(self._clock()))(
+                    GENESIS, {"ledger": secrets.token_hex(16), "version": _VERSION}
+                )
                 connection.execute("COMMIT")
             with contextlib.suppress(FileExistsError):  # another process was first
                 os.link(temporary, self.path)
@@ -260,7 +263,13 @@ def _checked(rows: Sequence[tuple[int, str, str, str, str]], path: Path) -> tupl
             raise LedgerError(f"{where} does not continue the chain; the ledger was tampered with")
         if (kind == GENESIS) != (sequence == 1) or kind not in _KINDS:
             raise LedgerError(f"{where} is of kind {kind!r}, which does not belong there")
-        entries.append(Entry(sequence=sequence, kind=kind, body=json.loads(text), previous=previous, hash=digest))
+        body = json.loads(text)
+        if kind == GENESIS and body.get("version") != _VERSION:
+            raise LedgerError(
+                f"{path}: is a ledger of version {body.get('version')!r:.20} (this code reads version {_VERSION}); "
+                "what it charged stays charged: read it with the release that wrote it"
+            )
+        entries.append(Entry(sequence=sequence, kind=kind, body=body, previous=previous, hash=digest))
     if not entries:
         raise LedgerError(f"{path}: its first entry is missing; the ledger was tampered with")
     return tuple(entries)
