@@ -12,6 +12,7 @@ from compat.make import COURSE, DELTA, read
 from flwr.app import ConfigRecord, RecordDict
 
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError, WireError
+from wardpose.shared.privacy import membership
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.chain import head_of
 from wardpose.shared.privacy.ledger import Budget, Ledger
@@ -52,6 +53,9 @@ def test_there_are_files_of_a_release() -> None:
 def test_everything_durable_is_read_to_the_same_values(release: Path) -> None:
     then = json.loads((release / "facts.json").read_text())
     same(read(release), then)
+    assert set(then["patients' keys"].values()) == set(
+        membership.everybody(Ledger(release / "ledger.sqlite").entries())
+    )
 
 
 def test_a_value_that_changed_is_noticed() -> None:
