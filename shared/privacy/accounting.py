@@ -9,11 +9,11 @@ carry. An epsilon is a view of events at a delta (`composition`), held against G
 
 The Gaussian central-limit approximation ("GDP") is not offered: it lies below the truth.
 
->>> event = Event(
-...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
-... )
->>> epsilon([event], delta=1e-5)
-1.32607235
+    >>> event = Event(
+    ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
+    ... )
+    >>> epsilon([event], delta=1e-5)
+    1.32607235
 
 **Adjacency and sensitivity.** `noise_multiplier` is always the standard deviation divided by C =
 `max_grad_norm`, the most that *one unit* can contribute. Under `add-remove` a unit comes or goes and the
@@ -88,11 +88,12 @@ _MOST_CHOICES = 200  # of sites that a patient may be at, before a bound replace
 class Event:
     """Steps of one Poisson-sampled Gaussian query, or one released statistic: what a ledger charges.
 
-    >>> round_one = Event(
-    ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
-    ... )
-    >>> Event.from_json(round_one.to_json()) == round_one
-    True
+    Examples:
+        >>> round_one = Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
+        ... )
+        >>> Event.from_json(round_one.to_json()) == round_one
+        True
 
     Attributes:
         mechanism: name of the mechanism or of the released statistic; `none` has no privacy (infinite
@@ -196,10 +197,12 @@ class Event:
 def as_seeded(events: Iterable[Event]) -> tuple[Event, ...]:
     """Return the events as a site with repeatable noise charges them: nobody must take their epsilon for privacy.
 
-    >>> as_seeded([Event(
-    ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
-    ... )])[0].seeded
-    True
+    Examples:
+        >>> as_seeded([Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
+        ... )])[0].seeded
+        True
+
     """
     return tuple(replace(event, seeded=True) for event in events)
 
@@ -217,15 +220,16 @@ def epsilon(
     per distinct
     composition: equal (rate, multiplier) pairs are merged and results are remembered.
 
-    >>> steps = Event(
-    ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
-    ... )
-    >>> epsilon([steps], delta=1e-5)
-    1.32607235
-    >>> round(epsilon([steps, steps], delta=1e-5), 3) < 2 * 1.326  # composing is cheaper than adding up
-    True
-    >>> epsilon([replace(steps, noise_multiplier=0.0)], delta=1e-5)  # without noise there is no bound
-    inf
+    Examples:
+        >>> steps = Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
+        ... )
+        >>> epsilon([steps], delta=1e-5)
+        1.32607235
+        >>> round(epsilon([steps, steps], delta=1e-5), 3) < 2 * 1.326  # composing is cheaper than adding up
+        True
+        >>> epsilon([replace(steps, noise_multiplier=0.0)], delta=1e-5)  # without noise there is no bound
+        inf
 
     Returns:
         Epsilon, at least 0; infinity where something was released without noise.
@@ -244,11 +248,12 @@ def group_epsilon(events: Sequence[Event], size: int, *, delta: float) -> float:
     mixture of Gaussians at 0, C .. size C against the one at 0 dominates (arXiv 2401.10294); it is composed by PLD.
     Events that were noised on a grid are taken as continuous ones here, as the mixture has no other event.
 
-    >>> steps = replace(Event(
-    ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
-    ... ), unit="frame")
-    >>> [round(group_epsilon([steps], frames, delta=1e-5), 1) for frames in (1, 4)]
-    [1.3, 6.3]
+    Examples:
+        >>> steps = replace(Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
+        ... ), unit="frame")
+        >>> [round(group_epsilon([steps], frames, delta=1e-5), 1) for frames in (1, 4)]
+        [1.3, 6.3]
 
     Raises:
         ConfigError: `size` is below 1; otherwise as `epsilon`.
@@ -274,12 +279,14 @@ def epsilon_by_tier(
 
     The key "" stands for a unit that none of the tiers' events charged. Arguments and errors as for `epsilon`.
 
-    >>> steps = Event(
-    ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
-    ... )
-    >>> tiers = [replace(steps, tier="strict", sample_rate=0.005), replace(steps, tier="open", sample_rate=0.02)]
-    >>> epsilon_by_tier(tiers, delta=1e-5)
-    {'': 0.0, 'strict': 0.632985608, 'open': 2.77346295}
+    Examples:
+        >>> steps = Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
+        ... )
+        >>> tiers = [replace(steps, tier="strict", sample_rate=0.005), replace(steps, tier="open", sample_rate=0.02)]
+        >>> epsilon_by_tier(tiers, delta=1e-5)
+        {'': 0.0, 'strict': 0.632985608, 'open': 2.77346295}
+
     """
     _check(delta, accountant, adjacency)
     tiers = dict.fromkeys(["", *(event.tier for event in events)])
@@ -301,8 +308,9 @@ def calibrate(
 ) -> float:
     """Smallest noise multiplier with which `steps` more steps stay within (epsilon, delta) on top of `spent`.
 
-    >>> calibrate(epsilon=4, delta=1e-5, sample_rate=0.1, steps=200)
-    1.762
+    Examples:
+        >>> calibrate(epsilon=4, delta=1e-5, sample_rate=0.1, steps=200)
+        1.762
 
     Returns:
         The multiplier rounded up to so many significant `digits`: its epsilon is within the budget, and that of the
@@ -388,12 +396,13 @@ def federation_epsilon(
     than 200 different choices remain, the sum of the `overlap` largest Rényi divergences of every order is taken
     instead, which bounds every choice.
 
-    >>> north = Event(
-    ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
-    ... )
-    >>> sites = {"north": [north], "south": [replace(north, sample_rate=0.005)]}
-    >>> [federation_epsilon(sites, 1e-5, overlap) for overlap in (1, 2)]
-    [1.32607235, 1.44625536]
+    Examples:
+        >>> north = Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
+        ... )
+        >>> sites = {"north": [north], "south": [replace(north, sample_rate=0.005)]}
+        >>> [federation_epsilon(sites, 1e-5, overlap) for overlap in (1, 2)]
+        [1.32607235, 1.44625536]
 
     Raises:
         ConfigError: `overlap` is below 1; otherwise as `epsilon`.
@@ -437,11 +446,13 @@ def _choices(kinds: Sequence[tuple[_Tiers, int]], size: int) -> Iterator[tuple[t
 def merged_charges(events: Iterable[Event]) -> tuple[Charge, ...] | None:
     """Merge what the events cost; `None` where one of them has no privacy.
 
-    >>> steps = Event(
-    ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
-    ... )
-    >>> merged_charges([steps, replace(steps, steps=3)])
-    (('gaussian', 0.01, 1.0, 503),)
+    Examples:
+        >>> steps = Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
+        ... )
+        >>> merged_charges([steps, replace(steps, steps=3)])
+        (('gaussian', 0.01, 1.0, 503),)
+
     """
     found: list[Charge] = []
     for event in events:

@@ -282,8 +282,10 @@ def _hash(sequence: int, kind: str, text: str, previous: str) -> str:
 def head_of(entries: Sequence[Entry]) -> tuple[int, str]:
     """Sequence number and hash of the last entry, (0, 64 zeros) where there is none.
 
-    >>> head_of([]) == (0, 64 * "0")
-    True
+    Examples:
+        >>> head_of([]) == (0, 64 * "0")
+        True
+
     """
     return (len(entries), entries[-1].hash) if entries else (0, "0" * 64)
 

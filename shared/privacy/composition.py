@@ -69,8 +69,10 @@ _LEAST_NOISE, _MOST_NOISE = 1e-9, 1e12  # less is none, more is so much
 def merge(*parts: Iterable[Charge]) -> tuple[Charge, ...]:
     """Merge equal (noise, rate, multiplier) by adding their steps; order of first appearance.
 
-    >>> merge([("gaussian", 0.1, 1.0, 5)], [("gaussian", 0.1, 1.0, 3), ("gaussian", 0.2, 1.0, 1)])
-    (('gaussian', 0.1, 1.0, 8), ('gaussian', 0.2, 1.0, 1))
+    Examples:
+        >>> merge([("gaussian", 0.1, 1.0, 5)], [("gaussian", 0.1, 1.0, 3), ("gaussian", 0.2, 1.0, 1)])
+        (('gaussian', 0.1, 1.0, 8), ('gaussian', 0.2, 1.0, 1))
+
     """
     steps: dict[tuple[Noise, float, float], int] = {}
     for part in parts:
@@ -85,8 +87,9 @@ def composed_epsilon(
 ) -> float:
     """Epsilon of merged `charges`, in whatever order; an upper bound that never falls when charges are added.
 
-    >>> composed_epsilon((("gaussian", 0.1, 1.0, 10),), 1e-5, "pld", "add-remove")
-    2.85451916
+    Examples:
+        >>> composed_epsilon((("gaussian", 0.1, 1.0, 10),), 1e-5, "pld", "add-remove")
+        2.85451916
 
     Args:
         charges: what was charged, see `merge`.
@@ -127,9 +130,11 @@ def _kinds(charges: Iterable[Charge]) -> list[_Kind]:
 def summed_curve(charges: Iterable[Charge], adjacency: Adjacency) -> NDArray[np.float64]:
     """Composed Rényi divergences at the whole orders (those of `curve_epsilon`).
 
-    >>> curve = summed_curve([("gaussian", 1.0, 2.0, 4)], "add-remove")
-    >>> bool(np.allclose(curve, [order * 4 / (2 * 2.0**2) for order in INTEGER_ORDERS]))  # k / 2 sigma², four times
-    True
+    Examples:
+        >>> curve = summed_curve([("gaussian", 1.0, 2.0, 4)], "add-remove")
+        >>> bool(np.allclose(curve, [order * 4 / (2 * 2.0**2) for order in INTEGER_ORDERS]))  # k / 2 sigma², four times
+        True
+
     """
     return _curve(_kinds(charges), adjacency)
 
@@ -161,8 +166,10 @@ def group_epsilon(charges: tuple[Charge, ...], size: int, delta: float) -> float
 def gaussian_epsilon(shift: float, delta: float) -> float:
     """Epsilon of one Gaussian release whose mean moves by `shift` standard deviations (Balle, Wang 2018, theorem 8).
 
-    >>> round(gaussian_epsilon(1.0, 1e-5), 3)
-    4.377
+    Examples:
+        >>> round(gaussian_epsilon(1.0, 1e-5), 3)
+        4.377
+
     """
 
     def excess(epsilon: float) -> float:

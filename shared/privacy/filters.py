@@ -96,15 +96,16 @@ def account(
 ) -> Account:
     """Return what a unit that every charge touched has spent.
 
-    >>> once = Event(
-    ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
-    ... )
-    >>> inside = account([Charged(course="c", events=(once,))] * 2, delta=1e-5)
-    >>> round(inside.composed, 2), round(inside.epsilon, 2), inside.rule  # a declared course costs a quarter of delta
-    (1.83, 1.87, 'course')
-    >>> outside = account([Charged(course=name, events=(once,)) for name in ("c", "")], delta=1e-5)
-    >>> round(outside.epsilon, 2), outside.rule  # orders that were chosen by looking cost more
-    (2.91, 'renyi-filter')
+    Examples:
+        >>> once = Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
+        ... )
+        >>> inside = account([Charged(course="c", events=(once,))] * 2, delta=1e-5)
+        >>> round(inside.composed, 2), round(inside.epsilon, 2), inside.rule  # delta is shared
+        (1.83, 1.87, 'course')
+        >>> outside = account([Charged(course=name, events=(once,)) for name in ("c", "")], delta=1e-5)
+        >>> round(outside.epsilon, 2), outside.rule  # orders that were chosen by looking cost more
+        (2.91, 'renyi-filter')
 
     Args:
         charges: in order; events of several tiers are reduced to the costliest of each charge, for whoever might have
@@ -130,10 +131,12 @@ def account(
 def best_order(events: Sequence[Event], *, epsilon: float, delta: float, adjacency: Adjacency = "add-remove") -> int:
     """Return the order at which a budget holds the most repetitions of `events`, fixed at the first charge.
 
-    >>> best_order([Event(
-    ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
-    ... )], epsilon=4, delta=1e-5)
-    6
+    Examples:
+        >>> best_order([Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
+        ... )], epsilon=4, delta=1e-5)
+        6
+
     """
     curve, orders = _curve(costliest(events), adjacency), np.asarray(composition.INTEGER_ORDERS, dtype=np.float64)
     if curve is None or not curve.any() or not math.isfinite(epsilon):
@@ -148,11 +151,13 @@ def costliest(events: Iterable[Event]) -> tuple[Event, ...]:
     Events of different tiers in one charge are alternatives. Where one of them samples at least as often, as long and
     with as little noise as all others, it stands for them; otherwise they are all kept, which charges too much.
 
-    >>> strict = replace(Event(
-    ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
-    ... ), tier="strict")
-    >>> [event.tier for event in costliest([strict, replace(strict, tier="open", sample_rate=0.02)])]
-    ['open']
+    Examples:
+        >>> strict = replace(Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
+        ... ), tier="strict")
+        >>> [event.tier for event in costliest([strict, replace(strict, tier="open", sample_rate=0.02)])]
+        ['open']
+
     """
     everybody: list[Event] = []
     tiers: list[Event] = []
@@ -220,11 +225,12 @@ def federation_epsilon(
     Otherwise the `overlap` largest Rényi divergences are summed at each order of the fixed list, which bounds every
     choice of sites.
 
-    >>> charges = [Charged(course="c", events=(Event(
-    ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
-    ... ),))]
-    >>> [round(federation_epsilon({"north": charges, "south": charges}, delta=1e-5, overlap=k), 2) for k in (1, 2)]
-    [1.36, 1.87]
+    Examples:
+        >>> charges = [Charged(course="c", events=(Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
+        ... ),))]
+        >>> [round(federation_epsilon({"north": charges, "south": charges}, delta=1e-5, overlap=k), 2) for k in (1, 2)]
+        [1.36, 1.87]
 
     Raises:
         ConfigError: `overlap` is below 1; otherwise as `accounting.epsilon`.

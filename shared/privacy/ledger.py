@@ -40,9 +40,10 @@ from wardpose.shared.privacy.filters import Account, Charged
 class Budget:
     """What a cohort may spend in all, over every run.
 
-    >>> budget = Budget(epsilon=8.0, delta=1e-5, by_tier={"strict": 1.0})
-    >>> budget.limit("strict"), budget.limit("")
-    (1.0, 8.0)
+    Examples:
+        >>> budget = Budget(epsilon=8.0, delta=1e-5, by_tier={"strict": 1.0})
+        >>> budget.limit("strict"), budget.limit("")
+        (1.0, 8.0)
 
     Attributes:
         epsilon: limit of every unit whose tier has no limit of its own; infinity for none.
@@ -105,23 +106,24 @@ class Reservation:
 class Ledger:
     """One ledger file; made, with its folder, on the first write.
 
-    >>> import tempfile
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> ledger = Ledger(Path(folder.name) / "ledger.sqlite")
-    >>> event = Event(
-    ...     mechanism="dp-sgd", unit="patient", sample_rate=0.1, noise_multiplier=1.0, steps=10, max_grad_norm=1.0
-    ... )
-    >>> budget = Budget(epsilon=4.0, delta=1e-5, unit="patient")
-    >>> reservation = ledger.reserve("ward-7", [event], run_id="r1", round=1, budget=budget)
-    >>> round(ledger.epsilon("ward-7", delta=1e-5), 2), ledger.is_committed(reservation)  # it counts before any work
-    (2.93, False)
-    >>> ledger.commit(reservation)
-    >>> ledger.reserve("ward-7", [event], run_id="r1", round=2, budget=budget)  # doctest: +IGNORE_EXCEPTION_DETAIL
-    Traceback (most recent call last):
-        ...
-    BudgetExceeded: cohort 'ward-7': epsilon would be ...
-    >>> ledger.verify(ledger.head())
-    >>> folder.cleanup()
+    Examples:
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> ledger = Ledger(Path(folder.name) / "ledger.sqlite")
+        >>> event = Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.1, noise_multiplier=1.0, steps=10, max_grad_norm=1.0
+        ... )
+        >>> budget = Budget(epsilon=4.0, delta=1e-5, unit="patient")
+        >>> reservation = ledger.reserve("ward-7", [event], run_id="r1", round=1, budget=budget)
+        >>> round(ledger.epsilon("ward-7", delta=1e-5), 2), ledger.is_committed(reservation)  # counts at once
+        (2.93, False)
+        >>> ledger.commit(reservation)
+        >>> ledger.reserve("ward-7", [event], run_id="r1", round=2, budget=budget)  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+            ...
+        BudgetExceeded: cohort 'ward-7': epsilon would be ...
+        >>> ledger.verify(ledger.head())
+        >>> folder.cleanup()
 
     Attributes:
         path: of the SQLite file.

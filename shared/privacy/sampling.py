@@ -15,9 +15,10 @@ def poisson_sample(n_units: int, rate: float, stream: RandomStream) -> NDArray[n
     the rate itself wherever rate * 2^64 is whole (every float64 of at least 2^-11), and less than 2^-64
     below it otherwise.
 
-    >>> from wardpose.shared.privacy.noise import seeded_streams
-    >>> poisson_sample(10, 0.3, seeded_streams(0).sampling).tolist()
-    [0, 1, 3, 6]
+    Examples:
+        >>> from wardpose.shared.privacy.noise import seeded_streams
+        >>> poisson_sample(10, 0.3, seeded_streams(0).sampling).tolist()
+        [0, 1, 3, 6]
 
     Returns:
         Numbers of the units drawn, ascending; possibly none.
@@ -42,11 +43,12 @@ def draw_bag(rows: NDArray[np.int64], frames: int, stream: RandomStream) -> NDAr
     independent draws with replacement. It gives variance, not amplification, and costs nothing: the bag's
     size is fixed.
 
-    >>> from wardpose.shared.privacy.noise import seeded_streams
-    >>> draw_bag(np.array([4, 7, 9]), 2, seeded_streams(0).sampling).tolist()
-    [9, 4]
-    >>> len(draw_bag(np.array([4]), 3, seeded_streams(0).sampling))  # with replacement where there are too few
-    3
+    Examples:
+        >>> from wardpose.shared.privacy.noise import seeded_streams
+        >>> draw_bag(np.array([4, 7, 9]), 2, seeded_streams(0).sampling).tolist()
+        [9, 4]
+        >>> len(draw_bag(np.array([4]), 3, seeded_streams(0).sampling))  # with replacement where there are too few
+        3
 
     Args:
         rows: (n,) record numbers of the unit, n at least 1.
