@@ -5,6 +5,7 @@ Here each becomes a page of the site with the file's text, so that the site can 
 to a file that does not exist, a configuration key or an option without a sentence stops the build.
 """
 
+import contextlib
 import inspect
 import os
 import re
@@ -40,6 +41,16 @@ _PRIVACY = (
     "mechanisms", "units", "sampling", "clipping", "noise", "accounting", "composition", "filters", "course",
     "schedules", "ledger", "chain", "membership",
 )  # fmt: skip
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Show mkdocstrings the import root as links, as the Makefile shows it to mypy."""
+    root = REPOSITORY / "build" / "import" / "wardpose"
+    root.mkdir(parents=True, exist_ok=True)
+    for package in ("client", "server", "shared", "simulation"):
+        with contextlib.suppress(FileExistsError):
+            (root / package).symlink_to(Path("../../..") / package)
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
