@@ -2,45 +2,24 @@
 
 Pages link to files of the tree by relative paths (`../shared/privacy/ledger.py`), which a forge follows as they are.
 Here each becomes a page of the site with the file's text, so that the site can be read without the repository. A link
-to a file that does not exist, a configuration key or an option without a sentence stops the build.
+to a file that does not exist, a configuration key or a command without a sentence stops the build.
 """
 
 import contextlib
-import inspect
 import os
 import re
-import types
-import typing
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import click
-import typer
+import from_code
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
-
-from wardpose.client import exporter as site_exporter
-from wardpose.server import exporter as server_exporter
-from wardpose.shared import wire
-from wardpose.shared.config import FederationConfig
-from wardpose.shared.privacy import accounting
-from wardpose.shared.site_config import SiteConfig
-from wardpose.simulation.cli import app
 
 REPOSITORY = Path(__file__).parents[1]
 _LINK = re.compile(r"(\]\()((?:\.\./)+)([^)#\s]+)(\))")
 _LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml", ".md": "markdown"}
-_PRIVACY = (
-    "mechanisms", "units", "sampling", "clipping", "noise", "accounting", "composition", "filters", "course",
-    "schedules", "ledger", "chain", "membership",
-)  # fmt: skip
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -55,13 +34,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the reference and the sources that pages link to."""
-    made = {
-        "reference/commands.md": commands(),
-        "reference/configuration.md": configuration(),
-        "reference/metrics.md": metrics(),
-        "reference/wire.md": wire_records(),
-        "reference/privacy.md": privacy(),
-    }
+    made = from_code.pages()
     for file in list(files.documentation_pages()):
         page = PurePosixPath(file.src_uri)
         for path in linked_files(page, file.content_string):
@@ -108,240 +81,3 @@ def source(path: str) -> str:
     language = _LANGUAGES.get(Path(path).suffix, "text")
     head = "---\nsearch:\n  exclude: true\n---\n"
     return f'{head}# {path}\n\n{fence}{{.{language} linenums="1"}}\n{text}\n{fence}\n'
-
-
-# Commands
-
-
-def commands() -> str:
-    """Return every command of `wardpose` with its arguments and options."""
-    root = typer.main.get_command(app)
-    context = click.Context(root, info_name="wardpose")
-    parts = [
-        "# Commands",
-        "Every error that names its cause is one line on standard error and exit code 2.",
-        "Shell completion: `wardpose --install-completion`.",
-        *_command(root, context, 2),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _command(command: Any, context: Any, level: int) -> Iterator[str]:
-    children = command.list_commands(context) if hasattr(command, "list_commands") else []
-    if context.parent is not None:
-        yield f"{'#' * level} {context.command_path}"
-        yield _paragraphs(command.help)
-        if not children:
-            yield f"```text\n{context.command_path} {' '.join(command.collect_usage_pieces(context))}\n```"
-            yield _table(
-                ("argument or option", "meaning", "default"),
-                [_parameter(p, command, context) for p in _shown(command, context)],
-            )
-    for name in children:
-        child = command.get_command(context, name)
-        if not child.hidden:
-            yield from _command(child, click.Context(child, info_name=name, parent=context), min(level + 1, 4))
-
-
-def _shown(command: Any, context: Any) -> list[Any]:
-    return [p for p in command.get_params(context) if "--help" not in p.opts and not getattr(p, "hidden", False)]
-
-
-def _parameter(parameter: Any, command: Any, context: Any) -> tuple[str, str, str]:
-    names = (
-        parameter.opts + parameter.secondary_opts
-        if parameter.opts[0].startswith("-")
-        else [parameter.make_metavar(context)]
-    )
-    shown = (
-        isinstance(parameter.default, str | int | float) and parameter.default is not False and not parameter.required
-    )
-    return (
-        ", ".join(f"`{name}`" for name in names),
-        _help(parameter, command),
-        f"`{parameter.default}`" if shown else "",
-    )
-
-
-def _help(parameter: Any, command: Any) -> str:
-    """Return a parameter's sentence; that of an argument from the function itself, as click drops it."""
-    text = getattr(parameter, "help", None)
-    if not text:
-        hints = typing.get_type_hints(inspect.unwrap(command.callback), include_extras=True)
-        text = next((note.help for note in getattr(hints[parameter.name], "__metadata__", ()) if note.help), "")
-    return " ".join(text.split())
-
-
-def _paragraphs(text: str | None) -> str:
-    if not text:
-        raise PluginError("a command has no sentence that says what it does")
-    return inspect.cleandoc(text).replace("\x0c", "")
-
-
-# Configuration
-
-
-def configuration() -> str:
-    """Return every key of a plan and of a site's file."""
-    parts = [
-        "# Configuration",
-        "Unknown keys are refused, and every error names file, key, value and what is allowed. `wardpose simulate PLAN "
-        "--show-config` shows a plan with every key and default. Relative paths mean a place beside the file; "
-        "`${WARDPOSE_DATA}` is replaced by the folder of real data.",
-        "## federation.yaml",
-        "The coordinator's plan; in simulation also the hospitals.",
-        *_models(FederationConfig),
-        "## site.yaml",
-        "A hospital's own file. Its policy beats whatever a server asks; `wardpose site policy` shows it knob by knob.",
-        *_models(SiteConfig),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _models(top: type[BaseModel]) -> Iterator[str]:
-    """Return one table a model, each where it is first named."""
-    ahead, seen = [("", top)], {top}
-    while ahead:
-        place, model = ahead.pop(0)
-        if place:
-            yield f"### `{place}` ({model.__name__}) {{ #{top.__name__.lower()}-{model.__name__.lower()} }}"
-            yield summary_of(model)
-        yield _table(("key", "value", "default", "meaning"), list(_fields(model)))
-        for name, field in model.model_fields.items():
-            for inner in _inner_models(field.annotation):
-                if inner not in seen:
-                    seen.add(inner)
-                    ahead.append((f"{place}.{name}".lstrip("."), inner))
-
-
-def _fields(model: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
-    meanings = attributes_of(model)
-    for name, field in model.model_fields.items():
-        if name not in meanings and name != "kind":
-            raise PluginError(f"{model.__name__}.{name}: no sentence says what it is")
-        yield f"`{name}`", _value(field), _default(field), meanings.get(name, "which of the kinds")
-
-
-def attributes_of(model: type) -> dict[str, str]:
-    """Return what docstrings say of each attribute, those of the classes that it is made from included."""
-    found: dict[str, str] = {}
-    for kind in reversed(model.__mro__):
-        text = inspect.cleandoc(kind.__dict__.get("__doc__") or "")
-        _, _, section = text.partition("Attributes:\n")
-        section = re.split(r"\n\S", section)[0]
-        for entry in re.split(r"\n(?=    \w)", "\n" + section):
-            name, colon, meaning = entry.strip().partition(":")
-            if colon and name.isidentifier():
-                found[name] = " ".join(meaning.split())
-    return found
-
-
-def summary_of(model: type) -> str:
-    """Return the first paragraph of a docstring."""
-    return " ".join(inspect.cleandoc(model.__doc__ or "").split("\n\n")[0].split())
-
-
-def _value(field: FieldInfo) -> str:
-    bounds = [str(item) for item in field.metadata if re.match(r"(Ge|Gt|Le|Lt|Interval)\(", repr(item))]
-    limits = ", ".join(re.sub(r"\w+\((\w+)=(.*)\)", _limit, bound) for bound in bounds)
-    return f"{_type(field.annotation)}{f', {limits}' if limits else ''}"
-
-
-def _limit(match: re.Match[str]) -> str:
-    return f"{ {'ge': '≥', 'gt': '>', 'le': '≤', 'lt': '<'}[match[1]] } {match[2]}"
-
-
-def _type(kind: Any) -> str:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Annotated:
-        return _type(arguments[0])
-    if origin is typing.Literal:
-        return " or ".join(f"`{value}`" for value in arguments)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(dict.fromkeys(_type(part) for part in arguments))
-    if origin is tuple:
-        return f"list of {_type(arguments[0])}"
-    if origin is dict:
-        return f"{_type(arguments[0])} → {_type(arguments[1])}"
-    names = {
-        str: "text",
-        int: "whole number",
-        float: "number",
-        bool: "true or false",
-        type(None): "nothing",
-        Path: "path",
-    }
-    return names.get(kind, getattr(kind, "__name__", str(kind)))
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "(must be given)"
-    value = field.default if field.default is not PydanticUndefined else field.default_factory()  # type: ignore[misc, call-arg]
-    if isinstance(value, BaseModel):
-        return "see below"
-    return f"`{value.value if isinstance(value, Enum) else value}`"
-
-
-def _inner_models(kind: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        yield kind
-    for part in typing.get_args(kind):
-        yield from _inner_models(part)
-
-
-# Metrics and wire
-
-
-def metrics() -> str:
-    """Return the catalogues of both exporters."""
-    parts = [
-        "# Metrics",
-        "Both exporters read durable files at every scrape: one that restarts shows what it showed before.",
-    ]
-    for title, module in (("Coordinator", server_exporter), ("Site", site_exporter)):
-        command = {"Coordinator": "wardpose server metrics", "Site": "wardpose site metrics"}[title]
-        parts += [
-            f"## {title}",
-            f"`{command}`",
-            _table(("metric", "meaning"), [(f"`{n}`", m) for n, m in module.METRICS.items()]),
-        ]
-    return "\n\n".join(parts) + "\n"
-
-
-def wire_records() -> str:
-    """Return the messages between server and site."""
-    parts = [
-        "# Wire",
-        f"Protocol {wire.PROTOCOL}. A message is one Flower `ConfigRecord` named `body` with one text `json`; where "
-        "weights or an update come along, also one `ArrayRecord` named `arrays`. A key that is not in these tables is "
-        "refused.",
-    ]
-    for model in (wire.RoundOrder, wire.SiteRelease, wire.SiteStatus):
-        fields = [
-            (f"`{n}`", _value(f), attributes_of(model).get(n) or attributes_of(wire.SiteRelease)[n])
-            for n, f in model.model_fields.items()
-        ]
-        parts += [f"## {model.__name__}", summary_of(model), _table(("key", "value", "meaning"), fields)]
-    event = [(f"`{name}`", meaning) for name, meaning in attributes_of(accounting.Event).items()]
-    parts += ["## Event", summary_of(accounting.Event), _table(("key", "meaning"), event)]
-    codes = [(f"`{code.value}`", f"`{code.name}`", code.sentence) for code in wire.Refusal]
-    parts += [
-        "## Refusal",
-        "All that a server hears when a site does not train.",
-        _table(("code", "name", "sentence"), codes),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def privacy() -> str:
-    """Return the modules that an auditor reads."""
-    parts = ["# shared/privacy", "What the claim rests on; every example here is run by the tests."]
-    return "\n\n".join([*parts, *(f"::: wardpose.shared.privacy.{name}" for name in _PRIVACY)]) + "\n"
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    if not rows:
-        return ""
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

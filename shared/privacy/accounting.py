@@ -101,7 +101,7 @@ class Event:
         unit: whose presence is protected: `patient`, `frame` (a picture and all it shows) or `record` (one annotated
             person of a picture).
         sample_rate: probability, in [0, 1], with which each unit takes part in a step; 1 for a statistic
-        over all units.
+                over all units.
         noise_multiplier: noise's standard deviation divided by `max_grad_norm`, at least 0 (0: no privacy).
         steps: how often, at least 0.
         max_grad_norm: the most that one unit contributes to the released sum (L2), greater than 0.
@@ -216,8 +216,7 @@ def epsilon(
 ) -> float:
     """Epsilon at `delta` of everything in `events`, for the unit that was charged most.
 
-    Events of a tier charge that tier's units only; the result is the maximum over the tiers. Computed once
-    per distinct
+    Events of a tier charge that tier's units only; the result is the maximum over the tiers. Computed once per distinct
     composition: equal (rate, multiplier) pairs are merged and results are remembered.
 
     Examples:
