@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,10 +23,13 @@ import torch
 from wardpose.client.findings import Finding, finding
 from wardpose.client.journal import SiteJournal
 from wardpose.client.site import Site, open_site
+from wardpose.client.tiers import patient_tiers, tiers_of_nobody
+from wardpose.client.training import everybody
 from wardpose.shared.anonymize.public_view import open_public_view
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.data.source import names_patients, open_source
 from wardpose.shared.errors import LedgerError, WardposeError
+from wardpose.shared.ledger_state import LedgerState, ledger_state
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.privacy.noise import secure_streams, self_test
 from wardpose.shared.site_config import SiteConfig
@@ -132,12 +136,14 @@ def _ledger(site: Site) -> Iterator[Finding]:
         yield _failure("ledger", f"{folder}: not writable by this user; orders will be refused")
     spent = 0.0
     whole = not names_patients(config.cohort.data)
-    with _copy_of(site.journal.path) as journal:
-        known = SiteJournal(journal).head() if journal.exists() else None
+    with _copy_of(site.journal.path) as path:
+        journal = SiteJournal(path)
+        known, paid = (journal.head(), journal.paid()) if path.exists() else (None, set())
     if config.ledger.exists():
         with _copy_of(config.ledger) as copy:
             ledger = Ledger.open_readonly(copy)
             ledger.verify(known)
+            _refuse(ledger_state(copy, paid))
             sequence, head = ledger.head()
             yield _ok("ledger", f"{config.ledger}: {sequence} entries, chain unbroken, head {head[:12]}")
             newest = max((int(entry.body["time"]) for entry in ledger.entries()), default=0)
@@ -153,6 +159,7 @@ def _ledger(site: Site) -> Iterator[Finding]:
             "(restore the newest backup)"
         )
     else:
+        _refuse(ledger_state(config.ledger, paid))
         yield _ok("ledger", f"{config.ledger}: none yet; the first order makes it")
     text = (
         f'cohort "{config.cohort.name}": epsilon {spent:.4f} of {policy.epsilon:g} is spent at delta {policy.delta:g}'
@@ -161,6 +168,12 @@ def _ledger(site: Site) -> Iterator[Finding]:
         yield _failure("budget", f"{text}: nothing is left, every private order will be refused")
     else:
         yield (_warning if spent > 0.9 * policy.epsilon else _ok)("budget", text)
+
+
+def _refuse(state: tuple[LedgerState, str]) -> None:
+    _, problem = state
+    if problem:
+        raise LedgerError(problem)
 
 
 @contextlib.contextmanager
@@ -247,6 +260,7 @@ def _data(site: Site, skeleton: str) -> Iterator[Finding]:
     for note in dataset.notes:
         yield _warning("data", note)
     yield from _owners(site, dataset)
+    yield from _tiers(site, dataset)
     declared = config.cohort.declared_patients
     if not declared / 2 <= patients <= 2 * declared:
         yield _warning(
@@ -275,6 +289,21 @@ def _owners(site: Site, dataset: PoseDataset) -> Iterator[Finding]:
         )
     else:
         yield _ok("owners", f"{len(units)} units of {len(dataset)} records, {several} pictures show several people")
+
+
+def _tiers(site: Site, dataset: PoseDataset) -> Iterator[Finding]:
+    """Say whom the tier file means: a patient whose id is mistyped there would be of no tier."""
+    cohort, patients = site.config.cohort, everybody(dataset)
+    tiers = patient_tiers(cohort, patients)
+    if tiers is None:
+        return
+    counts = Counter(tiers.values())
+    tally = ", ".join(f"{counts[tier]} {tier}" for tier in sorted(cohort.declared_tiers))
+    text = f"of {len(patients)} patients: {tally}, {len(patients) - len(tiers)} of no tier"
+    nobody = tiers_of_nobody(cohort, patients)
+    if nobody:
+        text += f"; {len(nobody)} ids of {cohort.tiers} are in no record"
+    yield finding("tiers", "warning" if nobody else "ok", text, nobody)
 
 
 def _disk(config: SiteConfig, dataset: PoseDataset) -> Finding:

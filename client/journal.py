@@ -82,6 +82,10 @@ class SiteJournal:
         )
         return [OrderRow(**row) for row in rows]
 
+    def paid(self) -> set[tuple[str, int]]:
+        """Return run and round of everything that left, which its ledger must know."""
+        return {(order.run, order.round) for order in self.orders() if order.status == "released"}
+
     def head(self) -> tuple[int, str] | None:
         """Return the ledger's newest head as last remembered; `None` before the first."""
         try:

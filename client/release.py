@@ -23,7 +23,7 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from wardpose.client.policy import charged_events
-from wardpose.client.training import declared_units
+from wardpose.client.tiers import declared_units
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import LedgerError, WireError
 from wardpose.shared.privacy.ledger import Ledger, Reservation

@@ -11,10 +11,10 @@ from wardpose.shared.site_config import SiteConfig
 def state_of(site: SiteConfig) -> tuple[LedgerState, str]:
     """Tell what became of a site's ledger; see `ledger_state`."""
     try:
-        orders = SiteJournal(site.state / "journal.sqlite").orders()
+        paid = SiteJournal(site.state / "journal.sqlite").paid()
     except sqlite3.Error:
         return ledger_state(site.ledger, None)
-    return ledger_state(site.ledger, {(order.run, order.round) for order in orders if order.status == "released"})
+    return ledger_state(site.ledger, paid)
 
 
 def refuse_lost(site: SiteConfig) -> None:

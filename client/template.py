@@ -31,7 +31,7 @@ policy:
   maximum_steps_per_round: 200
   minimum_declared_patients: 50
   # maximum_...             # every other bound, with its default and what it protects: wardpose site policy site.yaml
-  # federations: [my-study] # only these may order
+  # federations: [my-study] # only these may order; a name, which is no proof of who asks
   # code_hash: ...          # only this code may run (printed by: wardpose site check)
 
 ledger: ledger.sqlite       # back it up like a medical record: a lost ledger is a lost budget

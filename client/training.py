@@ -1,7 +1,6 @@
 """Local training of one round: the cohort's frames and the ordered weights in, one private update out."""
 
 import hashlib
-import json
 from collections.abc import Collection
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from wardpose.client.site import Site, network, open_public_data
+from wardpose.client.tiers import declared_units, patient_tiers
 from wardpose.shared.data.records import PoseDataset, patients_named
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import DataError, WireError
@@ -64,7 +64,7 @@ def train_round(
         cache_folder=config.cache_folder,
         public_view=site.public_view if order.mechanism.uses_public_views else None,
         multi_owner=config.cohort.multi_owner,
-        tiers=patient_tiers(config.cohort),
+        tiers=patient_tiers(config.cohort, everybody(data)),
         without=without,
         precision=config.cache.precision,
         limit_bytes=config.cache.limit_bytes,
@@ -85,25 +85,6 @@ def train_round(
     )
 
 
-def patient_tiers(cohort: CohortConfig) -> dict[str, str] | None:
-    """Read which consent tier each patient is of; `None` for a cohort without tiers.
-
-    Raises:
-        DataError: the file is missing or not a JSON mapping of texts, or names a tier that is not declared.
-
-    """
-    if cohort.tiers is None:
-        return None
-    try:
-        tiers = json.loads(cohort.tiers.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{cohort.tiers}: cannot be read as JSON ({error})") from error
-    if not isinstance(tiers, dict) or not set(tiers.values()) <= set(cohort.declared_tiers):
-        known = ", ".join(sorted(cohort.declared_tiers))
-        raise DataError(f"{cohort.tiers}: allowed: a mapping of patient ids to declared tiers ({known})")
-    return tiers
-
-
 def patients_of(cohort: CohortConfig, data: PoseDataset) -> dict[str, str] | None:
     """Return everybody who is named in a cohort's records, with their consent tiers; `None` where nobody is named."""
     if not names_patients(cohort.data):
@@ -112,15 +93,12 @@ def patients_of(cohort: CohortConfig, data: PoseDataset) -> dict[str, str] | Non
         raise DataError(
             f"{data.name}: some records name no patient (allowed: every record of cohort.data names its own)"
         )
-    tiers = patient_tiers(cohort) or {}
-    records = (data.record(index) for index in range(len(data)))
-    named = dict.fromkeys(name for record in records for name in (record.patient_id, *record.also_patients))
+    named = everybody(data)
+    tiers = patient_tiers(cohort, named) or {}
     return {name: tiers.get(name, "") for name in named}
 
 
-def declared_units(cohort: CohortConfig) -> int | dict[str, int]:
-    """Return the declared number of patients, by tier where the cohort has tiers (the plain tier is "")."""
-    if not cohort.declared_tiers:
-        return cohort.declared_patients
-    plain = cohort.declared_patients - sum(cohort.declared_tiers.values())
-    return {"": plain, **cohort.declared_tiers}
+def everybody(data: PoseDataset) -> tuple[str, ...]:
+    """Return each patient who is named in a record, as its owner or as another who is seen, once."""
+    records = (data.record(index) for index in range(len(data)))
+    return tuple(dict.fromkeys(name for record in records for name in (record.patient_id, *record.also_patients)))

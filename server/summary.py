@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.journal import RunJournal, SiteRow
 from wardpose.server.spent import refuse_lost
@@ -76,7 +78,10 @@ def summarise(folder: Path, run: str | None = None) -> dict[str, Any]:
 
 def not_private(mechanism: str, rows: list[SiteRow]) -> str | None:
     """Say why a run gives no privacy at all; `None` when it gives what its epsilon says."""
-    chosen = Mechanism.model_validate({"name": mechanism})
+    try:
+        chosen = Mechanism.model_validate({"name": mechanism})
+    except ValidationError:
+        return f"mechanism {mechanism}: this version does not know what it gives"
     if chosen.reads_private and not chosen.is_private:
         return f"mechanism {chosen.name}: updates are neither clipped nor noised"
     if any(row.secure is False for row in rows):

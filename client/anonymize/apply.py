@@ -6,7 +6,6 @@ EXIF, GPS, comments, thumbnails and sound are gone. Nothing existing is overwrit
 left out without a word.
 """
 
-from wardpose.client.anonymize import disk
 from wardpose.client.anonymize.folder import anonymise_folder
 from wardpose.client.anonymize.job import Change, Job, LeftOut, Outcome, Progress, file_of
 from wardpose.client.anonymize.picture import anonymise_picture
@@ -15,8 +14,11 @@ from wardpose.client.anonymize.video import anonymise_video
 from wardpose.shared.data.pictures import PICTURE_ENDINGS
 from wardpose.shared.data.video_stream import VIDEO_ENDINGS
 from wardpose.shared.errors import DataError
+from wardpose.shared.files import storing
 
 __all__ = ["Change", "Job", "LeftOut", "Outcome", "Progress", "file_of", "run"]
+
+_GO_ON = "what was finished stays, run the same command again to go on"
 
 
 def run(job: Job) -> Outcome:
@@ -29,7 +31,7 @@ def run(job: Job) -> Outcome:
     """
     if not job.source.exists():
         raise DataError(f"{job.source}: no such file or folder")
-    with disk.told_in_one_line(job.destination):
+    with storing(job.destination, _GO_ON):
         if job.source.is_dir():
             return anonymise_folder(job)
         kind, why = recognise(job.source)

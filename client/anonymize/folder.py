@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from wardpose.client.anonymize import disk
 from wardpose.client.anonymize.job import Job, LeftOut, Outcome, unreadable
 from wardpose.client.anonymize.manifest import Manifest
 from wardpose.client.anonymize.picture import encode_picture
@@ -17,7 +16,7 @@ from wardpose.client.anonymize.sources import Source, survey, without_ending
 from wardpose.client.anonymize.video import anonymise_video
 from wardpose.shared import files
 from wardpose.shared.data.pictures import read_pages
-from wardpose.shared.errors import ConfigError, DataError, WardposeError
+from wardpose.shared.errors import ConfigError, DataError, StorageError, WardposeError
 
 _PARTS = 1000  # of a file, for the progress
 
@@ -104,7 +103,7 @@ class _Work:
             content = encode_picture(changed, target.suffix)
             hashed = hashlib.sha256(content).hexdigest()
             self._manifest.add(source.name, digest, target, hashed, page=page, pages=len(pages))
-            disk.write(target, content, mode=self._job.mode)
+            files.write_bytes(target, content, mode=self._job.mode)
             self.outcome.frames += 1
             self.outcome.made.append((source.path, target))
 
@@ -147,7 +146,7 @@ class _Work:
             raise ConfigError(f"{target}: exists already (--force overwrites)")
 
     def _cannot(self, error: WardposeError) -> None:
-        if self._job.on_bad == "error":
+        if self._job.on_bad == "error" or isinstance(error, StorageError):  # a full disk is no bad picture
             raise error
         self.outcome.skipped.append(str(error))
 

@@ -3,11 +3,11 @@
 import cv2
 import numpy as np
 
-from wardpose.client.anonymize import disk
 from wardpose.client.anonymize.job import Job, Outcome, refuse_existing
 from wardpose.shared.data.pictures import read_pages
 from wardpose.shared.data.records import Frame
 from wardpose.shared.errors import ConfigError, DataError
+from wardpose.shared.files import write_bytes
 
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 _ENDINGS = (*_LOSSLESS, ".jpg", ".jpeg", ".webp")
@@ -36,7 +36,7 @@ def anonymise_picture(job: Job) -> Outcome:
             f"{job.source}: has {len(pages)} pages (allowed: one; of the files in a folder every page is written)"
         )
     changed = job.change(pages[0], job.source.name)
-    disk.write(job.destination, encode_picture(changed, suffix), mode=job.mode)
+    write_bytes(job.destination, encode_picture(changed, suffix), mode=job.mode)
     if job.progress is not None:
         job.progress(1, 1)
     return Outcome(frames=1, made=[(job.source, job.destination)])

@@ -22,7 +22,7 @@ from wardpose.client.anonymize.timing import shown_at
 from wardpose.shared import files
 from wardpose.shared.data.records import Frame
 from wardpose.shared.data.video_file import Video
-from wardpose.shared.errors import DataError, WardposeError
+from wardpose.shared.errors import DataError, StorageError, WardposeError
 
 
 def anonymise_video(
@@ -151,6 +151,8 @@ def _changed(video: Video, number: int, job: Job, label: str) -> tuple[Frame, st
                 f"{video.width} x {video.height} (allowed: one size)"
             )
         return job.change(frame, f"{label}#{number}"), ""
+    except StorageError:
+        raise  # a full disk is no bad frame
     except WardposeError as error:
         message = f"{job.source}: frame {number} of {video.frame_count} cannot be used ({error})"
         if job.on_bad == "error":
@@ -160,7 +162,7 @@ def _changed(video: Video, number: int, job: Job, label: str) -> tuple[Frame, st
 
 def _store(segment: Segment, work: Path, begin: int, job: Job) -> Stored:
     path = _segment_path(work, begin)
-    disk.write(path, segment.content(), mode=job.mode)
+    files.write_bytes(path, segment.content(), mode=job.mode)
     return Stored(path, segment.frames, segment.skipped)
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from wardpose.shared.terminal import console, line
+
 if TYPE_CHECKING:
     from wardpose.client.findings import Finding
 
@@ -25,17 +27,12 @@ def say_findings(
     if as_json:
         typer.echo(json.dumps({"ok": ok, **counts, "findings": [asdict(found) for found in findings]}))
     else:
-        from rich.console import Console
-        from rich.text import Text
-
-        console = Console()
+        screen = console()
         for found in findings:
-            line = Text(f"{found.status:8} ", style=_COLOURS[found.status]).append(
-                f"{found.name:14} {found.text}", "default"
-            )
-            console.print(line, highlight=False, soft_wrap=True)
+            status = (f"{found.status:8} ", _COLOURS[found.status])
+            screen.print(line(status, f"{found.name:14} {found.text}"), soft_wrap=True)
             for example in found.examples if found.status != "ok" else ():
-                console.print(Text(f"{'':24}{example}"), highlight=False, soft_wrap=True)
-        console.print(Text(verdict, style="bold"), soft_wrap=True)
+                screen.print(line(f"{'':24}{example}"), soft_wrap=True)
+        screen.print(line(verdict, style="bold"), soft_wrap=True)
     if not ok:
         raise typer.Exit(1)

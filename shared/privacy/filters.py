@@ -117,8 +117,7 @@ def account(
     """
     costly = [Charged(course=charge.course, events=costliest(charge.events)) for charge in charges]
     costly = [charge for charge in costly if accounting.merged_charges(charge.events) != ()]
-    # Of no tier: the costliest of one charge may be of another tier than that of the next, and both were paid.
-    events = [replace(event, tier="") for charge in costly for event in charge.events]
+    events = [event for charge in costly for event in charge.events]
     courses = {charge.course for charge in costly}
     one = len(costly) <= 1 or (len(courses) == 1 and "" not in courses)
     return Account(
@@ -149,14 +148,17 @@ def costliest(events: Iterable[Event]) -> tuple[Event, ...]:
     """Return what a charge costs at most, whichever consent tier a unit is of.
 
     Events of different tiers in one charge are alternatives. Where one of them samples at least as often, as long and
-    with as little noise as all others, it stands for them; otherwise they are all kept, which charges too much.
+    with as little noise as all others, it stands for them; otherwise they are all kept, which charges too much. What is
+    returned names no tier any more: whoever was of one tier in this charge may be of another in the next, and then pays
+    for both.
 
     Examples:
-        >>> strict = replace(Event(
+        >>> event = Event(
         ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
-        ... ), tier="strict")
-        >>> [event.tier for event in costliest([strict, replace(strict, tier="open", sample_rate=0.02)])]
-        ['open']
+        ... )
+        >>> tiers = [replace(event, tier="strict"), replace(event, tier="open", sample_rate=0.02)]
+        >>> [event.sample_rate for event in costliest(tiers)]
+        [0.02]
 
     """
     everybody: list[Event] = []
@@ -165,9 +167,9 @@ def costliest(events: Iterable[Event]) -> tuple[Event, ...]:
         (tiers if event.tier else everybody).append(event)
     worst = next((event for event in tiers if all(_dominates(event, other) for other in tiers)), None)
     names = {event.tier for event in tiers}
-    if worst is None or len(names) != len(tiers):  # several events of one tier compose
-        return (*everybody, *tiers)
-    return (*everybody, worst)
+    alone = worst is not None and len(names) == len(tiers)  # several events of one tier compose
+    kept = [worst] if worst is not None and alone else tiers
+    return (*everybody, *(replace(event, tier="") for event in kept))
 
 
 def _dominates(event: Event, other: Event) -> bool:

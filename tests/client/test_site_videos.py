@@ -37,7 +37,10 @@ def test_the_index_of_a_video_outlives_the_round(site, monkeypatch):
         _open_data.cache_clear()
         data = open_cohort_data(site, "lsp14")
         assert [number_of(data.frame(i)) for i in range(4)] == [29, 3, 17, 8]
-    video_index._read_index.cache_clear()
-    assert [finding.text for finding in check_site(site) if finding.name == "data" and "decoded" in finding.text]
     assert len(made) == 1
     assert [path.parent for path in site.parent.rglob("*.npz")] == [site.parent / "state" / "videos"]
+
+
+def test_a_check_keeps_no_index(site):
+    assert [finding.text for finding in check_site(site) if finding.name == "data" and "decoded" in finding.text]
+    assert not list(site.parent.rglob("*.npz"))

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +6,7 @@ from support.orders import make_order
 
 from wardpose.client import training
 from wardpose.client.site import Site
-from wardpose.client.training import declared_units, patient_tiers, site_seed, train_round
+from wardpose.client.training import site_seed, train_round
 from wardpose.shared.data.source import open_source
 from wardpose.shared.errors import DataError
 from wardpose.shared.pose.model import ModelConfig, build_model
@@ -18,34 +17,9 @@ from wardpose.shared.training.settings import LocalTraining
 from wardpose.shared.wire import RoundOrder, hash_arrays
 
 
-def cohort(tmp_path: Path, tiers: object | None = None) -> CohortConfig:
-    content: dict[str, object] = {
-        "name": "c",
-        "declared_patients": 100,
-        "data": {"kind": "ward", "hospital": "north", "patients": 10, "frames_per_patient": 1},
-    }
-    if tiers is not None:
-        path = tmp_path / "tiers.json"
-        path.write_text(tiers if isinstance(tiers, str) else json.dumps(tiers))
-        content |= {"tiers": path, "declared_tiers": {"strict": 30}}
-    return CohortConfig.model_validate(content)
-
-
-def test_a_cohort_without_tiers_declares_one_number(tmp_path: Path) -> None:
-    assert declared_units(cohort(tmp_path)) == 100
-    assert patient_tiers(cohort(tmp_path)) is None
-
-
-def test_declared_tiers_leave_the_rest_to_the_plain_tier(tmp_path: Path) -> None:
-    tiered = cohort(tmp_path, {"p1": "strict"})
-    assert declared_units(tiered) == {"": 70, "strict": 30}
-    assert patient_tiers(tiered) == {"p1": "strict"}
-
-
-@pytest.mark.parametrize("tiers", ["{", ["p1"], {"p1": "open"}])
-def test_a_wrong_tier_file_is_named(tmp_path: Path, tiers: object) -> None:
-    with pytest.raises(DataError, match=r"tiers\.json"):
-        patient_tiers(cohort(tmp_path, tiers))
+def cohort() -> CohortConfig:
+    data = {"kind": "ward", "hospital": "north", "patients": 10, "frames_per_patient": 1}
+    return CohortConfig.model_validate({"name": "c", "declared_patients": 100, "data": data})
 
 
 def test_a_simulated_site_has_another_seed_in_every_round() -> None:
@@ -63,7 +37,7 @@ def test_the_order_says_how_to_train_and_the_site_how_to_keep(tmp_path: Path, mo
     config = SiteConfig.model_validate(
         {
             "site": "north",
-            "cohort": cohort(tmp_path).model_dump() | {"multi_owner": "one-owner-group"},
+            "cohort": cohort().model_dump() | {"multi_owner": "one-owner-group"},
             "state": tmp_path / "state",
             "ledger": tmp_path / "ledger.sqlite",
             "cache": {"precision": "float16", "maximum_gigabytes": 0.1},

@@ -10,7 +10,7 @@ import pytest
 from wardpose.shared import terminal
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import one_line
-from wardpose.simulation.commands.simulate import _print_summary
+from wardpose.simulation.commands.simulate import print_summary
 from wardpose.simulation.report import write_report
 
 HOSTILE = [
@@ -45,7 +45,7 @@ def summary(name: str) -> dict[str, Any]:
 def test_the_summary_is_literal(name: str) -> None:
     screen = terminal.console()
     screen.file, screen.width = io.StringIO(), 200
-    _print_summary(screen, summary(name), Path("/runs") / "x")
+    print_summary(screen, summary(name), Path("/runs") / "x")
     printed = screen.file.getvalue()
     assert all(character.isprintable() or character == "\n" for character in printed)
     assert printed.count(one_line(name)) == 5

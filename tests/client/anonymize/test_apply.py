@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wardpose.client.anonymize import disk
 from wardpose.client.anonymize.apply import Job, run
+from wardpose.shared import files
 from wardpose.shared.data.pictures import read_picture
 from wardpose.shared.errors import ConfigError, DataError
 
@@ -181,7 +181,7 @@ def test_what_a_crash_left_between_manifest_and_picture_is_done_again(folder, tm
     def crash(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(disk, "write", crash)
+    monkeypatch.setattr(files, "write_bytes", crash)
     with pytest.raises(KeyboardInterrupt):
         run(job(folder, out))
     monkeypatch.undo()

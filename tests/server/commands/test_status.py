@@ -24,5 +24,5 @@ def test_hostile_names_are_shown_as_they_are_spelt(name: str, tmp_path: Path) ->
     shown = CliRunner().invoke(app, ["server", "status", "--directory", str(tmp_path)], env={"COLUMNS": "200"})
     assert shown.exit_code == 0, shown.output
     assert all(character.isprintable() or character == "\n" for character in shown.stdout)
-    assert shown.stdout.count(one_line(name)) == 5
-    assert len(shown.stdout.splitlines()) == 6
+    assert shown.stdout.count(one_line(name)) == 6
+    assert len(shown.stdout.splitlines()) == 7

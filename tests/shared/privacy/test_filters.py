@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -161,9 +162,20 @@ def test_the_first_order_is_the_one_at_which_most_fits() -> None:
 def test_a_charge_costs_its_costliest_tier() -> None:
     strict, relaxed = event(2.0, 0.05, tier="strict"), event(2.0, 0.1, tier="open")
     everybody = event(5.0, 1.0, 1)
-    assert costliest([strict, relaxed, everybody]) == (everybody, relaxed)
+    assert costliest([strict, relaxed, everybody]) == (everybody, replace(relaxed, tier=""))
     unlike = event(1.0, 0.05, tier="strict")  # less noise, but seldom: neither stands for the other
-    assert set(costliest([unlike, relaxed])) == {unlike, relaxed}
+    assert set(costliest([unlike, relaxed])) == {replace(unlike, tier=""), replace(relaxed, tier="")}
+
+
+def test_whoever_moves_between_tiers_inside_a_course_pays_for_both() -> None:
+    strict, relaxed = event(1.0, 0.05, tier="strict"), event(2.0, 0.1, tier="open")
+    charges = [Charged(course="c", events=(strict, relaxed))] * 2
+    moved = accounting.epsilon([replace(strict, tier=""), replace(relaxed, tier="")], delta=DELTA)
+    stayed = max(accounting.epsilon([kind, kind], delta=DELTA) for kind in (strict, relaxed))
+    found = account(charges, delta=DELTA)
+    assert min(found.composed, found.course, found.renyi_filter) >= max(moved, stayed)
+    joined = filters.federation_epsilon({"x": charges[:1], "y": charges[:1]}, delta=DELTA, overlap=2)
+    assert joined >= max(moved, stayed)
 
 
 def test_what_a_patient_at_several_sites_pays() -> None:

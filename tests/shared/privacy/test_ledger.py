@@ -105,8 +105,8 @@ def test_whoever_changes_tiers_pays_what_each_tier_paid(path: Path) -> None:
         mechanism = Mechanism(sample_rate=0.05, noise_multiplier=1.0, tiers=rate)
         course = Course(run=run, federation="f", mechanism=mechanism, steps=10, last_round=1)
         ledger.reserve("ward", course.events(1), run_id=run, round=1, budget=budget, course=course)
-    charged = [event for charge in ledger.charges("ward") for event in charge.events]
-    worst = accounting.epsilon([replace(event, tier="") for event in charged if event.sample_rate == 0.4], delta=DELTA)
+    costly = [event for charge in ledger.charges("ward") for event in charge.events if event.sample_rate == 0.4]
+    worst = accounting.epsilon([replace(event, tier="") for event in costly], delta=DELTA)
     stayed = max(ledger.account("ward", DELTA, tier=tier).composed for tier in ("a", "b", "untiered"))
     moved = ledger.account("ward", DELTA)
     assert stayed < worst == moved.composed <= moved.epsilon
