@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from wardpose.shared.errors import LedgerError
-from wardpose.shared.sqlite import read_rows, transaction
+from wardpose.shared.errors import DamagedError, LedgerError
+from wardpose.shared.sqlite import as_rows, read_rows, transaction
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS orders (
@@ -49,6 +49,12 @@ class OrderRow:
     bytes_up: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    sequence: int
+    hash: str
+
+
 class SiteJournal:
     """Append and read the orders a site received, in an SQLite file."""
 
@@ -80,7 +86,7 @@ class SiteJournal:
             "SELECT run, round, federation, mechanism, received, finished, status, detail, bytes_up "
             "FROM orders ORDER BY id",
         )
-        return [OrderRow(**row) for row in rows]
+        return as_rows(OrderRow, rows, self.path)
 
     def paid(self) -> set[tuple[str, int]]:
         """Return run and round of everything that left, which its ledger must know."""
@@ -89,14 +95,12 @@ class SiteJournal:
     def head(self) -> tuple[int, str] | None:
         """Return the ledger's newest head as last remembered; `None` before the first."""
         try:
-            rows = read_rows(self.path, "SELECT sequence, hash FROM ledger_head")
-        except sqlite3.OperationalError as error:
+            rows = as_rows(_Head, read_rows(self.path, "SELECT sequence, hash FROM ledger_head"), self.path)
+        except DamagedError as error:
             if "no such table" in str(error):  # written by an earlier version
                 return None
-            raise LedgerError(f"{self.path}: cannot be read ({error})") from error
-        except sqlite3.Error as error:
-            raise LedgerError(f"{self.path}: cannot be read ({error})") from error
-        return (int(rows[0]["sequence"]), str(rows[0]["hash"])) if rows else None
+            raise LedgerError(str(error)) from error
+        return (rows[0].sequence, rows[0].hash) if rows else None
 
     def remember(self, sequence: int, digest: str) -> None:
         """Keep the ledger's head, durably, unless a newer one is known."""

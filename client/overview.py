@@ -10,7 +10,7 @@ from wardpose.client.journal import SiteJournal
 from wardpose.client.spent import refuse_lost
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.privacy.accounting import Adjacency, Event, group_epsilon
-from wardpose.shared.privacy.chain import Entry
+from wardpose.shared.privacy.entries import Entry
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.site_config import PolicyConfig, load_site
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from wardpose.shared.data.fields import read_json
-from wardpose.shared.data.patient_ids import Ids, clean, fold
 from wardpose.shared.data.source import WardSource
 from wardpose.shared.errors import DataError
+from wardpose.shared.patient_ids import Ids, clean, fold
 from wardpose.shared.site_config import CohortConfig
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from wardpose.shared.errors import BudgetExceeded
 from wardpose.shared.privacy.accounting import Adjacency, Event
-from wardpose.shared.privacy.chain import RESERVE
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.filters import federation_epsilon
 from wardpose.shared.privacy.ledger import Budget, Ledger
@@ -60,10 +59,8 @@ class GlobalBudget:
         The consent tiers of a round take the same steps; they are counted once.
         """
         total = 0
-        for entry in self.ledger.entries():
+        for entry in self.ledger.reservations(site, run):
             body = entry.body
-            if entry.kind != RESERVE or (body["cohort"], body["run"]) != (site, run):
-                continue
             if round_number is None or body["round"] == round_number:
                 by_tier = Counter[str]()
                 for event in body["events"]:
@@ -85,5 +82,6 @@ class GlobalBudget:
 
     def _adjacency(self, sites: Sequence[str]) -> Adjacency:
         """Return the relation that charges were made for; the stronger one where they differ."""
-        events = (event for site in sites for event in self.ledger.events(site))
-        return "replace-one" if any(event.adjacency == "replace-one" for event in events) else "add-remove"
+        charges = (charge for site in sites for charge in self.ledger.charges(site))
+        replaced = any(event.adjacency == "replace-one" for charge in charges for event in charge.events)
+        return "replace-one" if replaced else "add-remove"

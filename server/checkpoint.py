@@ -6,7 +6,9 @@ Weights that are not finite are neither written nor read: no site would train th
 charged.
 """
 
+import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from safetensors.numpy import save
 
 from wardpose.shared.errors import DataError
 from wardpose.shared.files import write_bytes
+from wardpose.shared.wire import hash_arrays
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -68,7 +71,8 @@ class Checkpoint:
             "closed": self.closed,
             "course": self.course,
         }
-        write_bytes(path, save(tensors, metadata={"checkpoint": json.dumps(facts)}))
+        text = json.dumps(facts)
+        write_bytes(path, save(tensors, metadata={"checkpoint": text, "sha256": _digest(text, tensors)}))
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
@@ -82,8 +86,11 @@ class Checkpoint:
 
         try:
             with safe_open(path, framework="numpy") as file:
-                facts = json.loads((file.metadata() or {})["checkpoint"])
+                about = file.metadata() or {}
+                facts = json.loads(about["checkpoint"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            if about.get("sha256", "") not in ("", _digest(about["checkpoint"], tensors)):  # none: of version 0.1
+                raise ValueError("its content does not fit its hash: damaged")
             groups: dict[str, Arrays] = {"weights": {}, "aggregator": {}}
             for key, value in tensors.items():
                 group, _, name = key.partition("/")
@@ -107,11 +114,17 @@ class Checkpoint:
 
         try:
             with safe_open(path, framework="numpy") as file:
-                return str(json.loads((file.metadata() or {})["checkpoint"])["run"])
+                run = str(json.loads((file.metadata() or {})["checkpoint"])["run"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return "unknown"
+        return run if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run) else "unknown"  # it becomes a file's name
 
     def _not_finite(self) -> str | None:
         """Return the name of a weight, or of the rule's memory, that is not finite."""
         everything = [*self.weights.items(), *self.aggregator.items()]
         return next((name for name, value in everything if not np.isfinite(value).all()), None)
+
+
+def _digest(facts: str, tensors: Arrays) -> str:
+    """SHA-256 over everything that is stored: a flipped bit may leave numbers and JSON that can be read."""
+    return hashlib.sha256(f"{facts}\0{hash_arrays(tensors)}".encode()).hexdigest()

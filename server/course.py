@@ -75,7 +75,7 @@ def _holds(course: Course, spent: Mapping[str, Sequence[Charged]], rounds: int) 
     """Tell whether a declared course still has so many rounds for every site."""
     declared = sum(event.steps for event in course.whole() if event.tier == course.whole()[0].tier)
     for charges in spent.values():
-        mine = [event for charge in charges if charge.course == course.identity for event in charge.events]
+        mine = [event for charge in charges if charge.course == course.identity for event in charge.total]
         charged = sum(event.steps for event in mine if event.tier == mine[0].tier)
         if charged + rounds * course.steps > declared:
             return False

@@ -6,10 +6,11 @@ A ledger that says less than it did would let the site spend again what it has s
 """
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from wardpose.shared.errors import LedgerError
-from wardpose.shared.sqlite import read_rows, transaction
+from wardpose.shared.sqlite import as_rows, read_rows, transaction
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS heads (
@@ -20,6 +21,17 @@ CREATE TABLE IF NOT EXISTS epochs (
     site TEXT NOT NULL, epoch INTEGER NOT NULL, began REAL NOT NULL, why TEXT NOT NULL, PRIMARY KEY (site, epoch)
 );
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    sequence: int
+    hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Epoch:
+    epoch: int
 
 
 class Heads:
@@ -41,7 +53,8 @@ class Heads:
             site,
             self._epoch(site),
         )
-        return (rows[0]["sequence"], rows[0]["hash"]) if rows else None
+        found = as_rows(_Head, rows, self.path)
+        return (found[0].sequence, found[0].hash) if found else None
 
     def check(self, site: str, sequence: int, digest: str, *, grown: bool) -> None:
         """Hold a head that a site states against the last one; remembers nothing.
@@ -87,4 +100,4 @@ class Heads:
 
     def _epoch(self, site: str) -> int:
         rows = read_rows(self.path, "SELECT coalesce(max(epoch), 0) AS epoch FROM epochs WHERE site = ?", site)
-        return int(rows[0]["epoch"]) if rows else 0
+        return as_rows(_Epoch, rows, self.path)[0].epoch if rows else 0

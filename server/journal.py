@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from wardpose.shared.sqlite import read_rows, transaction
+from wardpose.shared.sqlite import as_rows, read_rows, transaction, understood
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -193,9 +193,10 @@ class RunJournal:
     def runs(self) -> list[dict[str, Any]]:
         """Return all runs, oldest first, with `config` and scores as objects."""
         rows = read_rows(self.path, "SELECT * FROM runs ORDER BY started")
-        for row in rows:
-            for key in ("config", "score_initial", "score_final"):
-                row[key] = json.loads(row[key]) if row[key] else None
+        with understood(self.path):
+            for row in rows:
+                for key in ("config", "score_initial", "score_final"):
+                    row[key] = json.loads(row[key]) if row[key] else None
         return rows
 
     def run(self, run: str) -> dict[str, Any] | None:
@@ -204,14 +205,15 @@ class RunJournal:
 
     def rounds(self, run: str) -> list[RoundRow]:
         """Return the finished rounds of a run."""
-        return [
-            RoundRow(**row) for row in read_rows(self.path, "SELECT * FROM rounds WHERE run = ? ORDER BY round", run)
-        ]
+        rows = read_rows(self.path, "SELECT * FROM rounds WHERE run = ? ORDER BY round", run)
+        return as_rows(RoundRow, rows, self.path)
 
     def sites(self, run: str) -> list[SiteRow]:
         """Return what became of each site in each round of a run."""
         rows = read_rows(self.path, "SELECT * FROM sites WHERE run = ? ORDER BY round, site", run)
-        return [SiteRow(**{**row, "secure": None if row["secure"] is None else bool(row["secure"])}) for row in rows]
+        with understood(self.path):
+            flags = [{**row, "secure": None if row["secure"] is None else bool(row["secure"])} for row in rows]
+        return as_rows(SiteRow, flags, self.path)
 
 
 def _insert(connection: Any, table: str, row: SiteRow | RoundRow) -> None:

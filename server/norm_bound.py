@@ -56,6 +56,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wardpose.shared.config import AdmissionConfig
+from wardpose.shared.privacy.accounting import UnitKind
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
 from wardpose.shared.training.step import expected_batch_size
@@ -64,7 +65,7 @@ FAILURE = 1e-9
 """Probability with which an honest update may be longer than the bound."""
 
 _L = math.log(3 / FAILURE)  # e^-L for each of the three events
-_MOST_UNITS = {"patient": 2.0, "frame": 1000.0}
+_MOST_UNITS: Mapping[UnitKind, float] = {"patient": 2.0, "frame": 1000.0, "record": 1000.0}
 _STRETCH = 1.5  # |V| of a basis with float32 gradients whose singular values spread over three decades
 _ROUNDING = 2.0**-23  # of float32 weights, relative, each step
 _ARITHMETIC = 1e-3  # of float32 gradients and optimisers, relative, a hundred times what was seen

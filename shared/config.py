@@ -123,7 +123,7 @@ class AdmissionConfig(Strict):
     Attributes:
         slack: factor on the longest update that the mechanism can produce.
         largest_cohort: units that a site holds at most, as a multiple of the number it declares; when absent 2 for
-            patients, beyond which `wardpose site check` warns, and 1000 for frames, which nobody declares.
+            patients, beyond which `wardpose site check` warns, and 1000 for frames and records, which nobody declares.
         smallest_cohort: fewest units that a site may declare. The fewer, the longer its updates may be.
         unclipped_gradient_norm: L2 bound of the gradients that no mechanism clips: the public batch's mean of
             feature-DP and `public-only`, and each unit's of `none`.

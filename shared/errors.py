@@ -1,5 +1,7 @@
 """Errors a user can act on. Each message names the file, the key or record, the value and what is allowed."""
 
+import sqlite3
+
 
 class WardposeError(Exception):
     """Base of every error that Wardpose raises on purpose; the command line prints it on one line and exits 2."""
@@ -23,6 +25,10 @@ class StorageError(DataError, OSError):
         """Name the file, what the system says, and what is needed."""
         notes = "".join(f": {note}" for note in getattr(self, "__notes__", []))
         return f"{self.filename}: cannot be written ({self.strerror}){notes}"
+
+
+class DamagedError(DataError, sqlite3.DatabaseError):
+    """A journal or another record cannot be read: damaged, locked, or of another form. An SQLite error too."""
 
 
 class WireError(WardposeError):

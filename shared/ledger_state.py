@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from wardpose.shared.errors import LedgerError
-from wardpose.shared.privacy.chain import RESERVE
+from wardpose.shared.privacy.entries import RESERVE
 from wardpose.shared.privacy.ledger import Ledger
 
 LedgerState = Literal["ok", "none", "missing", "empty", "locked", "broken", "rolled-back"]

@@ -2,12 +2,14 @@
 
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
-from wardpose.shared.errors import StorageError
+from wardpose.shared.errors import DamagedError, StorageError
+
+Row = TypeVar("Row")
 
 
 @contextmanager
@@ -35,6 +37,8 @@ def transaction(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
                 with suppress(sqlite3.Error):  # SQLite has rolled back on its own where the disk was full
                     connection.execute("ROLLBACK")
                 raise
+    except UnicodeDecodeError as error:
+        raise StorageError(None, f"damaged: {error}", str(path)) from error
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
             free = shutil.disk_usage(path.parent).free  # SQLite says "disk I/O error" of a full disk, too
@@ -57,12 +61,46 @@ def read_rows(path: Path, query: str, *arguments: object) -> list[dict[str, Any]
     """Return the rows of a query; none where there is no file, or one that its writer has just begun to make.
 
     Raises:
-        sqlite3.Error: the file is locked, broken, or has other tables.
+        DamagedError: the file is locked, broken, or has other tables.
 
     """
     if not path.exists():
         return []
-    with reading(path) as connection:
+    with understood(path), reading(path) as connection:
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
             return []
         return [dict(row) for row in connection.execute(query, arguments).fetchall()]
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Make whatever a damaged file does to its reader one error that names it.
+
+    Raises:
+        DamagedError: the block could not make sense of what it read.
+
+    """
+    try:
+        yield
+    except DamagedError:
+        raise
+    except (sqlite3.Error, TypeError, ValueError, KeyError) as error:  # a wrong column, text that is no JSON or UTF-8
+        text = " ".join(str(error).split())
+        raise DamagedError(f"{path}: cannot be read ({text}); is it damaged, or of another version?") from error
+
+
+def as_rows(kind: type[Row], rows: Iterable[dict[str, Any]], path: Path) -> list[Row]:
+    """Make dataclasses of rows, each value of the type that its field says.
+
+    Raises:
+        DamagedError: a row has other columns, or a value of another type.
+
+    """
+    types, found = get_type_hints(kind), []
+    with understood(path):
+        for row in rows:
+            for name, value in row.items():
+                if not isinstance(value, types[name]):
+                    raise TypeError(f"{name} is {type(value).__name__}")
+            found.append(kind(**row))
+    return found

@@ -154,12 +154,18 @@ class Vault:
         self.log.entries()
         names = [credential.name for credential in credentials]
         try:
-            private = self._private_key(credentials)
+            private = self._read_key(credentials)
         except RecoveryError:
             self.log.append(action="denied", who=names, why=why, what="unlock", key=None)
             raise
         self.log.entries(_log_key(private))
         return OpenVault(self, private, names, why)
+
+    def _read_key(self, credentials: Sequence[Credential]) -> bytes:
+        try:
+            return self._private_key(credentials)
+        except (ValueError, KeyError, TypeError) as error:  # digits that are none, a share that is gone
+            raise RecoveryError(f"{self.folder / 'vault.json'}: the vault's header is broken") from error
 
     def _private_key(self, credentials: Sequence[Credential]) -> bytes:
         needed = 2 if self.two_persons else 1

@@ -6,6 +6,7 @@ boxes (`iscrowd`), people without a labelled joint, other categories, and annota
 are those of the patient rule, or else of `patient` (and `also`, a list) in an annotation or its `attributes`.
 """
 
+import contextlib
 import re
 from collections import Counter
 from pathlib import Path
@@ -17,11 +18,11 @@ from numpy.typing import NDArray
 from wardpose.shared.data.coco_masks import segmentation_mask
 from wardpose.shared.data.dataset import ImageFile, ListDataset
 from wardpose.shared.data.fields import field, flag, identifier, numbers, read_json, short, size, visibility
-from wardpose.shared.data.patient_ids import PatientError
 from wardpose.shared.data.patients import Owners, PatientRule
 from wardpose.shared.data.picture_folder import PictureFolder
 from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading
 from wardpose.shared.errors import DataError
+from wardpose.shared.patient_ids import PatientError
 from wardpose.shared.skeleton import COCO17, Skeleton
 
 _Id = int | str
@@ -89,12 +90,23 @@ class _People:
 
     def add(self, entry: Any) -> None:
         """Keep an annotation, or count why not."""
+        try:
+            self._add(entry)
+        except PatientError:
+            raise
+        except DataError:
+            with contextlib.suppress(DataError):
+                self._bystander(entry)
+            raise
+
+    def _add(self, entry: Any) -> None:
         category = identifier(entry, "category_id")
         if category not in self._orders:
             self._others[self._names.get(category, f"of id {category}")] += 1
             return
         if flag(entry, "iscrowd"):
             self._crowds += 1
+            self._bystander(entry)
             return
         keypoints = self._keypoints(entry, self._orders[category])
         if keypoints is None:
@@ -107,6 +119,7 @@ class _People:
         person = (number, keypoints.tobytes())
         if person in self._seen:
             self._repeated += 1
+            self._bystander(entry)
             return
         image = self._images[number]
         name = field(image, "file_name", str)
@@ -126,7 +139,7 @@ class _People:
         self._used.add(number)
 
     def _bystander(self, entry: Any) -> None:
-        """Note a person who is in the picture although nobody labelled their joints."""
+        """Note a person who is in the picture although their joints are not used."""
         image = self._images.get(identifier(entry, "image_id"))
         if image is None or not isinstance(image.get("file_name"), str):
             return

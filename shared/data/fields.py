@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wardpose.shared.data.patient_ids import strip
 from wardpose.shared.data.tables import decode_text
 from wardpose.shared.errors import DataError
+from wardpose.shared.patient_ids import strip
 
 _LARGEST = 1e9
 """No length in pixels is larger."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from wardpose.shared.data.fields import field, read_json, short
-from wardpose.shared.data.patient_ids import plain_number
 from wardpose.shared.data.tables import Row, Table, number, read_table
 from wardpose.shared.errors import ConfigError, DataError
+from wardpose.shared.patient_ids import plain_number
 from wardpose.shared.skeleton import SKELETONS, Skeleton, get_skeleton
 
 _BOX_COLUMNS = ("box_x", "box_y", "box_width", "box_height")

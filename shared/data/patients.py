@@ -9,7 +9,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from wardpose.shared.data.patient_ids import (
+from wardpose.shared.data.tables import read_table, read_text
+from wardpose.shared.errors import DataError
+from wardpose.shared.patient_ids import (
     Ids,
     Mention,
     PatientError,
@@ -19,8 +21,6 @@ from wardpose.shared.data.patient_ids import (
     same_patients,
     strip,
 )
-from wardpose.shared.data.tables import read_table, read_text
-from wardpose.shared.errors import DataError
 
 
 class PatientRule(BaseModel):

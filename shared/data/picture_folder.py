@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from wardpose.shared.data.dataset import ImageFile
-from wardpose.shared.data.patient_ids import plain_number, strip
 from wardpose.shared.data.pictures import PICTURE_ENDINGS, PictureError, is_picture
 from wardpose.shared.errors import DataError
+from wardpose.shared.patient_ids import plain_number, strip
 
 _SHOWN = 3
 

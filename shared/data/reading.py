@@ -1,5 +1,6 @@
 """The border every reader shares: a record is checked here once, and is an error or a listed skip when it is bad."""
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wardpose.shared.data.dataset import FrameSource, ImageFile, ListDataset, Skipped
-from wardpose.shared.data.patient_ids import PatientError
 from wardpose.shared.data.patients import Owners, PatientLookup, PatientRule
 from wardpose.shared.data.picture_folder import PictureFolder
 from wardpose.shared.data.pictures import PictureError, PictureHeader
@@ -24,7 +24,9 @@ from wardpose.shared.data.record_checks import (
     is_of_joints,
 )
 from wardpose.shared.data.records import PoseRecord
+from wardpose.shared.data.same_pictures import same_pictures
 from wardpose.shared.errors import DataError
+from wardpose.shared.patient_ids import PatientError
 from wardpose.shared.skeleton import Skeleton, convert
 
 OnBadRecord = Literal["error", "skip"]
@@ -72,7 +74,9 @@ class Reading:
         self._frames: list[FrameSource] = []
         self._owners: list[Owners | None] = []
         self._bystanders: list[tuple[str, Owners]] = []
+        self._seen_in: list[FrameSource] = []
         self._ids: set[str] = set()
+        self._twice: list[tuple[str, Owners | None]] = []
         self._skipped: list[Skipped] = []
         self._notes: list[str] = []
         self._folders: dict[Path, PictureFolder] = {}
@@ -143,7 +147,54 @@ class Reading:
             DataError: anything is wrong with it.
 
         """
+        with self.seen(record_id, frame=frame, frame_name=frame_name, owners=owners):
+            self._add(
+                record_id,
+                joints=joints,
+                visibility=visibility,
+                box=box,
+                frame=frame,
+                frame_name=frame_name,
+                stated_size=stated_size,
+                box_may_stick_out=box_may_stick_out,
+                head_size=head_size,
+                area=area,
+                group=group,
+                owners=owners,
+            )
+
+    @contextmanager
+    def seen(self, record_id: str, *, frame: FrameSource, frame_name: str, owners: Owners | None) -> Iterator[None]:
+        """Guard the reading of a person in a frame: whoever cannot be used can be seen in it nevertheless."""
+        try:
+            yield
+        except PatientError:
+            raise
+        except DataError:
+            with contextlib.suppress(DataError):
+                self.bystander(record_id, frame=frame, frame_name=frame_name, owners=owners)
+            raise
+
+    def _add(
+        self,
+        record_id: str,
+        *,
+        joints: NDArray[np.float32],
+        visibility: NDArray[np.uint8],
+        box: NDArray[np.float32] | None,
+        frame: FrameSource,
+        frame_name: str,
+        stated_size: tuple[int, int] | None,
+        box_may_stick_out: bool,
+        head_size: float | None,
+        area: float | None,
+        group: str,
+        owners: Owners | None,
+    ) -> None:
         if record_id in self._ids:
+            self._twice.append(
+                (record_id, self._lookup.owners(record_id, frame_name) if self._lookup.known else owners)
+            )
             raise DataError(f'duplicate record id "{record_id}" (allowed: each id once)')
         height, width = self._frame_size(frame, stated_size)
         check_joints(joints, visibility, self.source)
@@ -204,6 +255,7 @@ class Reading:
             owners = self._lookup.owners(record_id, frame_name)
         if owners is not None:
             self._bystanders.append((frame.fingerprint(), owners))
+            self._seen_in.append(frame)
 
     def finish(self) -> ListDataset:
         """Return the data set.
@@ -213,6 +265,7 @@ class Reading:
             PatientError: it is not certain which records are of one patient.
 
         """
+        self._drop_doubles()
         notes = list(self._notes)
         if self._skipped:
             shown = "; ".join(f"{skip.record}: {skip.reason}" for skip in self._skipped[:_NOTED])
@@ -247,6 +300,20 @@ class Reading:
             patients_named=named,
         )
 
+    def _drop_doubles(self) -> None:
+        """Leave out the first record, too, where another patient's has its id: the first would hide the second."""
+        doubles = defaultdict(list)
+        for record_id, owners in self._twice:
+            doubles[record_id].append(owners)
+        for i in reversed(range(len(self._records))):
+            record, owners = self._records[i], self._owners[i]
+            if owners is not None and any(other != owners for other in doubles[record.record_id]):
+                self._bystanders.append((record.picture, owners))
+                self._seen_in.append(self._frames[i])
+                del self._records[i], self._frames[i], self._owners[i]
+                reason = f'another patient\'s record has its id "{record.record_id}" (allowed: each id once)'
+                self._skipped.append(Skipped(record=record.record_id, reason=reason))
+
     def _settle_patients(self, notes: list[str]) -> tuple[list[PoseRecord], bool]:
         """Give each record its patients, in one spelling; say whether all were named."""
         named = [i for i, owners in enumerate(self._owners) if owners is not None]
@@ -255,10 +322,11 @@ class Reading:
             settled = self._lookup.settle(found + list(self._bystanders))
         except PatientError as error:
             raise PatientError(f"{self.file}: {error}") from error
-        records = list(self._records)
+        same = same_pictures([*self._frames, *self._seen_in])
+        records = [replace(record, picture=same.get(record.picture, record.picture)) for record in self._records]
         seen: dict[str, list[str]] = defaultdict(list)
         for (picture, _), owners in zip(self._bystanders, settled[len(named) :], strict=True):
-            seen[picture] += [owners.patient_id, *owners.also_patients]
+            seen[same.get(picture, picture)] += [owners.patient_id, *owners.also_patients]
         for i, owners in zip(named, settled[: len(named)], strict=True):
             others = dict.fromkeys([*owners.also_patients, *seen[records[i].picture]])
             also = tuple(other for other in others if other != owners.patient_id)

@@ -109,9 +109,6 @@ def _read_entry(entry: Any, reading: Reading, path: Path, video: Video | None, s
         video.check(stated)
         name = str(stated)
         frame = _VideoFrame(video, stated)
-    joints = numbers(field(entry, "joints", list), "joints", 3 * len(source)).reshape(-1, 3)
-    if not np.isin(joints[:, 2], (0, 1, 2)).all():
-        raise DataError(f"joints have visibility {joints[~np.isin(joints[:, 2], (0, 1, 2)), 2][0]} (allowed: 0, 1, 2)")
     unknown = set(entry) - {"frame", "joints", "person", "patient", "also", "box", "head_size", "group"}
     if unknown:
         raise DataError(
@@ -123,16 +120,24 @@ def _read_entry(entry: Any, reading: Reading, path: Path, video: Video | None, s
         raise DataError(f"also is {short(also)} (allowed: a list of patients)")
     if patient is not None and (not isinstance(patient, str) or not patient):
         raise DataError(f"patient is {patient!r} (allowed: a non-empty text)")
-    head_size = entry.get("head_size")
     record_id = f"{name}:{entry.get('person', 0)}"
-    reading.add(
-        record_id,
-        joints=joints[:, :2].astype(np.float32),
-        visibility=joints[:, 2].astype(np.uint8),
-        box=None if entry.get("box") is None else numbers(entry["box"], "box", 4).astype(np.float32),
-        frame=frame,
-        frame_name=name if video is None else record_id,
-        head_size=None if head_size is None else float(field(entry, "head_size", (int, float))),
-        group=str(entry.get("group") or ""),
-        owners=None if patient is None else Owners(patient, tuple(also)),
-    )
+    frame_name = name if video is None else record_id
+    owners = None if patient is None else Owners(patient, tuple(also))
+    with reading.seen(record_id, frame=frame, frame_name=frame_name, owners=owners):
+        joints = numbers(field(entry, "joints", list), "joints", 3 * len(source)).reshape(-1, 3)
+        if not np.isin(joints[:, 2], (0, 1, 2)).all():
+            raise DataError(
+                f"joints have visibility {joints[~np.isin(joints[:, 2], (0, 1, 2)), 2][0]} (allowed: 0, 1, 2)"
+            )
+        head_size = entry.get("head_size")
+        reading.add(
+            record_id,
+            joints=joints[:, :2].astype(np.float32),
+            visibility=joints[:, 2].astype(np.uint8),
+            box=None if entry.get("box") is None else numbers(entry["box"], "box", 4).astype(np.float32),
+            frame=frame,
+            frame_name=frame_name,
+            head_size=None if head_size is None else float(field(entry, "head_size", (int, float))),
+            group=str(entry.get("group") or ""),
+            owners=owners,
+        )

@@ -48,6 +48,7 @@ from wardpose.shared.privacy import composition
 from wardpose.shared.privacy.composition import Accountant, Adjacency, Charge, Noise
 
 __all__ = [
+    "ANY_TIER",
     "UNITS",
     "UNTIERED",
     "Accountant",
@@ -69,6 +70,9 @@ MINIMUM_DELTA = 1e-12
 
 UNTIERED = "untiered"
 """Tier of the units without a consent tier, in events of a mechanism that samples tiers at rates of their own."""
+
+ANY_TIER = "*"
+"""Stands for whichever consent tier costs most, where it is not known of which one somebody was."""
 
 UnitKind = Literal["patient", "frame", "record"]
 """What may be protected, the strongest first: a patient's frames, a picture, one annotated person of a picture."""

@@ -2,33 +2,55 @@
 
 Every entry holds the hash of the one before it. Appending happens inside `BEGIN IMMEDIATE`, with a write-ahead log and
 `synchronous=FULL`: when a transaction returns, it is on the disk; a process killed inside one has written nothing.
-No connection and no cache outlives a call.
+No connection outlives a call.
 
 A file is made whole, first entry included, under another name: one that is there and holds no entry was emptied by
 something else, and is refused. Who deletes the file, or puts an old copy in its place, leaves a valid chain behind (or
 none). A *witness*, kept in another file, remembers the last head of every transaction and is asked at every opening.
+
+**What is read.** A use needs the sum of all entries (`tally`), and must not take the sum's word for it. Up to a few
+hundred entries the whole chain is read and checked at every use. In a longer one, every so often a *checkpoint* is an
+entry that holds the hash of the sum before it, and the sum's text is kept beside the chain. A use then reads on
+
+* from what this process itself had checked up to an entry that is still there, or
+* from the newest checkpoint at or before the head that the witness remembers, if the text has the hash that the
+  checkpoint states: the entries from there to the witness's head are read and checked, so the checkpoint is the one
+  that was there when the witness looked. A checkpoint behind that head (one that somebody appended) is never believed.
+
+Without either, from the first entry. Reading over a checkpoint compares it with the sum of what was read, so a false
+one is found. What was changed *before* a checkpoint that is believed changes no sum; `verify` and `entries` find it,
+for they always read everything.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from wardpose.shared.errors import LedgerError
+from wardpose.shared.privacy.entries import (
+    CHECKPOINT,
+    COMMIT,
+    GENESIS,
+    NOTHING,
+    VERSION,
+    Entry,
+    Row,
+    entry_hash,
+    next_entry,
+)
+from wardpose.shared.privacy.tally import Tally, text_digest
 
-GENESIS, COHORT, RESERVE, COMMIT = "genesis", "cohort", "reserve", "commit"
-_KINDS = (GENESIS, COHORT, RESERVE, COMMIT)
 _APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
-_VERSION = 2  # in the first entry: what entries mean
 _PATIENCE = 120.0  # seconds to wait for another process's transaction
 _READ_PATIENCE = 2.0  # readers do not wait for writers; a file that is locked as a whole is soon given up
+_YEAR_10000 = 253_402_300_800
 _SCHEMA = (
     "CREATE TABLE entries (sequence INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, "
     "previous TEXT NOT NULL, hash TEXT NOT NULL) STRICT",
@@ -36,26 +58,10 @@ _SCHEMA = (
     "CREATE TRIGGER entries_stay BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END",
     f"PRAGMA application_id = {_APPLICATION_ID}",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One row.
-
-    Attributes:
-        sequence: 1 for the first, without gaps.
-        kind: `genesis`, `cohort`, `reserve` or `commit`.
-        body: what it says, plain JSON values.
-        previous: hash of the entry before it, 64 zeros for the first.
-        hash: hexadecimal SHA-256 over all of the above.
-
-    """
-
-    sequence: int
-    kind: str
-    body: Mapping[str, Any]
-    previous: str
-    hash: str
+_SUMS = "CREATE TABLE IF NOT EXISTS sums (sequence INTEGER PRIMARY KEY, text TEXT NOT NULL) STRICT"
+_COLUMNS = "SELECT sequence, kind, body, previous, hash FROM entries"
+_SPACING = 256  # least number of entries between checkpoints
+_BYTES_AN_ENTRY = 512  # the larger the sum, the rarer: reading it takes as long as reading so many entries
 
 
 class Witness(Protocol):
@@ -91,6 +97,7 @@ class Chain:
         self.readonly = readonly
         self._clock = clock
         self._witness = witness
+        self._checked: deque[Tally] = deque(maxlen=1)  # of this process; whoever works with it has taken it out
 
     def entries(self) -> tuple[Entry, ...]:
         """Every entry, in order, after checking the whole chain.
@@ -99,11 +106,9 @@ class Chain:
             LedgerError: the file is no ledger, is damaged, or was tampered with.
 
         """
-        if not self.path.exists():
-            self._compare(())
-            return ()
-        with self._connect() as connection:
-            return self._compare(self._read(connection))
+        found: list[Entry] = []
+        self._read_all(found.append)
+        return tuple(found)
 
     def verify(self, expected_head: tuple[int, str] | None = None) -> None:
         """Check the file's pages, the chain, and that the chain still contains a head that was seen before.
@@ -112,36 +117,38 @@ class Chain:
             LedgerError: says what is wrong.
 
         """
-        entries = self.entries()
+        tally = self._read_all(lambda entry: None)
         if self.path.exists():
             with self._connect() as connection:
                 problems = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
+                seen = NOTHING if expected_head is None else _hash_at(connection, expected_head[0])
             if problems != ["ok"]:
-                raise LedgerError(f"{self.path}: damaged: {'; '.join(problems)}")
+                raise LedgerError(
+                    f"{self.path}: damaged: {'; '.join(' '.join(problem.split()) for problem in problems)}"
+                )
+        else:
+            seen = NOTHING
         if expected_head is not None:
-            self._continues(entries, expected_head)
+            self._continues(tally.count, expected_head, seen)
 
-    def _compare(self, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
-        """Hold the chain against what the witness remembers."""
-        known = None if self._witness is None else self._witness.head()
-        if known is not None:
-            self._continues(entries, known)
-        return entries
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Tally]:
+        """Give what the entries add up to; not to be changed.
 
-    def _continues(self, entries: Sequence[Entry], head: tuple[int, str]) -> None:
-        sequence, expected = head
-        if sequence and not entries:
-            raise LedgerError(
-                f"{self.path}: is gone, but {sequence} entries were seen before; what they charged stays charged "
-                "(restore the newest backup)"
-            )
-        if len(entries) < sequence:
-            raise LedgerError(
-                f"{self.path}: cut short: {len(entries)} entries, but {sequence} were seen before "
-                "(an old backup? restore the newest)"
-            )
-        if sequence and entries[sequence - 1].hash != expected:
-            raise LedgerError(f"{self.path}: entry {sequence} is not the one seen before; the ledger was rewritten")
+        Raises:
+            LedgerError: the file is no ledger, is damaged, or was tampered with.
+
+        """
+        if not self.path.exists():
+            self._gone()
+            yield Tally()
+            return
+        with self._connect() as connection:
+            tally = self._tally(connection)
+        try:
+            yield tally
+        finally:
+            self._keep(tally)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator["Appender"]:
@@ -149,15 +156,111 @@ class Chain:
         if self.readonly:
             raise LedgerError(f"{self.path}: opened read-only")
         if not self.path.exists():
-            self._compare(())
+            self._gone()
             self._create()
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            appender = Appender(connection, list(self._compare(self._read(connection))), int(self._clock()))
-            yield appender
-            connection.execute("COMMIT")
+            tally = self._tally(connection)
+            appender = Appender(connection, tally, self._now())
+            try:
+                yield appender
+                appender.checkpoint_when_due()
+                connection.execute("COMMIT")
+            except BaseException:
+                if not appender.used:
+                    self._keep(tally)
+                raise
         if self._witness is not None:
-            self._witness.remember(*head_of(appender.entries))
+            self._witness.remember(tally.count, tally.head)
+        self._keep(tally)
+
+    def _keep(self, tally: Tally) -> None:
+        """Remember what was checked, where reading it all again would take long."""
+        if tally.count >= _SPACING:
+            self._checked.append(tally)
+
+    def _gone(self) -> None:
+        """Refuse a file that is not there any more."""
+        known = None if self._witness is None else self._witness.head()
+        if known is not None:
+            self._continues(0, known, NOTHING)
+
+    def _read_all(self, use: Callable[[Entry], None]) -> Tally:
+        if not self.path.exists():
+            self._gone()
+            return Tally()
+        with self._connect() as connection:
+            self._must_be_ledger(connection)
+            return self._read(connection, Tally(), None if self._witness is None else self._witness.head(), use)
+
+    def _tally(self, connection: sqlite3.Connection) -> Tally:
+        self._must_be_ledger(connection)
+        known = None if self._witness is None else self._witness.head()  # before the rows: they only become more
+        start = self._of_this_process(connection) or self._of_checkpoint(connection, known) or Tally()
+        return self._read(connection, start, known)
+
+    def _read(
+        self,
+        connection: sqlite3.Connection,
+        tally: Tally,
+        known: tuple[int, str] | None,
+        use: Callable[[Entry], None] = lambda entry: None,
+    ) -> Tally:
+        """Go on from a tally to the last entry, checking each, and hold the chain against what the witness knows."""
+        for row in connection.execute(f"{_COLUMNS} WHERE sequence > ? ORDER BY sequence", (tally.count,)):
+            entry = next_entry(row, tally.count, tally.head, self.path)
+            try:
+                tally.add(entry)
+            except LedgerError as error:
+                raise LedgerError(f"{self.path}: {error}") from error
+            use(entry)
+        if not tally.count:
+            raise LedgerError(f"{self.path}: its first entry is missing; the ledger was tampered with")
+        if known is not None:
+            self._continues(tally.count, known, _hash_at(connection, known[0]))
+        return tally
+
+    def _of_this_process(self, connection: sqlite3.Connection) -> Tally | None:
+        """Return what this process has checked, if the file still has its last entry."""
+        try:
+            tally = self._checked.pop()
+        except IndexError:
+            return None
+        return tally if _hash_at(connection, tally.count) == tally.head else None
+
+    def _of_checkpoint(self, connection: sqlite3.Connection, known: tuple[int, str] | None) -> Tally | None:
+        """Return the sum at the newest checkpoint that the witness has seen, if what is kept of it can be relied on."""
+        if known is None:
+            return None
+        try:
+            query = "SELECT sequence, text FROM sums WHERE sequence <= ? ORDER BY sequence DESC LIMIT 1"
+            sequence, text = connection.execute(query, (known[0],)).fetchone() or (0, "")
+            row: Row | None = connection.execute(f"{_COLUMNS} WHERE sequence = ?", (sequence,)).fetchone()
+            if row is None:
+                return None
+            tally = Tally.load(text)
+            entry = next_entry(row, tally.count, tally.head, self.path)
+            if entry.kind != CHECKPOINT or entry.body["state"] != text_digest(text):
+                return None
+            tally.add(entry)
+        except (sqlite3.OperationalError, LedgerError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return None  # reading everything finds what is wrong, if anything is
+        return tally
+
+    def _continues(self, count: int, head: tuple[int, str], found: str) -> None:
+        sequence, expected = head
+        if sequence and not count:
+            raise LedgerError(
+                f"{self.path}: is gone, but {sequence} entries were seen before; what they charged stays charged "
+                "(restore the newest backup)"
+            )
+        if count < sequence:
+            raise LedgerError(
+                f"{self.path}: cut short: {count} entries, but {sequence} were seen before "
+                "(an old backup? restore the newest)"
+            )
+        if sequence and found != expected:
+            raise LedgerError(f"{self.path}: entry {sequence} is not the one seen before; the ledger was rewritten")
 
     def _create(self) -> None:
         """Make the file with its first entry under a name of its own, then give it the ledger's name at once."""
@@ -170,9 +273,8 @@ class Chain:
                 connection.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:
                     connection.execute(statement)
-                Appender(connection, [], int(self._clock()))(
-                    GENESIS, {"ledger": secrets.token_hex(16), "version": _VERSION}
-                )
+                append = Appender(connection, Tally(), self._now())
+                append(GENESIS, {"ledger": secrets.token_hex(16), "version": VERSION})
                 connection.execute("COMMIT")
             with contextlib.suppress(FileExistsError):  # another process was first
                 os.link(temporary, self.path)
@@ -184,12 +286,31 @@ class Chain:
                 with contextlib.suppress(OSError):
                     rest.unlink()
 
-    def _read(self, connection: sqlite3.Connection) -> tuple[Entry, ...]:
+    def _now(self) -> int:
+        """Return the clock's whole seconds; entries stay for ever, so one that no calendar has is not written."""
+        seconds = self._clock()
+        if not 0 <= seconds < _YEAR_10000:
+            raise LedgerError(f"{self.path}: the clock says {seconds} (allowed: seconds from 1970 to 9999)")
+        return int(seconds)
+
+    def _must_be_ledger(self, connection: sqlite3.Connection) -> None:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         if application != _APPLICATION_ID:
             raise LedgerError(f"{self.path}: an SQLite file, but not a Wardpose ledger")
-        rows = connection.execute("SELECT sequence, kind, body, previous, hash FROM entries ORDER BY sequence")
-        return _checked(rows.fetchall(), self.path)
+
+    def entry(self, sequence: int) -> Entry | None:
+        """Return one entry, checked by its own hash alone; `None` where there is none."""
+        if not self.path.exists():
+            return None
+        with self._connect() as connection:
+            return _entry_at(connection, sequence, self.path)
+
+    def after(self, sequence: int, kind: str) -> Iterator[Entry]:
+        """Entries of a kind behind an entry, each checked by its own hash alone."""
+        if not self.path.exists():
+            return
+        with self._connect() as connection:
+            yield from _entries_after(connection, sequence, kind, self.path)
 
     @contextlib.contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
@@ -219,75 +340,69 @@ class Chain:
 
 
 class Appender:
-    """Adds entries to the chain inside a transaction."""
+    """Adds entries to the chain inside a transaction.
 
-    def __init__(self, connection: sqlite3.Connection, entries: list[Entry], now: int) -> None:
+    Attributes:
+        tally: what all entries add up to, those that were just added included.
+        used: whether anything was added.
+
+    """
+
+    def __init__(self, connection: sqlite3.Connection, tally: Tally, now: int) -> None:
         self._connection = connection
         self._now = now
-        self.entries = entries
+        self.tally = tally
+        self.used = False
 
     def __call__(self, kind: str, body: Mapping[str, Any]) -> Entry:
         """Add an entry; durable when the transaction ends without an error."""
-        count, previous = head_of(self.entries)
+        sequence, previous = self.tally.count + 1, self.tally.head
         # The nonce tells a repeated history from the history itself.
         stamped = {**body, "time": self._now, "nonce": secrets.token_hex(8)}
         text = json.dumps(stamped, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        entry = Entry(
-            sequence=count + 1,
-            kind=kind,
-            body=json.loads(text),
-            previous=previous,
-            hash=_hash(count + 1, kind, text, previous),
-        )
-        self._connection.execute(
-            "INSERT INTO entries VALUES (?, ?, ?, ?, ?)", (entry.sequence, kind, text, previous, entry.hash)
-        )
-        self.entries.append(entry)
+        row = (sequence, kind, text, previous, entry_hash(sequence, kind, text, previous))
+        entry = next_entry(row, self.tally.count, previous, "new")
+        self.used = True
+        self.tally.add(entry)
+        self._connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", row)
         return entry
 
+    def is_committed(self, reservation: int) -> bool:
+        """Tell whether a reservation was committed."""
+        commits = _entries_after(self._connection, reservation, COMMIT, "new")
+        return any(entry.body["reservation"] == reservation for entry in commits)
 
-def _checked(rows: Sequence[tuple[int, str, str, str, str]], path: Path) -> tuple[Entry, ...]:
-    """Check every row against the one before it.
+    def entry(self, sequence: int) -> Entry | None:
+        """Return one entry, checked by its own hash alone; `None` where there is none."""
+        return _entry_at(self._connection, sequence, "new")
 
-    Raises:
-        LedgerError: names the first row that does not fit.
-
-    """
-    entries: list[Entry] = []
-    for sequence, kind, text, previous, digest in rows:
-        count, head = head_of(entries)
-        where = f"{path}: entry {sequence}"
-        if sequence != count + 1:
-            raise LedgerError(f"{path}: entry {count + 1} is missing; the next one is {sequence}")
-        if previous != head or digest != _hash(sequence, kind, text, previous):
-            raise LedgerError(f"{where} does not continue the chain; the ledger was tampered with")
-        if (kind == GENESIS) != (sequence == 1) or kind not in _KINDS:
-            raise LedgerError(f"{where} is of kind {kind!r}, which does not belong there")
-        body = json.loads(text)
-        if kind == GENESIS and body.get("version") != _VERSION:
-            raise LedgerError(
-                f"{path}: is a ledger of version {body.get('version')!r:.20} (this code reads version {_VERSION}); "
-                "what it charged stays charged: read it with the release that wrote it"
-            )
-        entries.append(Entry(sequence=sequence, kind=kind, body=body, previous=previous, hash=digest))
-    if not entries:
-        raise LedgerError(f"{path}: its first entry is missing; the ledger was tampered with")
-    return tuple(entries)
+    def checkpoint_when_due(self) -> None:
+        """Write down what the entries add up to, if enough of them came since it was last done."""
+        since = self.tally.count - self.tally.checkpoint
+        if since < max(_SPACING, self.tally.size // _BYTES_AN_ENTRY):
+            return
+        text = self.tally.dump()
+        self.tally.size = len(text)
+        before = self.tally.checkpoint
+        entry = self(CHECKPOINT, {"state": text_digest(text)})
+        self._connection.execute(_SUMS)
+        self._connection.execute("INSERT OR REPLACE INTO sums VALUES (?, ?)", (entry.sequence, text))
+        self._connection.execute("DELETE FROM sums WHERE sequence < ?", (before,))  # the witness may be one behind
 
 
-def _hash(sequence: int, kind: str, text: str, previous: str) -> str:
-    return hashlib.sha256(json.dumps([sequence, kind, text, previous]).encode()).hexdigest()
+def _hash_at(connection: sqlite3.Connection, sequence: int) -> str:
+    row = connection.execute("SELECT hash FROM entries WHERE sequence = ?", (sequence,)).fetchone()
+    return NOTHING if row is None else str(row[0])
 
 
-def head_of(entries: Sequence[Entry]) -> tuple[int, str]:
-    """Sequence number and hash of the last entry, (0, 64 zeros) where there is none.
+def _entry_at(connection: sqlite3.Connection, sequence: int, where: object) -> Entry | None:
+    row: Row | None = connection.execute(f"{_COLUMNS} WHERE sequence = ?", (sequence,)).fetchone()
+    return None if row is None else next_entry(row, sequence - 1, row[3], where)
 
-    Examples:
-        >>> head_of([]) == (0, 64 * "0")
-        True
 
-    """
-    return (len(entries), entries[-1].hash) if entries else (0, "0" * 64)
+def _entries_after(connection: sqlite3.Connection, sequence: int, kind: str, where: object) -> Iterator[Entry]:
+    rows = connection.execute(f"{_COLUMNS} WHERE sequence > ? AND kind = ? ORDER BY sequence", (sequence, kind))
+    return (next_entry(row, row[0] - 1, row[3], where) for row in rows)
 
 
 def _set_journal(connection: sqlite3.Connection) -> None:

@@ -1,6 +1,7 @@
 """A run's declared course: every private step it may take, fixed and hashed before the first."""
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Self
 
@@ -81,3 +82,20 @@ class Course(BaseModel):
         """Return what all rounds together cost."""
         rounds = self.last_round - self.first_round + 1
         return self.mechanism.events(rounds * self.steps, first=self.first_step(self.first_round))
+
+    def beginning(self, charged: Mapping[tuple[str, float, float], int]) -> tuple[Event, ...]:
+        """Return the shortest beginning of the course that has so many steps of each kind.
+
+        Args:
+            charged: steps of the course by (noise, sample rate, noise multiplier); no more than it has.
+
+        """
+        left, length, passed = dict(charged), 0, 0
+        for event in self.whole():
+            kind = (event.noise, event.sample_rate, event.noise_multiplier)
+            taken = min(left.get(kind, 0), event.steps)
+            if taken:
+                left[kind] -= taken
+                length = passed + taken
+            passed += event.steps
+        return self.mechanism.events(length, first=self.first_step(self.first_round))

@@ -9,7 +9,8 @@ shared between them:
 * **course** (three quarters of delta). Everything charged so far, and what is about to be, belongs to one course that
   was declared before its first round; its PLD at 3/4 delta is at most epsilon. What a run computes inside its course
   may depend on all earlier releases in any way: weights, who answers, when it stops. Only the list of events is
-  fixed.
+  fixed, and where its events differ (a schedule), nobody may pick among them: rounds that were passed over count as
+  charged, up to the furthest one that was not (`Charged.covers`).
 * **Rényi filter** (a quarter of delta). The Rényi divergences of all charges, whatever chose them, summed at a fixed
   order alpha, convert to at most epsilon. Four fifths of the quarter go to one order that is fixed when the first
   charge is made; the last fifth is shared evenly by the orders of a fixed list, for charges of other kinds.
@@ -21,10 +22,11 @@ parameters included, is a function of all outputs so far; its privacy parameters
 *Proof.* Sort the outcomes S of the process by the rule that held at the last charge. (i) Outcomes by the course rule
 are outcomes of the process that stops when it leaves the first course, or when the course's PLD passes epsilon: a
 fixed list of mechanisms, adaptively composed with fixed dominating pairs (Zhu, Dong, Wang 2022, theorem 10), then
-post-processed. (ii) Outcomes by the Rényi rule at alpha are outcomes of the process that stops when the sum at alpha
-passes its limit: a Rényi filter of fixed order (Feldman, Zrnic 2021, theorem 3.1; Lécuyer 2021), converted by
-Canonne, Kamath, Steinke 2020, proposition 12. Each part satisfies P(S_i) <= e^epsilon P'(S_i) + delta_i, and the
-shares delta_i sum to delta. The parts' inequalities add up. ∎
+post-processed. Beginnings of the list are nested, so all that is ever carried out is in the longest one within epsilon;
+what of it is left out or done in another order costs the same or less. (ii) Outcomes by the Rényi rule at alpha are
+outcomes of the process that stops when the sum at alpha passes its limit: a Rényi filter of fixed order (Feldman, Zrnic
+2021, theorem 3.1; Lécuyer 2021), converted by Canonne, Kamath, Steinke 2020, proposition 12. Each part satisfies
+P(S_i) <= e^epsilon P'(S_i) + delta_i, and the shares delta_i sum to delta. The parts' inequalities add up. ∎
 
 Which order is the first one is decided by the first charge alone, before anything was released. A *lost* round that
 is done again inside the numbers of its course stays in it; one that needs a new sigma is a new course.
@@ -53,16 +55,27 @@ _LISTED_ORDERS = (3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)
 
 @dataclass(frozen=True, kw_only=True)
 class Charged:
-    """What one reservation cost.
+    """What a reservation cost, or several equal ones.
 
     Attributes:
         course: identity of the declared course it is part of; empty where it is part of none.
         events: what was charged.
+        covers: the beginning of the course that counts as charged by now, where that is more than was charged.
+        times: by how many equal reservations.
 
     """
 
     course: str
     events: tuple[Event, ...]
+    covers: tuple[Event, ...] = ()
+    times: int = 1
+
+    @property
+    def total(self) -> tuple[Event, ...]:
+        """What all of them charged: as many times the steps."""
+        if self.times == 1:
+            return self.events
+        return tuple(replace(event, steps=event.steps * self.times) for event in self.events)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,16 +128,67 @@ def account(
         first_order: the order fixed at the first charge (`best_order`); `None`: only the listed ones.
 
     """
-    costly = [Charged(course=charge.course, events=costliest(charge.events)) for charge in charges]
-    costly = [charge for charge in costly if accounting.merged_charges(charge.events) != ()]
-    events = [event for charge in costly for event in charge.events]
-    courses = {charge.course for charge in costly}
-    one = len(costly) <= 1 or (len(courses) == 1 and "" not in courses)
+    costly = _costly(charges)
+    events = [event for charge in costly for event in charge.total]
+    covered = _covered(costly) if _of_one_course(costly) else None
     return Account(
         composed=accounting.epsilon(events, delta=delta, adjacency=adjacency),
-        course=accounting.epsilon(events, delta=COURSE_SHARE * delta, adjacency=adjacency) if one else math.inf,
+        course=math.inf
+        if covered is None
+        else accounting.epsilon(covered, delta=COURSE_SHARE * delta, adjacency=adjacency),
         renyi_filter=_filter(events, delta, adjacency, first_order),
     )
+
+
+def fits(
+    charges: Sequence[Charged],
+    limit: float,
+    *,
+    delta: float,
+    adjacency: Adjacency = "add-remove",
+    first_order: int | None = None,
+) -> bool:
+    """Tell whether `account(...).epsilon` is at most `limit`; the rule that is faster to compute is asked first.
+
+    Arguments as for `account`.
+    """
+    costly = _costly(charges)
+    events = [event for charge in costly for event in charge.total]
+    if _filter(events, delta, adjacency, first_order) <= limit:
+        return True
+    covered = _covered(costly) if _of_one_course(costly) else None
+    return covered is not None and accounting.epsilon(covered, delta=COURSE_SHARE * delta, adjacency=adjacency) <= limit
+
+
+def _of_one_course(charges: Sequence[Charged]) -> bool:
+    """Tell whether everything was one list that nobody could choose by looking: one charge, or one declared course."""
+    courses = {charge.course for charge in charges}
+    return sum(charge.times for charge in charges) <= 1 or (len(courses) == 1 and "" not in courses)
+
+
+def _costly(charges: Iterable[Charged]) -> list[Charged]:
+    """Reduce charges to their costliest tiers, without those that cost nothing."""
+    found = [replace(charge, events=costliest(charge.events)) for charge in charges]
+    return [charge for charge in found if accounting.merged_charges(charge.events) != ()]
+
+
+def _covered(charges: Sequence[Charged]) -> list[Event] | None:
+    """Return what counts as charged of the one course of all these charges; `None` where that is no fixed list.
+
+    That is the furthest beginning of it, if rounds were passed over. Whoever was charged for more than is in it was in
+    several cohorts, each with a beginning of its own.
+    """
+    events = [event for charge in charges for event in charge.total]
+    furthest = max((charge.covers for charge in charges), key=_steps, default=())
+    if not furthest:
+        return events
+    held = {(noise, *kind): steps for noise, *kind, steps in accounting.merged_charges(furthest) or ()}
+    own = {(noise, *kind): steps for noise, *kind, steps in accounting.merged_charges(events) or ()}
+    return list(furthest) if all(steps <= held.get(kind, 0) for kind, steps in own.items()) else None
+
+
+def _steps(events: Iterable[Event]) -> int:
+    return sum(event.steps for event in events)
 
 
 def best_order(events: Sequence[Event], *, epsilon: float, delta: float, adjacency: Adjacency = "add-remove") -> int:
@@ -145,12 +209,11 @@ def best_order(events: Sequence[Event], *, epsilon: float, delta: float, adjacen
 
 
 def costliest(events: Iterable[Event]) -> tuple[Event, ...]:
-    """Return what a charge costs at most, whichever consent tier a unit is of.
+    """Return what a charge costs at most, whichever consent tier a unit is of; the result names no tier.
 
     Events of different tiers in one charge are alternatives. Where one of them samples at least as often, as long and
-    with as little noise as all others, it stands for them; otherwise they are all kept, which charges too much. What is
-    returned names no tier any more: whoever was of one tier in this charge may be of another in the next, and then pays
-    for both.
+    with as little noise as all others, it stands for them; otherwise they are all kept, which charges too much. Between
+    charges tiers are no alternatives: somebody may have been of one and then of another.
 
     Examples:
         >>> event = Event(
@@ -167,9 +230,9 @@ def costliest(events: Iterable[Event]) -> tuple[Event, ...]:
         (tiers if event.tier else everybody).append(event)
     worst = next((event for event in tiers if all(_dominates(event, other) for other in tiers)), None)
     names = {event.tier for event in tiers}
-    alone = worst is not None and len(names) == len(tiers)  # several events of one tier compose
-    kept = [worst] if worst is not None and alone else tiers
-    return (*everybody, *(replace(event, tier="") for event in kept))
+    if worst is not None and len(names) == len(tiers):  # several events of one tier compose
+        tiers = [worst]
+    return (*everybody, *(replace(event, tier="") for event in tiers))
 
 
 def _dominates(event: Event, other: Event) -> bool:
@@ -238,20 +301,15 @@ def federation_epsilon(
         ConfigError: `overlap` is below 1; otherwise as `accounting.epsilon`.
 
     """
-    costly = {
-        site: [
-            Charged(course=charge.course, events=events)
-            for charge in charges
-            for events in [costliest(charge.events)]
-            if accounting.merged_charges(events) != ()
-        ]
-        for site, charges in per_site.items()
-    }
-    events = {site: [event for charge in charges for event in charge.events] for site, charges in costly.items()}
+    costly = {site: _costly(charges) for site, charges in per_site.items()}
+    events = {site: [event for charge in charges for event in charge.total] for site, charges in costly.items()}
     courses = {charge.course for charges in costly.values() for charge in charges}
     together = math.inf
     if len(courses) <= 1 and "" not in courses:
-        together = accounting.federation_epsilon(events, COURSE_SHARE * delta, overlap, adjacency=adjacency)
+        covered = {site: _covered(charges) for site, charges in costly.items()}
+        lists = {site: found for site, found in covered.items() if found is not None}
+        if len(lists) == len(covered):
+            together = accounting.federation_epsilon(lists, COURSE_SHARE * delta, overlap, adjacency=adjacency)
     curves = [_curve(site, adjacency) for site in events.values()]
     if any(curve is None for curve in curves):
         return math.inf

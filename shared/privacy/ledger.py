@@ -19,66 +19,27 @@
   remembers its head (`chain`), and by `verify(expected_head=...)`.
 * **Patients keep their own account** (`membership`), whatever the cohort is called and whoever else is in it.
 
-One file holds several cohorts; at the server each site is a cohort. A `Ledger` keeps no connection and no
-cache: it may be used from threads, and forked.
+One file holds several cohorts; at the server each site is a cohort. A `Ledger` keeps no connection: it may be used
+from threads, and forked.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError
-from wardpose.shared.privacy import accounting, filters, membership
-from wardpose.shared.privacy.accounting import UNITS, Accountant, Adjacency, Event, UnitKind
-from wardpose.shared.privacy.chain import COHORT, COMMIT, RESERVE, Chain, Entry, Witness, head_of
+from wardpose.shared.privacy import accounting, filters
+from wardpose.shared.privacy.accounting import Accountant, Adjacency, Event
+from wardpose.shared.privacy.budget import Budget, charge_of, of_tier
+from wardpose.shared.privacy.chain import Chain, Witness
 from wardpose.shared.privacy.course import Course
+from wardpose.shared.privacy.entries import COHORT, COMMIT, RESERVE, Entry
 from wardpose.shared.privacy.filters import Account, Charged
+from wardpose.shared.privacy.membership import Standing, patient_keys, tiers_by_key
+from wardpose.shared.privacy.tally import Tally, events_of
 
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What a cohort may spend in all, over every run.
-
-    Examples:
-        >>> budget = Budget(epsilon=8.0, delta=1e-5, by_tier={"strict": 1.0})
-        >>> budget.limit("strict"), budget.limit("")
-        (1.0, 8.0)
-
-    Attributes:
-        epsilon: limit of every unit whose tier has no limit of its own; infinity for none.
-        delta: at which epsilon is computed.
-        adjacency: for which epsilon is computed.
-        by_tier: limits of consent tiers, by tier name.
-        unit: what the budget is for. Charges for a weaker unit (a frame, where the budget is a patient's) do not bound
-            what it pays, so they count as infinite.
-        whole_ledger: every cohort of the file counts: for records that name no patients, among whom nobody can tell
-            who was there before.
-
-    Raises:
-        ConfigError: a limit is negative or not a number, or delta or adjacency is out of range.
-
-    """
-
-    epsilon: float
-    delta: float
-    adjacency: Adjacency = "add-remove"
-    by_tier: Mapping[str, float] = field(default_factory=dict)
-    unit: UnitKind = "record"
-    whole_ledger: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse limits that have no meaning."""
-        for tier, limit in {"": self.epsilon, **self.by_tier}.items():
-            if not limit >= 0:
-                raise ConfigError(
-                    f"budget{f' of tier {tier!r}' if tier else ''}: epsilon is {limit}; it must be at least 0"
-                )
-        accounting.epsilon((), delta=self.delta, adjacency=self.adjacency)
-
-    def limit(self, tier: str) -> float:
-        """Epsilon that units of `tier` may spend."""
-        return self.by_tier.get(tier, self.epsilon)
+__all__ = ["Budget", "Ledger", "Reservation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +118,8 @@ class Ledger:
         self._chain = Chain(self.path, clock=clock, readonly=readonly, witness=witness)
         if readonly and not self.path.is_file():
             raise LedgerError(f"{self.path}: there is no ledger")
-        self.entries()
+        with self._chain.reading():
+            pass
 
     @classmethod
     def open_readonly(cls, path: str | Path) -> "Ledger":
@@ -202,32 +164,45 @@ class Ledger:
         """
         body: dict[str, object] = {"cohort": _name(cohort), "identity": identity, "units": units}
         with self._chain.transaction() as append:
-            known = [entry.body for entry in append.entries if entry.kind == COHORT]
+            tally = append.tally
             if patients is None or reservation is None or budget is None:
-                for other in known:
-                    if other["identity"] == identity and other["cohort"] != cohort:
-                        raise LedgerError(
-                            f"{self.path}: cohort {cohort!r} is the data set of cohort {other['cohort']!r}; "
-                            "a new name is not a new budget"
-                        )
-                mine = [other for other in known if other["cohort"] == cohort]
-                if reservation is not None or not mine or any(mine[-1].get(key) != body[key] for key in body):
+                for other in tally.other_names(cohort, identity):
+                    raise LedgerError(
+                        f"{self.path}: cohort {cohort!r} is the data set of cohort {other!r}; "
+                        "a new name is not a new budget"
+                    )
+                known = tally.cohorts.get(cohort)
+                if reservation is not None or known is None or (known.identity, known.units) != (identity, units):
                     append(COHORT, body)
                 return frozenset()
-            self._find(append.entries, reservation)
-            keys = membership.keys(append.entries, patients)
-            earlier = [entry for entry in append.entries if entry.sequence != reservation.sequence]
-            histories = membership.histories(earlier, {keys[name]: tier for name, tier in patients.items()})
-            order = _first_order(append.entries)
-            spent: dict[membership.History, bool] = {}
-            for history in histories.values():
-                if history not in spent:
-                    charged = membership.charged(append.entries, (*history, (reservation.sequence, history.tier)))
-                    spent[history] = _total(charged, budget, order) > budget.limit(history.tier)
-            out = frozenset(name for name in patients if spent[histories[keys[name]]])
-            members = {keys[name]: tier for name, tier in patients.items() if name not in out}
-            append(COHORT, body | membership.body(append.entries, cohort, reservation.sequence, members))
+            self._find(append.entry(reservation.sequence), reservation)
+            keys, tiers = patient_keys(tally.ledger, patients), tiers_by_key(tally.ledger, patients)
+            out = self._cannot_bear(tally, reservation, keys, tiers, budget)
+            members = {keys[name]: tiers[keys[name]] for name in patients if name not in out}
+            append(COHORT, body | tally.membership.body(cohort, reservation.sequence, members))
         return out
+
+    def _cannot_bear(
+        self,
+        tally: Tally,
+        reservation: Reservation,
+        keys: Mapping[str, str],
+        tiers: Mapping[str, str],
+        budget: Budget,
+    ) -> frozenset[str]:
+        """Patients whose account would be over the budget's limit with a reservation; equal accounts are asked once."""
+        membership = tally.membership
+        spend = membership.waiting(reservation.sequence).spend
+        over: dict[tuple[Standing, str], bool] = {}
+        out = set()
+        for name, key in keys.items():
+            tier, standing = tiers[key], membership.standing(key, without=reservation.sequence)
+            if (standing, tier) not in over:
+                charges = membership.charges(standing, spend.of_tier(tier))
+                over[standing, tier] = not budget.bears(charges, tally.order, tier=tier)
+            if over[standing, tier]:
+                out.add(name)
+        return frozenset(out)
 
     def check(self, cohort: str, events: Sequence[Event], *, budget: Budget, course: Course | None = None) -> None:
         """Ask whether `reserve` would succeed now; charges nothing and promises nothing.
@@ -237,7 +212,8 @@ class Ledger:
             LedgerError: the ledger cannot be read.
 
         """
-        self._check(self.entries(), cohort, events, budget, course)
+        with self._chain.reading() as tally:
+            self._check(tally, cohort, events, budget, course)
 
     def reserve(
         self,
@@ -281,15 +257,17 @@ class Ledger:
             },
         }
         with self._chain.transaction() as append:
-            within = self._check(append.entries, cohort, events, budget, course)
-            if within and course is not None and not _knows_course(append.entries, cohort, course):
+            new = self._check(append.tally, cohort, events, budget, course)
+            if new.course and course is not None and not append.tally.knows_course(cohort, course):
                 body["declared"] = course.model_dump_json()  # with the first charge: what the rest must be a part of
-            if _first_order(append.entries) is None:
+            if append.tally.order is None:
                 limit = min([budget.epsilon, *budget.by_tier.values()])
                 body["order"] = filters.best_order(
                     events, epsilon=limit, delta=budget.delta, adjacency=budget.adjacency
                 )
-            body["course"] = course.identity if within and course is not None else ""
+            body["course"] = new.course
+            if new.covers:
+                body["covers"] = [event.to_json() for event in new.covers]
             entry = append(RESERVE, body)
         return Reservation(
             sequence=entry.sequence, hash=entry.hash, cohort=cohort, run_id=run_id, round=round, events=tuple(events)
@@ -303,33 +281,44 @@ class Ledger:
 
         """
         with self._chain.transaction() as append:
-            self._find(append.entries, reservation)
-            if _committed(append.entries, reservation):
+            self._find(append.entry(reservation.sequence), reservation)
+            if append.is_committed(reservation.sequence):
                 raise LedgerError(f"{self.path}: reservation {reservation.sequence} was committed before")
             append(COMMIT, {"cohort": reservation.cohort, "reservation": reservation.sequence})
 
     def is_committed(self, reservation: Reservation) -> bool:
         """Tell whether the reservation is of this ledger and was committed."""
-        entries = self.entries()
-        self._find(entries, reservation)
-        return _committed(entries, reservation)
+        with self._chain.reading():
+            self._find(self._chain.entry(reservation.sequence), reservation)
+        commits = self._chain.after(reservation.sequence, COMMIT)
+        return any(entry.body["reservation"] == reservation.sequence for entry in commits)
 
     def first_order(self) -> int | None:
         """Return the order of the Rényi filter that was fixed with the first charge; `None` before it."""
-        return _first_order(self.entries())
+        with self._chain.reading() as tally:
+            return tally.order
 
     def charges(self, cohort: str) -> list[Charged]:
-        """Return what each reservation of a cohort charged, in order."""
-        return _charged(self.entries(), cohort)
+        """Return what the reservations of a cohort charged; equal ones once, with their number."""
+        with self._chain.reading() as tally:
+            return tally.charges(cohort)
 
     def events(self, cohort: str) -> tuple[Event, ...]:
-        """Everything that was ever reserved for a cohort, in order; empty for one that is not known."""
-        return _events(self.entries(), cohort)
+        """Everything that was ever reserved for a cohort, equal charges together; empty for one that is not known."""
+        return events_of(self.charges(cohort))
 
     def events_by_cohort(self) -> dict[str, tuple[Event, ...]]:
         """Return the events of every cohort, by one reading of the file."""
-        entries = self.entries()
-        return {name: _events(entries, name) for name in _cohorts(entries)}
+        with self._chain.reading() as tally:
+            return {name: events_of(tally.charges(name)) for name in tally.cohorts}
+
+    def reservations(self, cohort: str, run_id: str) -> Iterator[Entry]:
+        """Entries that charged a cohort for a run, in order."""
+        with self._chain.reading():
+            pass
+        for entry in self._chain.after(0, RESERVE):
+            if (entry.body["cohort"], entry.body["run"]) == (cohort, run_id):
+                yield entry
 
     def account(
         self,
@@ -350,23 +339,27 @@ class Ledger:
             whole_ledger: the charges of all cohorts of the file.
 
         """
-        entries = self.entries()
-        charged = _charged(entries, None if whole_ledger else cohort)
+        with self._chain.reading() as tally:
+            charges, order = tally.charges(None if whole_ledger else cohort), tally.order
         if tier is not None:
-            charged = [_of_tier(charge, tier) for charge in charged]
-        return filters.account(charged, delta=delta, adjacency=adjacency, first_order=_first_order(entries))
+            charges = [of_tier(charge, tier) for charge in charges]
+        return filters.account(charges, delta=delta, adjacency=adjacency, first_order=order)
 
     def patients(self, *, delta: float, adjacency: Adjacency = "add-remove") -> list[tuple[int, float]]:
         """Return how many patients have spent how much, most first. Private: it must not leave the site."""
-        entries = self.entries()
-        order = _first_order(entries)
-        counts: dict[membership.History, int] = {}
-        for history in membership.histories(entries, membership.everybody(entries)).values():
-            counts[history] = counts.get(history, 0) + 1
+        with self._chain.reading() as tally:
+            membership, order = tally.membership, tally.order
+            counts: dict[Standing, int] = {}
+            for key in membership.patients:
+                standing = membership.standing(key)
+                counts[standing] = counts.get(standing, 0) + 1
+            charges = {standing: membership.charges(standing) for standing in counts}
         spent = [
-            (count, filters.account(charged, delta=delta, adjacency=adjacency, first_order=order).epsilon)
-            for history, count in counts.items()
-            for charged in [membership.charged(entries, history)]
+            (
+                count,
+                filters.account(charges[standing], delta=delta, adjacency=adjacency, first_order=order).epsilon,
+            )
+            for standing, count in counts.items()
         ]
         return sorted(spent, key=lambda row: -row[1])
 
@@ -380,27 +373,30 @@ class Ledger:
         """
         if accountant is None:
             return self.account(cohort, delta, adjacency=adjacency).epsilon
-        return accounting.epsilon(self.events(cohort), delta=delta, adjacency=adjacency, accountant=accountant)
+        events = [event for charge in self.charges(cohort) for event in charge.total]
+        return accounting.epsilon(events, delta=delta, adjacency=adjacency, accountant=accountant)
 
     def epsilon_by_tier(self, cohort: str, delta: float, *, adjacency: Adjacency = "add-remove") -> dict[str, float]:
         """Epsilon spent by each consent tier's units, as enforced; the key "" stands for units of no tier."""
-        tiers = dict.fromkeys(["", *(event.tier for event in self.events(cohort))])
+        tiers = dict.fromkeys(["", *(event.tier for charge in self.charges(cohort) for event in charge.events)])
         return {tier: self.account(cohort, delta, adjacency=adjacency, tier=tier).epsilon for tier in tiers}
 
     def seeded(self, cohort: str) -> bool:
         """Tell whether a charge of the cohort was made with noise from a seed: not private, whatever epsilon says."""
-        return any(event.seeded for event in self.events(cohort))
+        return any(event.seeded for charge in self.charges(cohort) for event in charge.events)
 
     def cohorts(self) -> tuple[str, ...]:
         """Names of all cohorts that were declared or charged, in order of first appearance."""
-        return _cohorts(self.entries())
+        with self._chain.reading() as tally:
+            return tuple(tally.cohorts)
 
     def head(self) -> tuple[int, str]:
         """Sequence number and hash of the last entry, (0, 64 zeros) for a ledger that was never written.
 
         Remember it elsewhere: it pins everything before it.
         """
-        return head_of(self.entries())
+        with self._chain.reading() as tally:
+            return tally.count, tally.head
 
     def entries(self) -> tuple[Entry, ...]:
         """Every entry, in order, after checking the whole chain.
@@ -421,98 +417,28 @@ class Ledger:
         self._chain.verify(expected_head)
 
     def _check(
-        self,
-        entries: Sequence[Entry],
-        cohort: str,
-        events: Sequence[Event],
-        budget: Budget,
-        course: Course | None,
-    ) -> bool:
-        """Refuse what a budget cannot bear; return whether the events are within their declared course."""
-        before = _charged(entries, None if budget.whole_ledger else cohort)
-        within = course is not None and _within(before, events, course)
-        new = Charged(course=course.identity if within and course is not None else "", events=tuple(events))
+        self, tally: Tally, cohort: str, events: Sequence[Event], budget: Budget, course: Course | None
+    ) -> Charged:
+        """Refuse what a budget cannot bear; return the charge, which is of its declared course or stands alone."""
+        before = tally.charges(None if budget.whole_ledger else cohort)
+        new = charge_of(before, events, course)
         tiers = [event.tier for charge in (*before, new) for event in charge.events]
         for tier in dict.fromkeys(["", *tiers, *budget.by_tier]):
-            charges = [_of_tier(charge, tier) for charge in (*before, new)]
-            total = _total(charges, budget, _first_order(entries))
-            if total > budget.limit(tier):
-                spent = _total(charges[:-1], budget, _first_order(entries))
+            # Where nobody is named, whoever is of this tier now may have been of another one at every charge before.
+            earlier = before if budget.whole_ledger else [of_tier(charge, tier) for charge in before]
+            charges = [*earlier, of_tier(new, tier)]
+            if not budget.bears(charges, tally.order, tier=tier):
+                total, spent = budget.spent(charges, tally.order), budget.spent(earlier, tally.order)
                 who = f"cohort {cohort!r}" + (f", tier {tier!r}" if tier else "")
                 raise BudgetExceeded(
                     f"{who}: epsilon would be {total:.4g} of {budget.limit(tier):.4g} at delta {budget.delta:g} "
                     f"({spent:.4g} is spent)"
                 )
-        return within
+        return new
 
-    def _find(self, entries: Sequence[Entry], reservation: Reservation) -> None:
-        index = reservation.sequence - 1
-        if not 0 <= index < len(entries) or entries[index].hash != reservation.hash:
+    def _find(self, entry: Entry | None, reservation: Reservation) -> None:
+        if entry is None or entry.hash != reservation.hash:
             raise LedgerError(f"{self.path}: it has no reservation {reservation.sequence} of {reservation.cohort!r}")
-
-
-def _cohorts(entries: Sequence[Entry]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(str(entry.body["cohort"]) for entry in entries if "cohort" in entry.body))
-
-
-def _events(entries: Sequence[Entry], cohort: str) -> tuple[Event, ...]:
-    return tuple(event for charge in _charged(entries, cohort) for event in charge.events)
-
-
-def _charged(entries: Sequence[Entry], cohort: str | None) -> list[Charged]:
-    """Return what each reservation charged; of all cohorts where `cohort` is `None`."""
-    return [
-        membership.charge_of(entry)
-        for entry in entries
-        if entry.kind == RESERVE and cohort in (None, entry.body["cohort"])
-    ]
-
-
-def _of_tier(charge: Charged, tier: str) -> Charged:
-    return Charged(course=charge.course, events=tuple(event for event in charge.events if event.tier in ("", tier)))
-
-
-def _first_order(entries: Sequence[Entry]) -> int | None:
-    return next((int(entry.body["order"]) for entry in entries if "order" in entry.body), None)
-
-
-def _knows_course(entries: Sequence[Entry], cohort: str, course: Course) -> bool:
-    return any(
-        entry.body["cohort"] == cohort and entry.body["course"] == course.identity
-        for entry in entries
-        if entry.kind == RESERVE and "declared" in entry.body
-    )
-
-
-def _within(before: Sequence[Charged], events: Sequence[Event], course: Course) -> bool:
-    """Tell whether the events, with what the course was charged before, are a part of what it declared."""
-    declared, wanted = _steps(course.whole()), _steps(events)
-    for charge in before:
-        if charge.course == course.identity:
-            for kind, steps in _steps(charge.events).items():
-                wanted[kind] = wanted.get(kind, 0) + steps
-    return all(steps <= declared.get(kind, 0) for kind, steps in wanted.items())
-
-
-def _steps(events: Sequence[Event]) -> dict[tuple[object, ...], int]:
-    found: dict[tuple[object, ...], int] = {}
-    for event in events:
-        kind = (event.mechanism, event.noise, event.sample_rate, event.noise_multiplier, event.tier)
-        found[kind] = found.get(kind, 0) + event.steps
-    return found
-
-
-def _total(charges: Sequence[Charged], budget: Budget, first_order: int | None) -> float:
-    """Epsilon of charges for the budget's unit and adjacency, as enforced."""
-    weaker = UNITS[UNITS.index(budget.unit) + 1 :]
-    events = [event for charge in charges for event in charge.events]
-    if any(event.unit in weaker and accounting.merged_charges([event]) != () for event in events):
-        return float("inf")
-    return filters.account(charges, delta=budget.delta, adjacency=budget.adjacency, first_order=first_order).epsilon
-
-
-def _committed(entries: Sequence[Entry], reservation: Reservation) -> bool:
-    return any(entry.kind == COMMIT and entry.body["reservation"] == reservation.sequence for entry in entries)
 
 
 def _name(cohort: str) -> str:

@@ -92,25 +92,26 @@ class UnitIndex:
             )
         shown = _shown(owners, pictures)
         rows = [row for row in range(len(owners)) if not shown[row] & set(without)]
-        bags: dict[str, list[int]] = {}
-        members: dict[str, frozenset[str]] = {}
+        bags: dict[frozenset[str] | str, list[int]] = {}
+        members: dict[frozenset[str] | str, frozenset[str]] = {}
         if unit == "patient":
             groups = _groups(shown, rows)
             for group in _kept(groups, multi_owner):
-                name = "+".join(sorted(group))
-                bags[name], members[name] = groups[group], group
+                bags[group], members[group] = groups[group], group
         else:
             for row in rows:
-                name = str(row) if unit == "record" or pictures is None else pictures[row]
-                bags.setdefault(name, []).append(row)
-                members[name] = shown[row]
+                key = str(row) if unit == "record" or pictures is None else pictures[row]
+                bags.setdefault(key, []).append(row)
+                members[key] = shown[row]
         if not bags and not without:
             raise DataError(f"no unit is left of {len(owners)} records (multi-owner rule {multi_owner!r})")
         self.unit: UnitKind = unit
-        self.names = tuple(sorted(bags, key=lambda name: bags[name][0]))
-        self.tiers = tuple(_tier(members[name], tiers or {}) for name in self.names)
+        order = sorted(bags, key=lambda key: bags[key][0])
+        # Shown, never looked up: the patient "a+b" and the group of a and b have one name and are two units.
+        self.names = tuple(key if isinstance(key, str) else "+".join(sorted(key)) for key in order)
+        self.tiers = tuple(_tier(members[key], tiers or {}) for key in order)
         self.dropped = len(rows) - sum(len(bag) for bag in bags.values())
-        self._rows = [np.array(bags[name], np.int64) for name in self.names]
+        self._rows = [np.array(bags[key], np.int64) for key in order]
 
     def __len__(self) -> int:
         """Count the units. Private: what is used and shown is the *declared* number."""

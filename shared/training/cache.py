@@ -125,11 +125,14 @@ def build_rows(
         job.fill(arrays)
         return _rows(arrays)
     entry = folder / _key(job, trunk_hash(model, strategy) if frozen else "")
-    if not _is_whole(entry, layout):
+    found = _opened(entry, layout)
+    if found is None:  # not there, or damaged: it can be made again
         _build(entry, job, limit_bytes)
+        found = _opened(entry, layout)
+    if found is None:
+        raise DataError(f"{entry}: was written, and cannot be read; is the disk sound?")
     os.utime(entry)
-    arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="r") for name, _, _ in layout.arrays()}
-    return _rows(arrays)
+    return _rows(found)
 
 
 def trunk_hash(model: PoseModel, strategy: Strategy) -> str:
@@ -270,14 +273,28 @@ def _key(job: _Job, trunk: str) -> str:
 
 
 def _is_whole(entry: Path, layout: _Layout) -> bool:
-    marker = entry / _MARKER
-    if not marker.exists():
+    try:
+        sizes = json.loads((entry / _MARKER).read_text())
+        names = {f"{name}.npy" for name, _, _ in layout.arrays()}
+        return names == set(sizes) and all((entry / name).stat().st_size == sizes[name] for name in names)
+    except (OSError, ValueError, TypeError):
         return False
-    sizes = json.loads(marker.read_text())
-    expected = {f"{name}.npy" for name, _, _ in layout.arrays()}
-    return expected == set(sizes) and all(
-        (entry / name).exists() and (entry / name).stat().st_size == size for name, size in sizes.items()
-    )
+
+
+def _opened(entry: Path, layout: _Layout) -> dict[str, NDArray[Any]] | None:
+    """Map an entry's files; `None` where one is missing or is not what the layout says."""
+    if not _is_whole(entry, layout):
+        return None
+    arrays = {}
+    for name, shape, kind in layout.arrays():
+        try:
+            array = np.load(entry / f"{name}.npy", mmap_mode="r")
+        except Exception:  # whatever numpy's parser makes of a broken header
+            return None
+        if array.shape != shape or array.dtype != np.dtype(kind) or not array.flags.c_contiguous:
+            return None
+        arrays[name] = array
+    return arrays
 
 
 def _build(entry: Path, job: _Job, limit_bytes: int | None) -> None:

@@ -11,7 +11,8 @@ A bound below the claim proves nothing; a bound above it is a violation at the s
 feature-DP a canary is not put in or left out but has its frame *replaced* by another with the same public
 view: `included` then says which of the two was used, and the claim is the replacement claim.
 
-Everything here is arithmetic on arrays; what makes canaries and scores is elsewhere.
+Everything here is arithmetic on arrays; what makes canaries and scores is elsewhere. What a claim about the kind of
+noise adds is in `recursion`, what many runs add in `steps`, and all three together in `verdict`.
 """
 
 import math
@@ -134,6 +135,12 @@ def guess(scores: ArrayLike, included: ArrayLike, *, most: int, least: int) -> i
     return int(np.sum(~bits[order[:least]]) + np.sum(bits[order[len(order) - most :]]))
 
 
+def guess_sizes(canaries: int, fractions: Sequence[float]) -> list[int]:
+    """How many of so many canaries are guessed on each side, for each fraction in (0, 0.5]."""
+    shares = [fraction for fraction in fractions if 0 < fraction <= 0.5]
+    return sorted({max(1, math.floor(share * canaries)) for share in shares})
+
+
 def audit(
     scores: ArrayLike,
     included: ArrayLike,
@@ -159,8 +166,7 @@ def audit(
 
     """
     values, bits = _arrays(scores, included)
-    shares = [fraction for fraction in fractions if 0 < fraction <= 0.5]
-    sizes = sorted({max(1, math.floor(share * len(values))) for share in shares})
+    sizes = guess_sizes(len(values), fractions)
     if len(values) < 2 or not sizes or not 0 < confidence < 1:
         raise ConfigError(f"audit: {len(values)} canaries, fractions {list(fractions)}, confidence {confidence}")
     results = []

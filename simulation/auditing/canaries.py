@@ -1,4 +1,4 @@
-"""Canaries of an audit: units whose gradients are strong, nearly orthogonal and known to the auditor.
+"""Canaries of an audit: units whose gradients are strong, orthogonal and known to the auditor.
 
 A canary is a random picture with a random pose. It has two variants, `x = b + e` and `x' = b - e`, with the same
 joints and, since e sums to zero over every block of 8 x 8 pixels, with the *same* public view `phi(x) = phi(x') = b`:
@@ -7,10 +7,14 @@ the pair differences `g(x) - g(b)` and `g(x') - g(b)` are nearly opposite, the w
 
 At fixed weights a unit's gradient never changes, so it is differentiated once (`KnownGradients`) and every further
 step looks it up: sampling, clipping, summing, noise and the public draw remain the engine's own.
+
+Gradients of pictures overlap, most of all in a basis of few directions, and what a canary shares with others does not
+tell it from them. As a claim is about all gradients there can be, the auditor may plant worse ones than pictures have
+(Nasr et al. 2021, arXiv 2101.04535): `make_orthogonal` turns those of a table into the nearest that do not interfere.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,13 +25,14 @@ from wardpose.shared.pose.model import ModelConfig, PoseModel, Strategy, build_m
 from wardpose.shared.training.cache import Rows
 from wardpose.shared.training.cohort import load_bags
 from wardpose.shared.training.gradients import Bags, UnitGradients
-from wardpose.shared.vectors import Vector, flatten, map_vector
+from wardpose.shared.vectors import Vector, flatten, map_vector, unflatten
 
 SIZE = (64, 32)
 STRATEGY: Strategy = "head"
 _BLOCK = 8
 _AMPLITUDE = 6  # of e, in pixel values
-_CANDIDATES = 4  # times as many pictures are drawn as are kept
+_PUBLIC = 30.0  # times as long are public gradients as private ones, so that noise does not hide them
+_TOGETHER = 32  # units that are looked up at a time
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,23 +78,26 @@ class KnownGradients(UnitGradients):
     """
 
     def __init__(self, model: PoseModel, table: Table) -> None:
-        super().__init__(model, STRATEGY, micro_batch=1 << 20)
+        super().__init__(model, STRATEGY, micro_batch=_TOGETHER)
         self._table = table.gradients
 
-    def per_unit(self, parameters: Vector, bags: Bags, *, only: tuple[str, ...] | None = None) -> Iterator[Vector]:
-        """Yield the units' gradients, all at once."""
-        if not len(bags):
-            return
-        ids = _numbers(bags)  # (U, R)
+    def padded(
+        self, parameters: Vector, bags: Bags, size: int, *, only: tuple[str, ...] | None = None
+    ) -> Iterator[tuple[Vector, int]]:
+        """Yield micro-batches of `size` looked-up gradients, and how many of them are units."""
+        names = self.names if only is None else only
         weights = bags.weights.tolist()
-        result = {}
-        for name in self.names if only is None else only:
-            table = self._table[name]
-            total = table[ids[:, 0]] * weights[0]
-            for row in range(1, ids.shape[1]):
-                total += table[ids[:, row]] * weights[row]
-            result[name] = total
-        yield result
+        for start in range(0, len(bags), size):
+            part = bags.units(start, min(start + size, len(bags)))
+            ids = _numbers(part.padded(size))  # (u, R)
+            result = {}
+            for name in names:
+                table = self._table[name]
+                total = table[ids[:, 0]] * weights[0]
+                for row in range(1, ids.shape[1]):
+                    total += table[ids[:, row]] * weights[row]
+                result[name] = total
+            yield result, len(part)
 
     def summed(self, parameters: Vector, bags: Bags, unit_weights: Tensor | None = None) -> Vector:
         """Sum the units' gradients."""
@@ -105,7 +113,9 @@ def small_model(seed: int) -> PoseModel:
     return build_model(ModelConfig(weights="random", input_size=SIZE), seed=seed)
 
 
-def make_table(model: PoseModel, canaries: int, seed: int, *, pairs: bool, public_frames: int = 0) -> Table:
+def make_table(
+    model: PoseModel, canaries: int, seed: int, *, pairs: bool, public_frames: int = 0, candidates: int = 4
+) -> Table:
     """Draw pictures, differentiate each once and keep the canaries whose gradients are the most independent.
 
     Args:
@@ -114,11 +124,12 @@ def make_table(model: PoseModel, canaries: int, seed: int, *, pairs: bool, publi
         seed: of pictures and poses.
         pairs: what is to be independent: `g(x) - g(x')` (feature-DP), else `g(x)`.
         public_frames: further rows, a public data set from the same distribution.
+        candidates: times as many pictures are drawn as are kept.
 
     """
     generator = np.random.default_rng(seed)
     engine = UnitGradients(model, STRATEGY)
-    count = _CANDIDATES * canaries
+    count = candidates * canaries
     base, offset = _pictures(count, generator)
     joints, visibility = _poses(count, generator)
     crops = np.concatenate([base + offset, base - offset, base])
@@ -141,6 +152,45 @@ def make_table(model: PoseModel, canaries: int, seed: int, *, pairs: bool, publi
             visibility=np.concatenate([kept.visibility, further.visibility]),
         )
     return Table(rows=kept, gradients=gradients, canaries=canaries)
+
+
+def make_orthogonal(table: Table, *, pairs: bool, span: Tensor | None = None) -> Table:
+    """Turn the canaries' gradients into the nearest that are orthogonal and of one norm.
+
+    Without pairs g(x) are; with pairs g(x) - g(b) = g(b) - g(x') and g(b) together, so that exchanging x for x' moves a
+    sum by as much as replacing can, in a direction of its own, and no public gradient is in the way.
+
+    Args:
+        table: of pictures; the frames of the public data set stay as they are.
+        pairs: whether canaries are exchanged for their other variant.
+        span: (k, p) orthonormal rows; private gradients are taken into their span, public ones out of it.
+
+    """
+    n = table.canaries
+    like = {name: value[0] for name, value in table.gradients.items()}
+    rows = torch.stack([flatten({name: value[row] for name, value in table.gradients.items()}) for row in range(3 * n)])
+    x, other, public = rows.double().reshape(3, n, -1)
+    size = x.norm(dim=1).mean()
+    moves = (x - other) / 2 if pairs else x
+    moves = size * _nearest_orthonormal(moves if span is None else moves @ span.T @ span)
+    if pairs:
+        away = moves / size if span is None else span
+        public = _PUBLIC * size * _nearest_orthonormal(public - public @ away.T @ away)
+        x, other = public + moves, public - moves
+    else:
+        x = moves
+    made = [unflatten(row.to(rows.dtype), like) for row in torch.cat([x, other, public])]
+    gradients = {
+        name: torch.cat([torch.stack([row[name] for row in made]), value[3 * n :]])
+        for name, value in table.gradients.items()
+    }
+    return replace(table, gradients=gradients)
+
+
+def _nearest_orthonormal(vectors: Tensor) -> Tensor:
+    """Rows with orthonormal directions, nearest to `vectors` (n, p) of any norms: the polar factor (Löwdin 1950)."""
+    left, _, right = torch.linalg.svd(torch.nn.functional.normalize(vectors, dim=1), full_matrices=False)
+    return torch.as_tensor(left @ right)
 
 
 def block_means(crops: NDArray[np.int64]) -> NDArray[np.float64]:

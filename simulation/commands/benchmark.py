@@ -100,6 +100,19 @@ def poisoning(
 
 
 @app.command()
+def audits(
+    canaries: Annotated[int, typer.Option(min=32, help="Planted units of each audit, in all its steps.")] = 64_000,
+    seed: Annotated[int, typer.Option(help="Of canaries, coins and noise.")] = 1,
+    save: Save = False,
+    as_json: AsJson = False,
+) -> None:
+    """Claim, and what audits show of every mechanism with its noise and with half of it."""
+    from wardpose.simulation.benchmarks.audits import measure_audits
+
+    _show(measure_audits(canaries=canaries, seed=seed), "audits", save=save, as_json=as_json)
+
+
+@app.command()
 def anonymizer(
     batch: Annotated[int, typer.Option(min=1, help="Crops at a time.")] = 8,
     repetitions: Annotated[int, typer.Option(min=1, help="Interleaved rounds; the best one counts.")] = 7,
@@ -110,6 +123,23 @@ def anonymizer(
     from wardpose.simulation.benchmarks.anonymizer import measure
 
     _show(measure(batch_size=batch, rounds=repetitions), "anonymizer-speed", save=save, as_json=as_json)
+
+
+@app.command()
+def ledger(
+    events: Annotated[str, typer.Option(help="Sizes to measure, with commas between.")] = "1000,10000,100000,1000000",
+    cohorts: Annotated[int, typer.Option(min=1, help="Cohorts that share the events.")] = 200,
+    kinds: Annotated[int, typer.Option(min=1, max=10_000, help="Different noises of the events.")] = 8,
+    folder: Annotated[Path | None, typer.Option(help="A folder on the disk to measure.", exists=True)] = None,
+    save: Save = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time of a charge, of the epsilon of everything and of a whole check, in ledgers of all ages."""
+    from wardpose.simulation.benchmarks.ledger import Setting, measure_ledger, sizes_from
+
+    setting = Setting(sizes=sizes_from(events), cohorts=cohorts, kinds=kinds)
+    name = "ledger" if kinds == Setting.kinds else f"ledger-{kinds}-kinds"
+    _show(measure_ledger(setting, folder), name, save=save, as_json=as_json)
 
 
 def _strategy(name: str) -> Any:

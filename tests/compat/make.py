@@ -31,11 +31,12 @@ from wardpose.shared.data.source import WardSource
 from wardpose.shared.files import sha256_file
 from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.pose.weights import read_config
-from wardpose.shared.privacy import accounting, membership
+from wardpose.shared.privacy import accounting
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.ledger import Budget, Ledger
 from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.privacy.membership import patient_keys
 from wardpose.shared.site_config import CohortConfig, SiteConfig, load_site
 from wardpose.shared.training.settings import LocalTraining
 from wardpose.shared.wire import RoundOrder, SiteRelease, SiteStatus
@@ -204,7 +205,7 @@ def read(folder: Path) -> dict[str, Any]:
         "ledger head": ledger.head(),
         "ledger's first order": ledger.first_order(),
         "patients": ledger.patients(delta=DELTA),
-        "patients' keys": membership.keys(ledger.entries(), dict.fromkeys(("ada", "ben", "cem"), "")),
+        "patients' keys": patient_keys(str(ledger.entries()[0].body["ledger"]), ("ada", "ben", "cem")),
         "site journal": [replace(row, received=0, finished=None) for row in site.orders()],
         "witness": site.head(),
         "runs": [{**row, "started": 0} for row in run.runs()],

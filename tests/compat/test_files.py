@@ -12,9 +12,7 @@ from compat.make import COURSE, DELTA, read
 from flwr.app import ConfigRecord, RecordDict
 
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError, WireError
-from wardpose.shared.privacy import membership
 from wardpose.shared.privacy.accounting import Event
-from wardpose.shared.privacy.chain import head_of
 from wardpose.shared.privacy.ledger import Budget, Ledger
 from wardpose.shared.wire import RoundOrder, unpack_body
 
@@ -53,9 +51,8 @@ def test_there_are_files_of_a_release() -> None:
 def test_everything_durable_is_read_to_the_same_values(release: Path) -> None:
     then = json.loads((release / "facts.json").read_text())
     same(read(release), then)
-    assert set(then["patients' keys"].values()) == set(
-        membership.everybody(Ledger(release / "ledger.sqlite").entries())
-    )
+    noted = {key for entry in Ledger(release / "ledger.sqlite").entries() for key in entry.body.get("members", {})}
+    assert set(then["patients' keys"].values()) == noted
 
 
 def test_a_value_that_changed_is_noticed() -> None:
@@ -76,11 +73,14 @@ def test_an_old_ledger_goes_on_and_what_was_charged_stays_charged(release: Path)
     assert ledger.epsilon("ward-7", DELTA) > before
 
 
-def test_a_ledger_from_before_patients_had_accounts_is_refused_and_not_read_as_less(tmp_path: Path) -> None:
-    """Its charges name nobody: read as one of today's, a renamed cohort would start anew."""
-    old = Path(shutil.copytree(FILES / "ledger-1", tmp_path / "old")) / "ledger.sqlite"
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_ledger_that_knows_patients_otherwise_is_refused_and_not_read_as_less(tmp_path: Path, version: int) -> None:
+    """Version 1 named nobody, 2 hashed ids as they were written: read as one of today's, they would start anew."""
+    old = Path(shutil.copytree(FILES / f"ledger-{version}", tmp_path / "old")) / "ledger.sqlite"
     before = old.read_bytes()
-    with pytest.raises(LedgerError, match=r"ledger.sqlite: is a ledger of version 1 \(this code reads version 2\)"):
+    with pytest.raises(
+        LedgerError, match=rf"ledger.sqlite: is a ledger of version {version} \(this code reads version 3\)"
+    ):
         Ledger(old)
     with pytest.raises(LedgerError, match="what it charged stays charged"):
         Ledger.open_readonly(old)
@@ -89,10 +89,11 @@ def test_a_ledger_from_before_patients_had_accounts_is_refused_and_not_read_as_l
 
 def test_a_ledger_of_a_later_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ledger.sqlite"
-    monkeypatch.setattr("wardpose.shared.privacy.chain._VERSION", 3)
+    monkeypatch.setattr("wardpose.shared.privacy.chain.VERSION", 4)
+    monkeypatch.setattr("wardpose.shared.privacy.entries.VERSION", 4)
     Ledger(path).declare("ward", identity="a" * 64)
     monkeypatch.undo()
-    with pytest.raises(LedgerError, match="is a ledger of version 3"):
+    with pytest.raises(LedgerError, match="is a ledger of version 4"):
         Ledger(path)
 
 
@@ -103,9 +104,9 @@ def test_what_a_ledger_is_never_changes(release: Path) -> None:
         rows = connection.execute("SELECT sequence, kind, body, previous, hash FROM entries").fetchall()
     assert application.to_bytes(4, "big") == b"WPL1"
     assert rows[0][1] == "genesis"
-    assert json.loads(rows[0][2])["version"] == 2
-    assert {kind for _, kind, *_ in rows} <= {"genesis", "cohort", "reserve", "commit"}
-    assert (rows[-1][0], rows[-1][4]) == head_of(Ledger(release / "ledger.sqlite").entries())
+    assert json.loads(rows[0][2])["version"] == 3
+    assert {kind for _, kind, *_ in rows} <= {"genesis", "cohort", "reserve", "commit", "checkpoint"}
+    assert (rows[-1][0], rows[-1][4]) == Ledger(release / "ledger.sqlite").head()
 
 
 def test_an_event_of_a_later_version_is_refused_not_guessed(release: Path) -> None:

@@ -47,6 +47,27 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         Checkpoint.load(path)
 
 
+def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    """Also one that leaves numbers and JSON that can be read: another round, another course, other weights."""
+    path = tmp_path / "c.safetensors"
+    checkpoint().save(path)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        assert Checkpoint.run_of(path).replace("-", "").isalnum()
+        try:
+            loaded = Checkpoint.load(path)
+        except DataError:
+            refused += 1
+            continue
+        assert (loaded.run, loaded.round, loaded.dropped, loaded.config) == ("r", 3, {"x": "spent"}, "{}")
+        np.testing.assert_array_equal(loaded.weights["a/b.weight"], checkpoint().weights["a/b.weight"])
+    assert refused > 0.9 * len(whole)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("group", ["weights", "aggregator"])
 def test_what_is_not_finite_is_neither_written_nor_read(tmp_path: Path, value: float, group: str) -> None:

@@ -14,6 +14,7 @@ from wardpose.server.norm_bound import _STRETCH, FAILURE, Trained, _bernstein, _
 from wardpose.shared.config import AdmissionConfig
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import Strategy
+from wardpose.shared.privacy.accounting import UnitKind
 from wardpose.shared.privacy.mechanisms import Mechanism, ProjectionOptions
 from wardpose.shared.privacy.noise import seeded_streams
 from wardpose.shared.training.basis import build_basis
@@ -44,6 +45,15 @@ def bound(mechanism: Mechanism, training: LocalTraining, *, units: int, p: int, 
         trained=Trained(parameters=p, norm=start),
         admission=AdmissionConfig(**options),
     )
+
+
+@pytest.mark.parametrize(("unit", "most"), [("patient", 2.0), ("frame", 1000.0), ("record", 1000.0)])
+def test_every_unit_has_a_bound(unit: UnitKind, most: float) -> None:
+    mechanism = Mechanism(unit=unit, noise_multiplier=1.0, frames_per_unit=1)
+    training = LocalTraining(steps=3, optimizer=OptimizerConfig(name="sgd", learning_rate=0.1))
+    found = bound(mechanism, training, units=60, p=100, start=1.0)
+    assert math.isfinite(found)
+    assert found == bound(mechanism, training, units=60, p=100, start=1.0, largest_cohort=most)
 
 
 @pytest.mark.parametrize("dimensions", [1, 3, 50, 1_000, 100_000, 5_000_000])

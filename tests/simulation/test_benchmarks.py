@@ -1,7 +1,9 @@
 """The benchmark of a step runs all of its cases, and its peers differentiate the same network."""
 
 import copy
+import json
 from dataclasses import replace
+from importlib.resources import files
 
 import pytest
 import torch
@@ -9,6 +11,9 @@ from support.federations import tiny_federation
 from typer.testing import CliRunner
 
 from wardpose.shared.errors import ConfigError
+from wardpose.simulation import benchmarks
+from wardpose.simulation.auditing.verdict import METHODS
+from wardpose.simulation.benchmarks.audits import measure_audits
 from wardpose.simulation.benchmarks.patched import patched
 from wardpose.simulation.benchmarks.poisoning import measure_poisoning
 from wardpose.simulation.benchmarks.step import Setting, measure_step, random_model
@@ -46,6 +51,21 @@ def test_a_poisoning_site_is_scored_with_and_without_what_stands_against_it() ->
     assert [set(row) for row in result["rows"]] == [{"name", "before", "honest", "bare", "clipped", "guarded"}]
     assert all(0 <= score <= 1 for name, score in result["rows"][0].items() if name != "name")
     assert (result["setting"]["sites"], result["setting"]["factor"]) == (3, -10.0)
+
+
+def test_audits_are_measured_with_the_noise_and_with_half_of_it() -> None:
+    (row,) = measure_audits(canaries=1600, seed=2, mechanisms=["dp-sgd"])["rows"]
+    assert row["intact"] < row["claimed"] < row["halved"]
+    for kind in ("intact", "halved"):
+        assert row[kind] == max(row[f"{kind}, {method}"] for method in METHODS)
+
+
+def test_recorded_audits_hold_what_they_aim_at() -> None:
+    recorded = json.loads((files(benchmarks) / "results" / "audits.json").read_text())
+    rows = {row["name"]: row for row in recorded["rows"]}
+    assert set(rows) == {"dp-sgd", "projected", "feature", "feature-projective"}
+    assert rows["dp-sgd"]["intact"] >= 0.7 * rows["dp-sgd"]["claimed"]
+    assert all(row["intact"] < row["claimed"] < row["halved"] for row in rows.values())
 
 
 def test_unknown_names_are_refused() -> None:

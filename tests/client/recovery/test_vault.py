@@ -54,6 +54,28 @@ def test_a_refused_attempt_is_logged_and_gives_no_secret_away(vault, credential,
     assert (last.action, last.who, last.why) == ("denied", (credential.name,), "curious")
 
 
+@pytest.mark.parametrize("credential", [AS_ADA, AS_BEN])
+@pytest.mark.parametrize("damage", ["share", "no share", "lock", "salt"])
+def test_a_damaged_header_is_one_line(vault, credential, damage):
+    path = vault.folder / "vault.json"
+    header = json.loads(path.read_bytes())
+    if damage == "share":
+        header["shares"] = {name: ["g" + share[1:] for share in shares] for name, shares in header["shares"].items()}
+    elif damage == "no share":
+        header["shares"] = {}
+    else:
+        key = {"lock": "locked_private_key", "salt": "salt"}[damage]
+        for person in header["people"]:
+            if person[key] is not None:
+                person[key] = "g" + person[key][1:]
+    path.write_text(json.dumps(header))
+    if damage in ("lock", "salt") and credential is AS_BEN:
+        assert Vault(vault.folder).unlock([credential], why="audit")
+        return
+    with pytest.raises(RecoveryError, match="header is broken"):
+        Vault(vault.folder).unlock([credential], why="audit")
+
+
 def test_a_recovery_without_a_reason_is_refused(vault):
     with pytest.raises(RecoveryError, match="reason"):
         vault.unlock([AS_ADA], why="  ")

@@ -11,9 +11,9 @@ from PIL import Image
 from support.coco_files import Content, content, edit, write
 
 from wardpose.shared.data.coco import read_coco
-from wardpose.shared.data.patient_ids import PatientError
 from wardpose.shared.data.patients import PatientRule
 from wardpose.shared.errors import DataError
+from wardpose.shared.patient_ids import PatientError
 from wardpose.shared.skeleton import COCO17
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from wardpose.shared.data.patient_ids import PatientError
 from wardpose.shared.data.patients import Owners, PatientLookup, PatientRule
 from wardpose.shared.errors import DataError
+from wardpose.shared.patient_ids import PatientError
 
 
 def lookup(path: Path, text: str) -> PatientLookup:

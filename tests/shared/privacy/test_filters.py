@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
+from wardpose.shared.errors import BudgetExceeded
 from wardpose.shared.privacy import accounting, filters
 from wardpose.shared.privacy.accounting import Event
+from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.filters import Charged, account, best_order, costliest
+from wardpose.shared.privacy.ledger import Budget, Ledger
+from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.privacy.schedules import Phase, Schedule
 
 DELTA = 1e-5
 INTERVAL = 1e-3
@@ -162,9 +168,11 @@ def test_the_first_order_is_the_one_at_which_most_fits() -> None:
 def test_a_charge_costs_its_costliest_tier() -> None:
     strict, relaxed = event(2.0, 0.05, tier="strict"), event(2.0, 0.1, tier="open")
     everybody = event(5.0, 1.0, 1)
-    assert costliest([strict, relaxed, everybody]) == (everybody, replace(relaxed, tier=""))
+    assert costliest([strict, relaxed, everybody]) == (everybody, event(2.0, 0.1))
     unlike = event(1.0, 0.05, tier="strict")  # less noise, but seldom: neither stands for the other
-    assert set(costliest([unlike, relaxed])) == {replace(unlike, tier=""), replace(relaxed, tier="")}
+    assert set(costliest([unlike, relaxed])) == {event(1.0, 0.05), event(2.0, 0.1)}
+    moved = account([Charged(course="c", events=(event(2.0, tier=tier),)) for tier in ("a", "b")], delta=DELTA)
+    assert moved == account([Charged(course="c", events=(event(2.0),))] * 2, delta=DELTA)
 
 
 def test_whoever_moves_between_tiers_inside_a_course_pays_for_both() -> None:
@@ -190,3 +198,72 @@ def test_what_a_patient_at_several_sites_pays() -> None:
         [event(2.0)] * 3, delta=DELTA
     )
     assert filters.federation_epsilon({}, delta=DELTA) == 0.0
+
+
+def scheduled(*phases: Event) -> Course:
+    """A course of one step a round whose steps are of several kinds."""
+    schedule = Schedule(
+        phases=tuple(
+            Phase(
+                steps=phase.steps,
+                max_grad_norm=1.0,
+                noise_multiplier=phase.noise_multiplier,
+                sample_rate=phase.sample_rate,
+            )
+            for phase in phases
+        )
+    )
+    return Course(run="run", federation="f", mechanism=Mechanism(schedule=schedule), steps=1, last_round=schedule.steps)
+
+
+@pytest.mark.parametrize("budget", [2.0, 4.0])
+def test_nobody_may_pick_among_the_rounds_of_a_schedule(path: Path, budget: float) -> None:
+    """Declared in one course, the rounds that are ordered can still be chosen by looking: the rest counts, too."""
+    first = event(accounting.calibrate(epsilon=0.6 * budget, delta=DELTA, sample_rate=1.0, steps=1), 1.0, 1)
+
+    def fits(second: Event) -> bool:
+        return accounting.epsilon([first, second], delta=filters.COURSE_SHARE * DELTA) <= budget
+
+    options = [found for kind in KINDS if (found := smallest_sigma(fits, *kind)) is not None]
+    assert chosen_by_looking(first, options) > budget * 1.03
+    course, limit = scheduled(first, *options), Budget(epsilon=budget, delta=DELTA)
+    accepted, start = [], 2
+    for number, option in enumerate(options):
+        ledger = Ledger(path.with_name(f"{number}.sqlite"))
+        try:
+            for round_number in (1, *range(start, start + option.steps)):
+                ledger.reserve(
+                    "ward", course.events(round_number), run_id="run", round=round_number, budget=limit, course=course
+                )
+            accepted.append(option)
+        except BudgetExceeded:
+            pass
+        start += option.steps
+    assert accepted == options[:1]  # the next one in order, and no other
+
+
+def test_rounds_that_were_passed_over_count_up_to_the_furthest(path: Path) -> None:
+    kinds = (event(3.0, 0.1, 2), event(2.0, 0.3, 2), event(4.0, 0.5, 2))
+    course, limit = scheduled(*kinds), Budget(epsilon=50.0, delta=DELTA)
+
+    def after(*rounds: int) -> float:
+        ledger = Ledger(path.with_name("-".join(map(str, rounds))))
+        for number in rounds:
+            ledger.reserve("ward", course.events(number), run_id="run", round=number, budget=limit, course=course)
+        charges = ledger.charges("ward")
+        shown = filters.federation_epsilon({"north": charges}, delta=DELTA)
+        assert shown == pytest.approx(account(charges, delta=DELTA).epsilon, rel=1e-9)
+        return ledger.account("ward", DELTA).course
+
+    def beginning(rounds: int) -> float:
+        charges = [Charged(course="c", events=course.events(number)) for number in range(1, rounds + 1)]
+        return account(charges, delta=DELTA).course
+
+    assert after(1, 2, 3) == beginning(3)
+    assert after(1, 3) == after(3, 1) == beginning(3)
+    assert after(5) == after(1, 5) == after(5, 3, 1, 2, 4) == beginning(5)
+    assert after(1, 3, 2, 4) == beginning(4)  # what was passed over is made up for, and is not charged twice
+    assert after(1, 1) == beginning(2)  # a lost round of a kind of which there is another
+    assert math.isinf(after(1, 1, 1))  # more of it than was declared
+    charges = [Charged(course="c", events=kinds[:1], covers=kinds[:2]), Charged(course="c", events=kinds[:1])]
+    assert math.isinf(account(charges, delta=DELTA).course)  # of two cohorts, each with a beginning of its own

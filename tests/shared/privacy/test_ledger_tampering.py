@@ -217,3 +217,16 @@ def test_readonly_files_are_a_clear_error(path: Path) -> None:
         assert Ledger.open_readonly(path).events("ward") == (EVENT,)
     finally:
         path.parent.chmod(0o700)
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -float("inf"), -1.0, 1e30])
+def test_a_clock_that_shows_no_time_is_an_error_and_charges_nothing(path: Path, seconds: float) -> None:
+    with pytest.raises(LedgerError, match="the clock says"):
+        spend(Ledger(path, clock=lambda: seconds), 1)
+    assert not path.exists()
+    spend(Ledger(path, clock=lambda: 2e9), 1)
+    spend(Ledger(path, clock=lambda: 1e9), 1)  # set back: later is what stands later
+    before = Ledger(path).head()
+    with pytest.raises(LedgerError, match="the clock says"):
+        spend(Ledger(path, clock=lambda: seconds), 1)
+    assert Ledger(path).head() == before

@@ -103,6 +103,15 @@ def test_tiers() -> None:
         UnitIndex([("a", "b")], multi_owner="one-owner-group", tiers={"a": "strict"})
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_patient_who_is_called_like_a_group_is_another_unit(order: tuple[int, int]) -> None:
+    """Under one name, the patient's going would put the group's frames in the place of theirs: a change of 2C."""
+    owners = [[("ann", "bob"), ("ann+bob",)][place] for place in order]
+    index = UnitIndex(owners, multi_owner="one-owner-group")
+    assert [index.rows(unit).tolist() for unit in range(len(index))] == [[0], [1]]
+    assert index.dropped == 0
+
+
 def test_refusals() -> None:
     with pytest.raises(DataError, match="record 1 has no patient id"):
         UnitIndex([("a",), ("",)])

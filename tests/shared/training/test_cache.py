@@ -216,6 +216,26 @@ def test_an_entry_is_whole_or_absent(tmp_path: Path, small_model: ModelFactory) 
     assert frames.reads == 6
 
 
+@pytest.mark.parametrize("name", ["entry.json", "inputs.npy", "joints.npy", "visibility.npy"])
+def test_a_damaged_entry_is_made_anew(tmp_path: Path, name: str, small_model: ModelFactory) -> None:
+    """Were it an error, every round would be charged for nothing from then on."""
+    model, frames = small_model(torch.float32), Frames()
+    expected = build(model, None, frames, strategy="head")[0]
+    build(model, tmp_path, frames, strategy="head")
+    (entry,) = tmp_path.iterdir()
+    whole = (entry / name).read_bytes()
+    for place in (*range(0, min(128, len(whole)), 11), None):
+        damaged = whole[: len(whole) // 2] if place is None else bytearray(whole)
+        if place is not None:
+            damaged[place] ^= 4
+        (entry / name).write_bytes(damaged)
+        rows = build(model, tmp_path, frames, strategy="head")[0]
+        for mine, its in ((rows.inputs, expected.inputs), (rows.joints, expected.joints)):
+            np.testing.assert_array_equal(mine, its)
+        np.testing.assert_array_equal(rows.visibility, expected.visibility)
+        (entry / name).write_bytes(whole)
+
+
 def test_the_limit_holds_and_old_entries_go_first(tmp_path: Path, small_model: ModelFactory) -> None:
     model = small_model(torch.float32)
     build(model, tmp_path, Frames(0))

@@ -16,15 +16,18 @@ from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.errors import ConfigError, WardposeError
 from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.privacy.noise import seeded_streams
-from wardpose.simulation.auditing.audit import Audit, AuditPlan, Bench, Break, Name, run_audit
+from wardpose.simulation.auditing.audit import Audit, run_audit
+from wardpose.simulation.auditing.bench import Bench
 from wardpose.simulation.auditing.canaries import (
     KnownGradients,
     Table,
     block_means,
+    make_orthogonal,
     make_table,
     most_independent,
     small_model,
 )
+from wardpose.simulation.auditing.plan import AuditPlan, Break, Name
 from wardpose.simulation.cli import app
 
 SEED = 11
@@ -32,17 +35,21 @@ SEED = 11
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_table_of_a_kind() -> Iterator[None]:
-    """Canaries of one seed are the same whatever is audited: most of a short audit's time is drawing them."""
+    """Canaries of one seed are the same whatever is audited, and drawing them takes most of a short audit's time.
+
+    Pictures are not chosen among many here, which only makes those that are planted as they are interfere more.
+    """
     tune_allocator()
     tables: dict[tuple[object, ...], Table] = {}
 
     def make(model: PoseModel, *arguments: Any, **options: Any) -> Table:
+        options["candidates"] = 1
         key = (*arguments, *options.items())
         if key not in tables:
             tables[key] = make_table(model, *arguments, **options)
         return tables[key]
 
-    with patch("wardpose.simulation.auditing.audit.make_table", make):
+    with patch("wardpose.simulation.auditing.bench.make_table", make):
         yield
 
 
@@ -54,7 +61,7 @@ def audited(mechanism: Name, canaries: int, broken: Break | None = None, rate: f
 
 
 def gap(result: Audit) -> float:
-    guessed = result.scores != 0
+    guessed = np.isfinite(result.scores)
     first, second = (result.scores[guessed & chosen].mean() for chosen in (result.included, ~result.included))
     return float(first - second)
 
@@ -64,7 +71,7 @@ def gap(result: Audit) -> float:
     [("dp-sgd", 1.0), ("dp-sgd", 0.5), ("feature", 0.5), ("projected", 1.0), ("feature-projective", 0.5)],
 )
 def test_steps_with_looked_up_gradients_are_steps_with_differentiated_ones(name: Name, rate: float) -> None:
-    bench = Bench(AuditPlan(mechanism=name, canaries=8, per_run=8, sample_rate=rate, seed=SEED))
+    bench = Bench(AuditPlan(mechanism=name, canaries=8, per_run=8, sample_rate=rate, pictures=True, seed=SEED))
     bits = np.array([True, False, True, True, False, False, True, False])
     known, computed = (bench.release(bits, bench.claimed, seeded_streams(5), known=known) for known in (True, False))
     # Coins and noise are the same, so the difference is rounding, far below one canary's share C.
@@ -99,22 +106,62 @@ def test_independent_vectors_are_chosen() -> None:
 
 
 def test_a_table_that_disagrees_with_the_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = KnownGradients.per_unit
+    honest = KnownGradients.padded
 
-    def wrong(self: KnownGradients, *arguments: Any, **options: Any) -> Iterator[dict[str, torch.Tensor]]:
-        for gradients in honest(self, *arguments, **options):
-            yield {name: 1.5 * value if "bias" in name else value for name, value in gradients.items()}
+    def wrong(self: KnownGradients, *arguments: Any, **options: Any) -> Iterator[tuple[dict[str, torch.Tensor], int]]:
+        for gradients, count in honest(self, *arguments, **options):
+            yield {name: 1.5 * value if "bias" in name else value for name, value in gradients.items()}, count
 
-    monkeypatch.setattr(KnownGradients, "per_unit", wrong)
+    monkeypatch.setattr(KnownGradients, "padded", wrong)
     with pytest.raises(WardposeError, match="differ"):
         Bench(AuditPlan(canaries=8, per_run=8, seed=SEED))
 
 
-def test_canaries_are_three_clip_norms_strong_and_nearly_independent() -> None:
-    bench = Bench(AuditPlan(canaries=16, seed=SEED))
-    norms = torch.stack([value[:16].flatten(1).square().sum(1) for value in bench.table.gradients.values()])
-    assert float(norms.sum(0).sqrt().min()) == pytest.approx(3 * bench.claimed.max_grad_norm, rel=1e-4)
-    assert bench.efficiency > 0.9
+def contributed(bench: Bench, canary: int) -> torch.Tensor:
+    """What one canary adds to a noiseless step's sum: its variant x less x', halved, or its presence."""
+    quiet = bench.claimed.model_copy(update={"noise_multiplier": 0.0})
+    first, second = (np.arange(8) == canary, np.zeros(8, bool))
+    moved = bench.release(first, quiet, seeded_streams(1)) - bench.release(second, quiet, seeded_streams(1))
+    return moved / (2 if bench.claimed.adjacency == "replace-one" else 1)
+
+
+@pytest.mark.parametrize("name", ["dp-sgd", "projected", "feature", "feature-projective"])
+def test_canaries_are_orthogonal_and_move_what_is_released_by_a_clip_norm(name: Name) -> None:
+    """Through the whole engine: gradients, projection, clipping; `feature*` by exchanging variants, 2 C apart."""
+    bench = Bench(AuditPlan(mechanism=name, canaries=8, per_run=8, sample_rate=1.0, seed=SEED))
+    moved = torch.stack([contributed(bench, canary) for canary in range(8)]) / bench.claimed.max_grad_norm
+    torch.testing.assert_close(moved @ moved.T, torch.eye(8, dtype=torch.float64), atol=1e-4, rtol=0)
+    assert bench.efficiency == pytest.approx(1, abs=1e-3)
+
+
+def test_pictures_interfere_in_a_basis() -> None:
+    bench = Bench(
+        AuditPlan(mechanism="feature-projective", canaries=8, sample_rate=1.0, pictures=True, per_run=8, seed=SEED)
+    )
+    assert 0.5 < bench.efficiency < 0.95
+
+
+def test_canaries_are_three_clip_norms_strong() -> None:
+    for pictures, least in ((False, 0.999), (True, 0.8)):
+        bench = Bench(AuditPlan(canaries=16, pictures=pictures, seed=SEED))
+        norms = torch.stack([value[:16].flatten(1).square().sum(1) for value in bench.table.gradients.values()])
+        assert float(norms.sum(0).sqrt().min()) == pytest.approx(3 * bench.claimed.max_grad_norm, rel=1e-4)
+        assert bench.efficiency > least
+
+
+def rows(table: Table) -> list[torch.Tensor]:
+    """Gradients of x, x' and their public views, (n, p) each."""
+    flat = torch.cat([value.flatten(1) for value in table.gradients.values()], dim=1).double()
+    return list(flat[: 3 * table.canaries].reshape(3, table.canaries, -1))
+
+
+def test_gradients_are_made_orthogonal_with_little_change() -> None:
+    pictures = make_table(small_model(1), 6, 1, pairs=True)
+    (x, other, public), (old, old_other, _) = rows(make_orthogonal(pictures, pairs=True)), rows(pictures)
+    directions = torch.nn.functional.normalize(torch.cat([x - public, public]), dim=1)
+    torch.testing.assert_close(directions @ directions.T, torch.eye(12, dtype=torch.float64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x - public, public - other, atol=1e-4, rtol=0)
+    assert float(torch.cosine_similarity(x - other, old - old_other).min()) > 0.8
 
 
 MECHANISMS: tuple[Name, ...] = ("dp-sgd", "projected", "feature", "feature-projective")
@@ -128,12 +175,13 @@ def noise_seen(result: Audit) -> float:
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_scores_carry_the_noise_that_is_claimed_and_half_of_it_shows(name: Name) -> None:
-    """On few canaries, where no bound is strong enough yet: what the bound is made from, in R^p and on the grid."""
-    intact, halved = (audited(name, 480, broken, 1.0) for broken in (None, "halved-noise"))
+def test_scores_carry_the_noise_that_is_claimed_and_half_of_it_is_found(name: Name) -> None:
+    """In R^p and on the grid."""
+    intact, halved = audited(name, 480, None, 1.0), audited(name, 3200, "halved-noise", 1.0)
     assert noise_seen(intact) == pytest.approx(1, abs=0.15)
-    assert noise_seen(halved) == pytest.approx(0.5, abs=0.1)
+    assert noise_seen(halved) == pytest.approx(0.5, abs=0.05)
     assert not intact.violated
+    assert halved.violated
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
@@ -146,45 +194,35 @@ def test_skipped_clip_is_found(name: Name) -> None:
 
 def test_a_shared_batch_betrays_who_took_part() -> None:
     """The auditor sees who is in the public batch: with the private batch in its place, that is who took part."""
-    apart, shared = (audited("feature", 1600, broken) for broken in (None, "shared-batch"))
+    apart, shared = (audited("feature", 4800, broken) for broken in (None, "shared-batch"))
     assert gap(shared) > 1.3 > gap(apart)  # 2 where everybody guessed is in, 0.2 at the rate of the private batch
+    assert shared.violated
+    assert not apart.violated
+    assert shared.epsilon_claimed == pytest.approx(apart.epsilon_claimed)
 
 
-def test_intact_dp_sgd_stays_below_its_claim() -> None:
-    result = audited("dp-sgd", 20_000)
+def test_intact_dp_sgd_is_shown_to_lose_most_of_its_claim_and_no_more() -> None:
+    result = audited("dp-sgd", 12_800)
     assert result.epsilon_claimed == pytest.approx(2.254, abs=0.01)
-    assert 0.1 < result.result.epsilon_lower < result.epsilon_claimed  # it sees something, but not too much
-    assert gap(result) == pytest.approx(1, abs=0.2)
-
-
-def test_halved_noise_is_found() -> None:
-    assert audited("dp-sgd", 50_000, "halved-noise").violated
-
-
-SLOW = [pytest.mark.slow, pytest.mark.guard]
-
-
-@pytest.mark.parametrize("rate", [None, 1.0])
-@pytest.mark.parametrize("name", ["feature", pytest.param("feature-projective", marks=SLOW)])
-def test_intact_feature_stays_below_its_claim(name: Name, rate: float | None) -> None:
-    result = audited(name, 16_000, None, rate)
-    assert not result.violated
-    if rate == 1.0:
-        assert result.result.epsilon_lower > 0.1
-        assert gap(result) == pytest.approx(2, abs=0.5)
+    assert 0.7 * result.epsilon_claimed < result.result.epsilon_lower < result.epsilon_claimed
+    assert gap(result) == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.slow
 @pytest.mark.guard
-def test_intact_projected_stays_below_its_claim() -> None:
-    result = audited("projected", 16_000)
-    assert 0.1 < result.result.epsilon_lower < result.epsilon_claimed
+@pytest.mark.parametrize("name", MECHANISMS[1:])
+def test_intact_engine_is_shown_to_lose_most_of_its_claim_and_no_more(name: Name) -> None:
+    result = audited(name, 12_800, None, 1.0)
+    assert 0.6 * result.epsilon_claimed < result.result.epsilon_lower < result.epsilon_claimed
 
 
-def test_shared_batch_is_found() -> None:
-    result = audited("feature", 16_000, "shared-batch", None)
-    assert result.violated
-    assert result.epsilon_claimed == pytest.approx(audited("feature", 16_000, None, None).epsilon_claimed)
+@pytest.mark.slow
+@pytest.mark.guard
+@pytest.mark.parametrize(
+    ("name", "rate"), [*((name, 0.5) for name in MECHANISMS), ("feature", None), ("feature-projective", None)]
+)
+def test_intact_engine_that_samples_stays_below_its_claim(name: Name, rate: float | None) -> None:
+    assert not audited(name, 12_800, None, rate).violated
 
 
 def test_only_feature_mechanisms_have_a_batch_to_share() -> None:
@@ -204,6 +242,7 @@ def test_command_says_what_is_broken_and_leaves_no_file(tmp_path: Path, monkeypa
     outcome = CliRunner().invoke(app, [*arguments, "--png", str(tmp_path / "audit.png")])
     assert outcome.exit_code == 0, outcome.output
     values = json.loads(outcome.stdout)
+    assert values["epsilon_lower"] == max(values["epsilon_lower_by"].values())
     assert values["broken"] == "skipped-clip"
     assert values["epsilon_lower"] > values["epsilon_claimed"]
     assert {"canaries", "mechanism", "delta", "confidence"} <= set(values)

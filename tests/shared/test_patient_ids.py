@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wardpose.shared.data.patient_ids import Mention, PatientError, clean, fold, same_patients
+from wardpose.shared.patient_ids import Mention, PatientError, clean, fold, same_patients
 
 
 def mentions(*texts: str) -> list[Mention]:
