@@ -1,8 +1,7 @@
 """The preflight of a hospital's engineer: would this site take part, and if not, what is to be done.
 
-Everything stays on the screen of whoever calls it; nothing is sent, and nothing written but the indexes of videos, into
-the site's own state. Counts of records and patients are shown because the caller may see them: they never reach the
-server.
+Everything stays on the screen of whoever calls it; nothing is sent, and nothing written. Counts of records and patients
+are shown because the caller may see them: they never reach the server.
 """
 
 import contextlib
@@ -149,7 +148,9 @@ def _ledger(site: Site) -> Iterator[Finding]:
             newest = max((int(entry.body["time"]) for entry in ledger.entries()), default=0)
             if newest > time.time() + _CLOCK_SECONDS:
                 yield _failure("clock", "the ledger's last entry lies in the future: set the clock")
-            account = ledger.account(config.cohort.name, policy.delta, adjacency=policy.adjacency, whole_ledger=whole)
+            account = ledger.account(
+                config.cohort.name, policy.delta, adjacency=policy.adjacency, whole_ledger=whole, unit=policy.unit
+            )
             spent = account.epsilon
             if ledger.seeded(config.cohort.name):
                 yield _warning("ledger", "NOT PRIVATE: charges were made with noise from a seed")

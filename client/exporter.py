@@ -14,6 +14,7 @@ from prometheus_client.core import Metric
 
 from wardpose.client.journal import SiteJournal
 from wardpose.client.spent import refuse_lost, state_of
+from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import DataError
 from wardpose.shared.exposition import FileCollector, Samples, counter, gauge, state_samples, verified_sample
 from wardpose.shared.privacy.ledger import Ledger
@@ -95,6 +96,13 @@ class SiteExporter:
         ledger = Ledger(site.ledger, readonly=site.ledger.exists())
         names = dict.fromkeys([mine, *ledger.cohorts()])
         spent = {name: ledger.epsilon(name, policy.delta, adjacency=policy.adjacency) for name in names}
+        spent[mine] = ledger.account(
+            mine,
+            policy.delta,
+            adjacency=policy.adjacency,
+            whole_ledger=not names_patients(site.cohort.data),
+            unit=policy.unit,
+        ).epsilon
         tiers = ledger.epsilon_by_tier(mine, policy.delta, adjacency=policy.adjacency)
         yield _gauge("wardpose_site_epsilon_spent", [({"cohort": name}, value) for name, value in spent.items()])
         yield _gauge("wardpose_site_epsilon_remaining", [(_label(site), max(0.0, policy.epsilon - spent[mine]))])

@@ -36,7 +36,9 @@ def overview(path: Path) -> dict[str, Any]:
         mine = name == site.cohort.name
         whole = mine and not names_patients(site.cohort.data)
         accounts = {
-            other: ledger.account(name, policy.delta, adjacency=other, whole_ledger=whole)
+            other: ledger.account(
+                name, policy.delta, adjacency=other, whole_ledger=whole, unit=policy.unit if mine else "record"
+            )
             for other in get_args(Adjacency)
         }
         both = {other: account.epsilon for other, account in accounts.items()}

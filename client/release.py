@@ -145,5 +145,6 @@ def _budget(site: SiteConfig, ledger: Ledger) -> dict[str, float]:
         policy.delta,
         adjacency=policy.adjacency,
         whole_ledger=not names_patients(site.cohort.data),
+        unit=policy.unit,
     )
     return {"epsilon_spent": account.epsilon, "epsilon_budget": policy.epsilon, "delta": policy.delta}

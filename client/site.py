@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from wardpose.client.journal import SiteJournal
+from wardpose.client.spent import refuse_lost
 from wardpose.shared.anonymize.public_view import PublicView, open_public_view
 from wardpose.shared.data.dataset import concatenate
 from wardpose.shared.data.records import PoseDataset
@@ -59,6 +60,8 @@ class Site:
             LedgerError: it cannot be used, or is not the one that the journal remembers.
 
         """
+        if self.journal.head() is None:  # never known, or lost: the journal's orders still say what was paid
+            refuse_lost(self.config)
         return Ledger(self.config.ledger, witness=self.journal)
 
     def budget(self, *, private: bool) -> Budget:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wardpose.shared.errors import BudgetExceeded
-from wardpose.shared.privacy.accounting import Adjacency, Event
+from wardpose.shared.privacy.accounting import UNITS, Adjacency, Event, UnitKind
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.filters import federation_epsilon
 from wardpose.shared.privacy.ledger import Budget, Ledger
@@ -24,17 +24,19 @@ class GlobalBudget:
         ledger: the server's ledger.
         delta: at which the federation's epsilon is stated.
         overlap: at how many sites a patient may appear.
+        unit: whose epsilon is stated; infinite where a site was charged for a weaker unit before.
 
     """
 
-    def __init__(self, path: Path, *, delta: float, overlap: int, readonly: bool = False) -> None:
+    def __init__(self, path: Path, *, delta: float, overlap: int, unit: str = "record", readonly: bool = False) -> None:
         self.ledger = Ledger(path, readonly=readonly)
+        self.unit: UnitKind = next((known for known in UNITS if known == unit), UNITS[0])  # of a journal: any text
         self.delta = delta
         self.overlap = overlap
 
     def reserve(self, site: str, events: Sequence[Event], *, course: Course, round_number: int, epsilon: float) -> bool:
         """Charge a site for a round about to be ordered; `False`, and no charge, when it would overspend."""
-        budget = Budget(epsilon=epsilon, delta=self.delta, adjacency=course.mechanism.adjacency)
+        budget = self._limit(epsilon, course)
         try:
             reservation = self.ledger.reserve(
                 site, events, run_id=course.run, round=round_number, budget=budget, course=course
@@ -47,7 +49,7 @@ class GlobalBudget:
     def affords(self, site: str, events: Sequence[Event], *, epsilon: float, course: Course) -> bool:
         """Tell whether `reserve` would charge a site now; charges nothing."""
         try:
-            budget = Budget(epsilon=epsilon, delta=self.delta, adjacency=course.mechanism.adjacency)
+            budget = self._limit(epsilon, course)
             self.ledger.check(site, events, budget=budget, course=course)
         except BudgetExceeded:
             return False
@@ -70,7 +72,7 @@ class GlobalBudget:
 
     def epsilon(self, site: str, *, delta: float | None = None) -> float:
         """Epsilon charged to a site so far, over all runs, as enforced; at the federation's delta when absent."""
-        return self.ledger.epsilon(site, delta or self.delta, adjacency=self._adjacency([site]))
+        return self.ledger.epsilon(site, delta or self.delta, adjacency=self._adjacency([site]), unit=self.unit)
 
     def federation(self, sites: Sequence[str]) -> tuple[float, float]:
         """Return the federation's epsilon with disjoint patients, and with patients at up to `overlap` sites."""
@@ -78,7 +80,11 @@ class GlobalBudget:
         adjacency = self._adjacency(sites)
         disjoint = max((self.epsilon(site) for site in sites), default=0.0)
         overlap = federation_epsilon(charges, delta=self.delta, overlap=self.overlap, adjacency=adjacency)
-        return disjoint, max(disjoint, overlap)
+        return disjoint, max(disjoint, overlap)  # both are infinite where one site's is
+
+    def _limit(self, epsilon: float, course: Course) -> Budget:
+        mechanism = course.mechanism
+        return Budget(epsilon=epsilon, delta=self.delta, adjacency=mechanism.adjacency, unit=mechanism.unit)
 
     def _adjacency(self, sites: Sequence[str]) -> Adjacency:
         """Return the relation that charges were made for; the stronger one where they differ."""

@@ -169,7 +169,11 @@ class ServerExporter:
         refuse_lost(self.directory)
         ledger = Ledger.open_readonly(self.directory / "ledger.sqlite")
         budget_of_all = GlobalBudget(
-            self.directory / "ledger.sqlite", delta=last["delta"], overlap=last["overlap"], readonly=True
+            self.directory / "ledger.sqlite",
+            delta=last["delta"],
+            overlap=last["overlap"],
+            unit=last["unit"],
+            readonly=True,
         )
         names = _names(last)
         rows = [row for run in self._journal.runs() for row in self._journal.sites(run["run"])]

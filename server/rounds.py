@@ -66,7 +66,9 @@ class Coordinator:
         self.scorer = scorer
         self.journal = RunJournal(folder / "journal.sqlite")
         overlap = config.privacy.overlap or len(config.sites)
-        self.budget = GlobalBudget(folder / "ledger.sqlite", delta=config.privacy.delta, overlap=overlap)
+        self.budget = GlobalBudget(
+            folder / "ledger.sqlite", delta=config.privacy.delta, overlap=overlap, unit=course.mechanism.unit
+        )
         self.uplink = UplinkDecoder(config, course.mechanism, scorer.model, folder)
         self.admission = Admission(config, course.mechanism, scorer.model, self.uplink, Heads(folder / "heads.sqlite"))
         self.aggregator = Aggregator(config.server.aggregation)

@@ -33,7 +33,9 @@ def summarise(folder: Path, run: str | None = None) -> dict[str, Any]:
     rows = journal.sites(chosen["run"])
     rounds = journal.rounds(chosen["run"])
     names = [entry["name"] for entry in chosen["config"]["sites"]]
-    budget = GlobalBudget(folder / "ledger.sqlite", delta=chosen["delta"], overlap=chosen["overlap"])
+    budget = GlobalBudget(
+        folder / "ledger.sqlite", delta=chosen["delta"], overlap=chosen["overlap"], unit=chosen["unit"]
+    )
     disjoint, overlap = budget.federation(names)
     initial, final = chosen["score_initial"] or {}, chosen["score_final"] or {}
     return {

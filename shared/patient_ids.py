@@ -1,7 +1,8 @@
 """When are two texts the same patient? One person under two spellings would be two privacy units, each with a budget.
 
 * Blanks around an id mean nothing and are cut off, visible or not.
-* What a spreadsheet makes of a number is undone: `17.0` and `1.7E+01` are 17.
+* What a spreadsheet makes of a number is undone: `17.0` and `1.7E+01` are 17, and so is what keeps it from doing so:
+  `="0017"` and `'0017` are 0017.
 * Ids that then still differ, but only in blanks, case, Unicode form (full-width, accents, kinds of dashes, Cyrillic and
   Greek letters that look Latin) or leading zeros, are refused, naming where they stand, until the site says what is
   meant: `ids: fold` takes them as one patient (under the spelling that comes first), `ids: exact` as several.
@@ -21,6 +22,7 @@ Ids = Literal["exact", "fold"]
 """What the site says about ids that differ only in how they are written: several patients, or one."""
 
 _WHOLE = re.compile(r"(\d+)[.,]0+")
+_KEPT = re.compile(r"=\"([^\"]*)\"|'(\d[^']*)")
 _POWER = re.compile(r"(\d)(?:[.,](\d+))?[eE]\+(\d{2,3})")
 _DIGITS = re.compile(r"\d+")
 _MONTH = (
@@ -58,7 +60,11 @@ class Mention:
 def clean(text: str, ids: Ids | None = None) -> str:
     """Cut blanks off an id and undo what a spreadsheet made of a number (which `exact` leaves)."""
     text = strip(text)
-    return text if ids == "exact" else plain_number(text)
+    if ids == "exact":
+        return text
+    if kept := _KEPT.fullmatch(text):
+        return strip(kept[1] or kept[2] or "")
+    return plain_number(text)
 
 
 def strip(text: str) -> str:
@@ -104,6 +110,8 @@ def is_rounded(text: str) -> bool:
 
 def doubt(text: str) -> str:
     """Say why a cleaned text is hardly a patient's id; empty where it may be one."""
+    if text.startswith("="):
+        return "a formula of a spreadsheet"
     if _ERRORS.fullmatch(text):
         return "an error that a spreadsheet left"
     if text.casefold() in _NOTHING:

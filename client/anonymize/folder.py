@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wardpose.client.anonymize.job import Job, LeftOut, Outcome, unreadable
-from wardpose.client.anonymize.manifest import Manifest
+from wardpose.client.anonymize.manifest import Done, Manifest
 from wardpose.client.anonymize.picture import encode_picture
 from wardpose.client.anonymize.sources import Source, survey, without_ending
 from wardpose.client.anonymize.video import anonymise_video
@@ -67,9 +67,11 @@ class _Work:
             self._cannot(unreadable(source.path, error))
             return
         done = self._manifest.done(source.name, digest)
-        if done is not None:
-            targets, frames = done
-            self.outcome.resumed += frames
+        if done is not None and not (self._job.on_bad == "error" and (done[1].skipped or done[1].cut)):
+            targets, before = done
+            self.outcome.resumed += before.frames
+            self.outcome.skipped += before.skipped
+            self.outcome.left_out += [LeftOut(source.name, reason) for reason in before.left_out]
             self.outcome.made += [(source.path, target) for target in targets]
         elif source.kind == "picture":
             self._picture(source, digest)
@@ -111,8 +113,8 @@ class _Work:
         target = _target(self._job, source)
         self._refuse_foreign(source, target)
 
-        def note(finished: Path, frames: int) -> None:
-            self._manifest.add(source.name, digest, target, files.sha256_file(finished), frames=frames)
+        def note(finished: Path, done: Done) -> None:
+            self._manifest.add(source.name, digest, target, files.sha256_file(finished), done=done)
 
         job = replace(
             self._job,

@@ -70,7 +70,8 @@ class Outcome:
         frames: changed in this run.
         resumed: found done from an earlier run.
         skipped: sentences on what should have been read and could not be; only with `on_bad = "skip"`.
-        left_out: files of a folder that are of a sort which is not read, and parts of a video that are not there.
+        left_out: files of a folder that are of a sort which is not read, parts of a video that are not there, and boxes
+            of no file.
         made: each source file and what became of it, in earlier runs too; a file of several pages comes several times.
 
     """

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,24 @@ from wardpose.client.anonymize.job import Job
 from wardpose.client.anonymize.sources import MANIFEST
 from wardpose.shared import files
 from wardpose.shared.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a source.
+
+    Attributes:
+        frames: how many it gave.
+        skipped: sentences on those of them that are black.
+        left_out: in a phrase each, what of it is not there.
+        cut: whether its end is missing.
+
+    """
+
+    frames: int = 1
+    skipped: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    cut: bool = False
 
 
 class Manifest:
@@ -37,8 +56,8 @@ class Manifest:
                 )
             self._note(entry)
 
-    def done(self, name: str, digest: str) -> tuple[list[Path], int] | None:
-        """Return what became of a source, and how many frames that is; `None` when it is not all there and whole.
+    def done(self, name: str, digest: str) -> tuple[list[Path], Done] | None:
+        """Return what became of a source, file by file and in all; `None` when it is not all there and whole.
 
         Args:
             name: of the source.
@@ -56,7 +75,10 @@ class Manifest:
             if files.sha256_file(target) != entry["target"]:
                 return None
             targets.append(target)
-        return targets, sum(entry.get("frames", 1) for entry in pages.values())
+        first = next(iter(pages.values()))
+        frames = sum(entry.get("frames", 1) for entry in pages.values())
+        skipped, left_out = (tuple(first.get(key, ())) for key in ("skipped", "left_out"))
+        return targets, Done(frames, skipped, left_out, cut=first.get("cut", False))
 
     def ours(self, name: str, target: Path) -> bool:
         """Whether what lies there was written for this source by an earlier run."""
@@ -71,7 +93,7 @@ class Manifest:
         *,
         page: int = 0,
         pages: int = 1,
-        frames: int = 1,
+        done: Done = Done(),
     ) -> None:
         """Note, durably, what is about to be given its name.
 
@@ -82,7 +104,7 @@ class Manifest:
 
         """
         entry: dict[str, Any] = {"name": name, "source": digest, "target": target_digest, "identity": self._identity}
-        entry |= {"file": str(target.relative_to(self._folder)), "page": page, "pages": pages, "frames": frames}
+        entry |= {"file": str(target.relative_to(self._folder)), "page": page, "pages": pages, **asdict(done)}
         self._note(entry)
         # The line break comes first: a line that a crash cut off spoils itself alone.
         line = ("\n" + json.dumps(entry)).encode()

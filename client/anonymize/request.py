@@ -5,23 +5,17 @@ outcome = anonymize(Path("frames"), Path("public"), method)
 outcome.left_out  # what is not there, and why
 """
 
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from wardpose.client.anonymize.apply import run
-from wardpose.client.anonymize.job import Job, OnBad, Outcome, Progress, file_of
+from wardpose.client.anonymize.boxes import PersonBoxes
+from wardpose.client.anonymize.job import Job, OnBad, Outcome, Progress
 from wardpose.client.recovery.vault import Vault
 from wardpose.shared import files
 from wardpose.shared.anonymize.desensitise import Desensitise
-from wardpose.shared.anonymize.frame_methods import (
-    Box,
-    FrameMethod,
-    RecoverableMethod,
-    ViewMethod,
-)
+from wardpose.shared.anonymize.frame_methods import FrameMethod, RecoverableMethod, ViewMethod
 from wardpose.shared.anonymize.generator_view import GeneratorView
 from wardpose.shared.anonymize.public_view import DesensitisedCrop
 from wardpose.shared.anonymize.weights_file import bundled, read_info
@@ -48,7 +42,8 @@ def anonymize(
         source: what to anonymise.
         destination: of the same sort.
         method: how.
-        boxes: JSON file that maps file names (`clip.mp4#12`: one frame) to persons' boxes [x, y, width, height].
+        boxes: JSON file that maps file names (`clip.mp4#12`: one frame) to persons' boxes [x, y, width, height]; a
+            frame without any is changed everywhere.
         originals: a vault in which the originals are sealed.
         force: overwrite what exists.
         on_bad: what becomes of what cannot be read, as for `Job`.
@@ -56,15 +51,15 @@ def anonymize(
 
     Raises:
         ConfigError: the destination exists, or is of another sort than the source; boxes or vault cannot be used.
-        DataError: a source cannot be read, or the disk is full; what was finished before stays.
+        DataError: a source cannot be read, a box misses its frame, or the disk is full; what was finished before stays.
 
     """
-    persons = read_boxes(boxes)
+    persons = PersonBoxes(boxes)
     sealed = None if originals is None else Vault(originals)
     job = Job(
         source=source,
         destination=destination,
-        change=lambda frame, name: method(frame, persons.get(name, persons.get(file_of(name)))),
+        change=lambda frame, name: method(frame, persons.of(frame, name)),
         identity=method.identity() + ("" if boxes is None else files.sha256_file(boxes)),
         lossless=method.lossless,
         force=force,
@@ -72,6 +67,7 @@ def anonymize(
         progress=progress,
     )
     outcome = run(job)
+    outcome.left_out += persons.unused(source)
     if sealed is not None:
         for original, anonymised in outcome.made:
             digest = files.sha256_file(anonymised)
@@ -113,22 +109,3 @@ def choose_method(
         return ViewMethod(DesensitisedCrop(Desensitise.model_validate({"kind": chosen, "strength": strength})))
     except ValidationError as error:
         raise ConfigError(f"--strength {strength}: {error.errors()[0]['msg']}") from error
-
-
-def read_boxes(path: Path | None) -> Mapping[str, Sequence[Box]]:
-    """Read persons' boxes; none without a file.
-
-    Raises:
-        ConfigError: it is not what it must be.
-
-    """
-    if path is None:
-        return {}
-    try:
-        content = json.loads(path.read_text())
-        return {
-            str(name): [(float(x), float(y), float(w), float(h)) for x, y, w, h in rows]
-            for name, rows in content.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: must map file names to lists of [x, y, width, height]") from error

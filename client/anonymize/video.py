@@ -17,23 +17,25 @@ import numpy as np
 from wardpose.client.anonymize import disk
 from wardpose.client.anonymize.encoding import Segment, Storage, Stored, assemble, read_segment, storage_for
 from wardpose.client.anonymize.job import Job, LeftOut, Outcome, refuse_existing
+from wardpose.client.anonymize.manifest import Done
 from wardpose.client.anonymize.sources import WORK
 from wardpose.client.anonymize.timing import shown_at
 from wardpose.shared import files
 from wardpose.shared.data.records import Frame
 from wardpose.shared.data.video_file import Video
+from wardpose.shared.data.video_stream import open_stream, other_contents
 from wardpose.shared.errors import DataError, StorageError, WardposeError
 
 
 def anonymise_video(
-    job: Job, *, name: str | None = None, before_naming: Callable[[Path, int], None] | None = None
+    job: Job, *, name: str | None = None, before_naming: Callable[[Path, Done], None] | None = None
 ) -> Outcome:
     """Do a job whose source is a video.
 
     Args:
         job: what to do.
         name: of the video in the names of its frames; that of its file when absent.
-        before_naming: called with the finished file and its number of frames before it gets its name.
+        before_naming: called with the finished file and what is to be known of it before it gets its name.
 
     Raises:
         ConfigError: the destination exists, or cannot hold the result.
@@ -62,7 +64,7 @@ def anonymise_video(
 
 
 def _anonymise(
-    job: Job, storage: Storage, work: Path, label: str, before_naming: Callable[[Path, int], None] | None
+    job: Job, storage: Storage, work: Path, label: str, before_naming: Callable[[Path, Done], None] | None
 ) -> Outcome:
     video = Video(job.source, index_folder=work)
     outcome = Outcome(left_out=_missing(video, label, job))
@@ -81,7 +83,9 @@ def _anonymise(
         with disk.needing(job.destination, sum(segment.path.stat().st_size for segment in segments)):
             assemble(segments, temporary, storage, stamps, unit)
             if before_naming is not None:
-                before_naming(temporary, video.frame_count)
+                left_out = tuple(left.reason for left in outcome.left_out)
+                cut = bool(video.index.losses)
+                before_naming(temporary, Done(video.frame_count, tuple(outcome.skipped), left_out, cut=cut))
             disk.move(temporary, job.destination, mode=job.mode)
     except BaseException:
         with suppress(OSError):
@@ -98,8 +102,14 @@ def _missing(video: Video, label: str, job: Job) -> list[LeftOut]:
             f"{job.source}: {losses} (allowed: a whole video; --on-bad skip takes the {video.frame_count} frames that "
             "are there)"
         )
-    tracks = video.index.tracks()
-    return [LeftOut(label, reason) for reason in (losses, tracks) if reason]
+    container, _ = open_stream(job.source)
+    with container:
+        more = other_contents(container)
+    tracks = [
+        *filter(None, [video.index.tracks()]),
+        *(f"its {kind} {'are' if kind[-1] == 's' else 'is'} not read" for kind in more),
+    ]
+    return [LeftOut(label, reason) for reason in (losses, *tracks) if reason]
 
 
 def _finished(work: Path, job: Job) -> list[Stored]:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from wardpose.shared.data.coco_masks import segmentation_mask
 from wardpose.shared.data.dataset import ImageFile, ListDataset
-from wardpose.shared.data.fields import field, flag, identifier, numbers, read_json, short, size, visibility
+from wardpose.shared.data.fields import field, flag, identifier, keypoints, numbers, read_json, short, size, visibility
 from wardpose.shared.data.patients import Owners, PatientRule
 from wardpose.shared.data.picture_folder import PictureFolder
 from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading
 from wardpose.shared.errors import DataError
-from wardpose.shared.patient_ids import PatientError
+from wardpose.shared.patient_ids import PatientError, strip
 from wardpose.shared.skeleton import COCO17, Skeleton
 
 _Id = int | str
@@ -84,7 +84,7 @@ class _People:
                 raise DataError(f"image id {number} appears twice (allowed: each id once)")
             self._images[number] = image
         self._used: set[_Id] = set()
-        self._seen: set[tuple[_Id, bytes]] = set()
+        self._seen: dict[tuple[str, bytes], Owners | None] = {}
         self._others: Counter[str] = Counter()
         self._crowds = self._without_joints = self._repeated = 0
 
@@ -108,50 +108,49 @@ class _People:
             self._crowds += 1
             self._bystander(entry)
             return
-        keypoints = self._keypoints(entry, self._orders[category])
-        if keypoints is None:
+        joints = self._joints(entry, self._orders[category])
+        if joints is None:
             self._without_joints += 1
             self._bystander(entry)
             return
         number = identifier(entry, "image_id")
         if number not in self._images:
             raise DataError(f"image_id {number} is not among the images (allowed: {len(self._images)} ids)")
-        person = (number, keypoints.tobytes())
-        if person in self._seen:
-            self._repeated += 1
-            self._bystander(entry)
-            return
         image = self._images[number]
         name = field(image, "file_name", str)
         frame = self._folder.find(name)
+        person = (frame.name, joints.tobytes())  # merged exports list a picture several times
+        self._used.add(number)
+        owners = _owners(entry)
+        if person in self._seen:
+            if owners != self._seen[person]:
+                raise DataError(
+                    f"it repeats an annotation of {frame.name}, but names other patients (allowed: the same)"
+                )
+            self._repeated += 1
+            self._bystander(entry)
+            return
         self._reading.add(
             str(identifier(entry, "id")),
-            joints=keypoints[:, :2].astype(np.float32),
-            visibility=visibility(keypoints[:, 2], "keypoints"),
+            joints=joints[:, :2].astype(np.float32),
+            visibility=visibility(joints[:, 2], "keypoints"),
             box=numbers(field(entry, "bbox", list), "bbox", 4).astype(np.float32),
             frame=frame,
             frame_name=name.replace("\\", "/"),
             stated_size=size(image),
             area=_area(entry, frame),
-            owners=_owners(entry),
+            owners=owners,
         )
-        self._seen.add(person)
-        self._used.add(number)
+        self._seen[person] = owners
 
     def _bystander(self, entry: Any) -> None:
         """Note a person who is in the picture although their joints are not used."""
         image = self._images.get(identifier(entry, "image_id"))
         if image is None or not isinstance(image.get("file_name"), str):
             return
-        frame = self._folder.find(image["file_name"])
-        try:
-            self._reading.bystander(
-                str(entry.get("id")), frame=frame, frame_name=frame.name.replace("\\", "/"), owners=_owners(entry)
-            )
-        except PatientError:
-            raise
-        except DataError:
-            return  # no side file names this person: nobody whose records are here
+        name, owners = image["file_name"], _owners(entry)
+        frame = self._folder.find(name)
+        self._reading.bystander(str(entry.get("id")), frame=frame, frame_name=name.replace("\\", "/"), owners=owners)
 
     def finish(self) -> None:
         """Say what was left out."""
@@ -169,15 +168,15 @@ class _People:
                 self._reading.note(f"{self._reading.file}: {count} {what} left out")
 
     @staticmethod
-    def _keypoints(entry: Any, order: list[int]) -> NDArray[np.float64] | None:
+    def _joints(entry: Any, order: list[int]) -> NDArray[np.float64] | None:
         """Joints (17, 3) in COCO's order; `None` where none is labelled."""
         count = entry.get("num_keypoints")
         if not entry.get("keypoints") and ("keypoints" in entry or count is not None):
             if count not in (None, 0, "0"):
                 raise DataError(f"num_keypoints is {short(count)}, but keypoints is empty (allowed: both or neither)")
             return None
-        keypoints = numbers(field(entry, "keypoints", list), "keypoints", 3 * len(COCO17)).reshape(-1, 3)[order]
-        return keypoints if keypoints[:, 2].any() else None
+        joints = keypoints(field(entry, "keypoints", list), "keypoints", len(COCO17))[order]
+        return joints if joints[:, 2].any() else None
 
 
 def _area(entry: dict[str, Any], frame: ImageFile) -> float | None:
@@ -192,7 +191,9 @@ def _owners(entry: dict[str, Any]) -> Owners | None:
     notes = entry.get("attributes")
     notes = {**notes, **entry} if isinstance(notes, dict) else entry
     patient, also = notes.get("patient"), notes.get("also") or []
-    if patient is None or patient == "":
+    if patient is None or (isinstance(patient, str) and not strip(patient)):
+        if also:
+            raise DataError(f"also is {short(also)}, but patient is missing (allowed: both)")
         return None
     if not isinstance(patient, str | int) or isinstance(patient, bool):
         raise DataError(f"patient is {short(patient)} (allowed: a text)")

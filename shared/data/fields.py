@@ -65,7 +65,7 @@ def identifier(entry: Any, key: str) -> int | str:
     """Take an id: a whole number, however it is written (`7`, `7.0`, `"7"`), or else a text.
 
     Raises:
-        DataError: no object, no such key, or neither.
+        DataError: no object, no such key, neither, or an empty text.
 
     """
     value = field(entry, key, (int, float, str))
@@ -73,6 +73,8 @@ def identifier(entry: Any, key: str) -> int | str:
         return value
     if isinstance(value, str):
         value = strip(value)
+        if not value:
+            raise DataError(f"{key} is empty (allowed: a whole number or a text)")
         return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else value
     if not value.is_integer():
         raise DataError(f"{key} is {value} (allowed: a whole number or a text)")
@@ -117,12 +119,35 @@ def numbers(value: Any, what: str, count: int) -> NDArray[np.float64]:
         DataError: another count, something that is no number, or a number that is not finite.
 
     """
+    return _finite(_floats(value, what, count), what)
+
+
+def keypoints(value: Any, what: str, count: int) -> NDArray[np.float64]:
+    """Turn a JSON list (nested or not) into `count` joints (count, 3): x, y and mark.
+
+    A joint of mark 0, or of which nothing is known (null, NaN), is not labelled; its numbers become 0, whatever they
+    are.
+
+    Raises:
+        DataError: as `numbers`.
+
+    """
+    joints = _floats(value, what, 3 * count).reshape(count, 3)
+    joints[(joints[:, 2] == 0) | np.isnan(joints).all(axis=1)] = 0
+    return _finite(joints, what)
+
+
+def _floats(value: Any, what: str, count: int) -> NDArray[np.float64]:
     try:
-        array = np.asarray(value, dtype=np.float64).reshape(-1)
+        array = np.array(value, dtype=np.float64).reshape(-1)
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{what} holds {short(_odd_one(value))} (allowed: {count} numbers)") from error
     if array.size != count:
         raise DataError(f"{what} has {array.size} numbers (allowed: {count})")
+    return array
+
+
+def _finite(array: NDArray[np.float64], what: str) -> NDArray[np.float64]:
     sound = np.abs(array) <= _LARGEST  # false for what is no number
     if not sound.all():
         raise DataError(f"{what} holds {array[~sound][0]} (allowed: finite numbers)")

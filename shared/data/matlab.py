@@ -28,10 +28,10 @@ def is_matlab(path: Path) -> bool:
     """
     try:
         with path.open("rb") as file:
-            head = file.read(8)
+            head = file.read(10)
     except OSError:
         return path.suffix.lower() == ".mat"
-    if head.startswith(b"\x89HDF"):
+    if head.startswith((b"\x89HDF", b"MATLAB 7.3")):
         raise DataError(f"{path}: is a MATLAB file of version 7.3 (allowed: saved with -v7)")
     return path.suffix.lower() == ".mat" or head.startswith(b"MATLAB")
 

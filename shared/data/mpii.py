@@ -99,7 +99,7 @@ class _People:
         people = self._people.setdefault(frame.name, [])
         number = len(people)
         person = joints.tobytes() + visibility.tobytes()
-        if person in people:
+        if person in people and visibility.any():
             raise DataError(f"the same person is listed twice in {name} (allowed: once)")
         people.append(person)
         if not (np.isfinite(scale) and scale > 0):
@@ -115,18 +115,22 @@ class _People:
             frame=frame,
             frame_name=name.replace("\\", "/"),
             head_size=head_size,
+            view_key=f"{Path(frame.name).stem}:{centre.tolist()}:{scale}",  # numbers change when somebody is taken away
         )
 
 
 def _read_json_entry(entry: Any, people: _People) -> None:
-    joints = numbers(field(entry, "joints", list), "joints", 2 * len(MPII16)).reshape(-1, 2)
+    points = field(entry, "joints", list)
     labelled = numbers(field(entry, "joints_vis", list), "joints_vis", len(MPII16))
+    if len(points) == len(MPII16):  # a joint that is not labelled needs no place
+        points = [point if mark else [0, 0] for point, mark in zip(points, labelled, strict=True)]
+    joints = numbers(points, "joints", 2 * len(MPII16)).reshape(-1, 2)
     if not np.isin(labelled, (0, 1)).all():
         raise DataError(f"joints_vis holds {labelled[~np.isin(labelled, (0, 1))][0]} (allowed: 0, 1)")
     head_size = None
     if entry.get("head_size") is not None:
         head_size = float(field(entry, "head_size", (int, float))) or None
-    elif "headbox" in entry:
+    elif entry.get("headbox") is not None:
         head_size = _head_size(numbers(entry["headbox"], "headbox", 4))
     people.add(
         field(entry, "image", str),

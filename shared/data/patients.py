@@ -75,11 +75,10 @@ class Owners:
 
 @dataclass
 class _Row:
-    """A row of the side file, and for which frames it was used by their bare names."""
+    """A row of the side file, and for which frames it was used."""
 
     where: str
     owners: Owners
-    used: bool = False
     frames: set[str] = field(default_factory=set)
 
 
@@ -97,6 +96,8 @@ class PatientLookup:
         self._ids = None if rule is None else rule.ids
         self._table = {} if self.file is None else _read_side_file(self.file, self._ids)
         self._loose = _loose_keys(self._table)
+        self._served: dict[PurePosixPath, dict[str, str]] = {}  # frame -> patient -> key of a row
+        self._doubtful: list[str] = []
 
     @property
     def known(self) -> bool:
@@ -119,10 +120,19 @@ class PatientLookup:
             return Owners(clean(patient, self._ids))
         if self.file is None:
             return Owners(record_id)
-        row = self._row(record_id, PurePosixPath(frame_name.replace("\\", "/")))
-        if row is None:
+        frame = PurePosixPath(frame_name.replace("\\", "/"))
+        key = self._key(record_id, frame)
+        if key is None:
             raise DataError(f'{self.file}: no patient for record "{record_id}" (frame "{frame_name}")')
-        row.used = True
+        row = self._table[key]
+        # A bare name or number does not say which folder, ending or record is meant: it may fit one frame only.
+        row.frames.add(str(frame))
+        if len(row.frames) > 1:
+            one, other = sorted(row.frames)[:2]
+            raise PatientError(f'{self.file}: {row.where} fits frames "{one}" and "{other}" (allowed: whole names)')
+        self._served.setdefault(frame, {})[row.owners.patient_id] = key
+        if key == record_id and (frame_key := self._loose.get(_loose(frame.stem))) not in (None, key):
+            self._doubtful.append(f'{row.where} "{key}", not {self._table[frame_key].where} for frame "{frame}"')
         return row.owners
 
     def settle(self, found: Sequence[tuple[str, Owners]]) -> list[Owners]:
@@ -145,24 +155,37 @@ class PatientLookup:
         return [_under(names, owners) for owners in named]
 
     def unused(self) -> list[str]:
-        """Rows of the side file that no record asked for, as `row 4 "x.png"`."""
-        return [f'{row.where} "{key}"' for key, row in self._table.items() if not row.used]
+        """Rows of the side file that no record asked for, as `row 4 "x.png"`.
 
-    def _row(self, record_id: str, frame: PurePosixPath) -> _Row | None:
-        for key in (record_id, str(frame)):
+        Raises:
+            PatientError: such a row means a frame for which another row was used, and names another patient.
+
+        """
+        unused = {key: row for key, row in self._table.items() if not row.frames}
+        for frame, served in self._served.items():
+            names = [str(frame), str(frame.with_suffix(""))]
+            if str(frame.parent) not in {str(PurePosixPath(key).parent) for key in served.values()}:
+                names += [frame.name, frame.stem]
+            for key in names:
+                if key in unused and unused[key].owners.patient_id not in served:
+                    other = next(iter(served.values()))
+                    raise PatientError(
+                        f'{self.file}: {unused[key].where} "{key}" and {self._table[other].where} "{other}" both mean '
+                        f'frame "{frame}", but name different patients (allowed: one of the two)'
+                    )
+        return [f'{row.where} "{key}"' for key, row in unused.items()]
+
+    def doubtful(self) -> list[str]:
+        """Rows that were taken for record ids although they could be numbers of frames, as `row 2 "1", not ...`."""
+        return self._doubtful
+
+    def _key(self, record_id: str, frame: PurePosixPath) -> str | None:
+        """Find the row that says most about a record, by its key."""
+        without = str(frame.with_suffix("")) if frame.suffix else ""
+        for key in (record_id, str(frame), frame.name, without, frame.stem):
             if key in self._table:
-                return self._table[key]
-        loose = (_loose(record_id), _loose(frame.stem))
-        bare = (frame.name, str(frame.with_suffix("")) if frame.suffix else "", frame.stem)
-        row = next((self._table[key] for key in bare if key in self._table), None)
-        row = row or next((self._loose[key] for key in loose if key in self._loose), None)
-        if row is not None:
-            # Such a row does not say which folder or ending is meant: it may fit one frame only.
-            row.frames.add(str(frame))
-            if len(row.frames) > 1:
-                one, other = sorted(row.frames)[:2]
-                raise PatientError(f'{self.file}: {row.where} fits frames "{one}" and "{other}" (allowed: whole names)')
-        return row
+                return key
+        return next((self._loose[key] for key in (_loose(record_id), _loose(frame.stem)) if key in self._loose), None)
 
 
 def _under(names: dict[str, str], owners: Owners) -> Owners:
@@ -181,12 +204,12 @@ def _loose(key: str) -> str:
     return (digits.lstrip("0") or "0") if digits.isascii() and digits.isdigit() else ""
 
 
-def _loose_keys(table: dict[str, _Row]) -> dict[str, _Row]:
-    loose: dict[str, list[_Row]] = {}
-    for key, row in table.items():
+def _loose_keys(table: dict[str, _Row]) -> dict[str, str]:
+    loose: dict[str, list[str]] = {}
+    for key in table:
         if number := _loose(key):
-            loose.setdefault(number, []).append(row)
-    return {number: rows[0] for number, rows in loose.items() if len(rows) == 1}
+            loose.setdefault(number, []).append(key)
+    return {number: keys[0] for number, keys in loose.items() if len(keys) == 1}
 
 
 def _read_side_file(path: Path, ids: Ids | None) -> dict[str, _Row]:

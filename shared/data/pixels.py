@@ -1,6 +1,7 @@
 """From stored numbers to 8-bit RGB: depth, transparency, colour and orientation, decided once for every format.
 
-* **Depth.** n-bit numbers lose their lowest n - 8 bits: 16-bit ones are divided by 256. A file of 16-bit numbers may
+* **Depth.** n-bit numbers lose their lowest n - 8 bits: 16-bit ones are divided by 256; fewer than 8 bits span black
+  to white. A file of 16-bit numbers may
   hold fewer (cameras store 10, 12 or 14 bits in 16). n is what the file says (PNG's sBIT, TIFF's BitsPerSample,
   DICOM's BitsStored) where the largest number fits into it and it is less than 16; else the smallest of 8, 10, 12, 14
   and 16 that holds the largest number below 65535 (with which depth cameras mark "no reading").
@@ -36,6 +37,8 @@ def eight_bit(values: NDArray[Any], bits: int | None = None) -> NDArray[np.uint8
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
     integer = np.issubdtype(values.dtype, np.integer)
+    if integer and bits is not None and bits < 8 and values.size and values.min() >= 0 and values.max() < 1 << bits:
+        return (values.astype(np.uint16) * 255 // ((1 << bits) - 1)).astype(np.uint8)
     if not values.size or (integer and int(values.min()) >= 0 and int(values.max()) <= 65535):
         return (values >> (depth(values, bits) - 8)).astype(np.uint8)
     return _stretched(values.astype(np.float64), integer)

@@ -83,7 +83,7 @@ class Reading:
         self._header: tuple[FrameSource, PictureHeader] | None = None
         self._turned: dict[Path, int] = {}
         self._outside = 0
-        self._unmapped = 0
+        self._unmapped = self._without_joints = 0
         self._boxes_of_joints = 0
 
     def note(self, sentence: str) -> None:
@@ -91,7 +91,14 @@ class Reading:
         self._notes.append(sentence)
 
     def folder(self, root: Path) -> PictureFolder:
-        """Open a folder of pictures that the labels name; what is odd about it will be noted."""
+        """Open a folder of pictures that the labels name; what is odd about it will be noted.
+
+        Raises:
+            DataError: there is no such folder.
+
+        """
+        if not root.is_dir():
+            raise DataError(f"{root}: is no folder (allowed: the folder of the pictures)")
         if root not in self._folders:
             self._folders[root] = PictureFolder(root)
         return self._folders[root]
@@ -126,6 +133,7 @@ class Reading:
         area: float | None = None,
         group: str = "",
         owners: Owners | None = None,
+        view_key: str = "",
     ) -> None:
         """Check one record in the source's layout and keep it.
 
@@ -142,6 +150,9 @@ class Reading:
             area: square pixels, or `None`: from the box.
             group: sub-population.
             owners: its patients where the annotation names them; the patient rule goes before.
+            view_key: see `PoseRecord`; for ids that count the people of a picture.
+
+        A person without a labelled joint, in this layout or the one asked for, is a bystander.
 
         Raises:
             DataError: anything is wrong with it.
@@ -161,6 +172,7 @@ class Reading:
                 area=area,
                 group=group,
                 owners=owners,
+                view_key=view_key,
             )
 
     @contextmanager
@@ -190,6 +202,7 @@ class Reading:
         area: float | None,
         group: str,
         owners: Owners | None,
+        view_key: str,
     ) -> None:
         if record_id in self._ids:
             self._twice.append(
@@ -198,6 +211,11 @@ class Reading:
             raise DataError(f'duplicate record id "{record_id}" (allowed: each id once)')
         height, width = self._frame_size(frame, stated_size)
         check_joints(joints, visibility, self.source)
+        if not visibility.any():
+            self._ids.add(record_id)
+            self._without_joints += 1
+            self.bystander(record_id, frame=frame, frame_name=frame_name, owners=owners)
+            return
         inside = (joints >= -0.5).all(axis=1) & (joints[:, 0] <= width) & (joints[:, 1] <= height)
         outside = (visibility > 0) & ~inside
         visibility = np.where(outside, 0, visibility).astype(np.uint8)
@@ -215,14 +233,14 @@ class Reading:
                 raise DataError(f"{what} is {value} (allowed: a finite number above 0, or null)")
         if self.target is not self.source:
             joints, visibility = convert(joints, visibility, source=self.source, target=self.target)
+        if self._lookup.known:
+            owners = self._lookup.owners(record_id, frame_name)
         if not visibility.any():
             # The record is sound; the layout asked for has none of its joints (a face alone, for example).
             self._ids.add(record_id)
             self._unmapped += 1
             self.bystander(record_id, frame=frame, frame_name=frame_name, owners=owners)
             return
-        if self._lookup.known:
-            owners = self._lookup.owners(record_id, frame_name)
         self._ids.add(record_id)
         self._outside += int(outside.sum())
         self._boxes_of_joints += computed
@@ -241,18 +259,26 @@ class Reading:
                 area=float(AREA_OF_BOX * box[2] * box[3]) if area is None else area,
                 group=group,
                 picture=frame.fingerprint(),
+                view_key=view_key,
             )
         )
 
     def bystander(self, record_id: str, *, frame: FrameSource, frame_name: str, owners: Owners | None) -> None:
         """Note a person who can be seen in a frame but gives no record; they are among the owners of its records.
 
+        One whom the patient rule does not know is nobody whose records are here.
+
         Raises:
-            DataError: the patient rule knows nobody of this name.
+            PatientError: it is not certain who it is.
 
         """
         if self._lookup.known:
-            owners = self._lookup.owners(record_id, frame_name)
+            try:
+                owners = self._lookup.owners(record_id, frame_name)
+            except PatientError:
+                raise
+            except DataError:
+                return
         if owners is not None:
             self._bystanders.append((frame.fingerprint(), owners))
             self._seen_in.append(frame)
@@ -271,6 +297,8 @@ class Reading:
             shown = "; ".join(f"{skip.record}: {skip.reason}" for skip in self._skipped[:_NOTED])
             more = "; ..." if len(self._skipped) > _NOTED else ""
             notes.append(f"{self.file}: {len(self._skipped)} bad records skipped ({shown}{more})")
+        if self._without_joints:
+            notes.append(f"{self.file}: {self._without_joints} people without labelled joints left out")
         if self._unmapped:
             notes.append(
                 f"{self.file}: {self._unmapped} people without a labelled joint of {self.target.name} left out"
@@ -338,6 +366,11 @@ class Reading:
             notes.append(
                 f"{self.file}: {len(missing)} records name no patient ({', '.join(missing[:_NOTED])} ...), so each of "
                 "them counts as its own"
+            )
+        if doubtful := self._lookup.doubtful():
+            notes.append(
+                f"{self._lookup.file}: {len(doubtful)} numbers are taken for record ids, but could be frames' "
+                f"({'; '.join(doubtful[:_NOTED])})"
             )
         if unused := self._lookup.unused():
             notes.append(f"{self._lookup.file}: {len(unused)} rows name no record here ({', '.join(unused[:_NOTED])})")

@@ -61,7 +61,8 @@ def check_joints(joints: NDArray[np.float32], visibility: NDArray[np.uint8], ske
     """Accept joints (J, 2) and marks (J,) of a layout.
 
     Raises:
-        DataError: another number of joints, an unknown mark, or a labelled joint that is nowhere.
+        DataError: another number of joints, an unknown mark, a labelled joint that is nowhere, or numbers that are
+            shares of the picture and no pixels.
 
     """
     if joints.shape != (len(skeleton), 2) or visibility.shape != (len(skeleton),):
@@ -75,6 +76,12 @@ def check_joints(joints: NDArray[np.float32], visibility: NDArray[np.uint8], ske
     if bad.any():
         raise DataError(
             f"joint {skeleton.joints[int(bad.argmax())]} is at {joints[bad][0].tolist()} (allowed: finite pixels)"
+        )
+
+    points = joints[visibility > 0]
+    if len(points) > 2 and (np.abs(points) <= 1).all():  # from -1 where a file counts pixels from 1
+        raise DataError(
+            f"all {len(points)} labelled joints lie within the first pixel (allowed: pixels, not shares of the picture)"
         )
 
 

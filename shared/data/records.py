@@ -36,6 +36,8 @@ class PoseRecord:
         also_patients: further patients who can be seen in the frame (multi-owner rule of the units).
         picture: name of the picture (or video frame) within its data set, the same for all records of it; a picture of
             its own where empty.
+        view_key: what tells this person from others of the picture without a place in its list; seeds augmented views.
+            The record id where empty.
         group: a named sub-population for reporting scores (`upright`, `leaning`, `inverted` ...); may be empty.
 
     """
@@ -52,6 +54,7 @@ class PoseRecord:
     also_patients: tuple[str, ...] = ()
     group: str = ""
     picture: str = ""
+    view_key: str = ""
 
 
 @runtime_checkable

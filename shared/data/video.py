@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from wardpose.shared.data.dataset import FrameSource, ListDataset, changed
-from wardpose.shared.data.fields import field, numbers, short
+from wardpose.shared.data.fields import field, identifier, keypoints, numbers, short
 from wardpose.shared.data.labels import label_of, read_labels
 from wardpose.shared.data.patients import Owners, PatientRule
 from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading
 from wardpose.shared.data.records import Frame
 from wardpose.shared.data.video_file import Video
 from wardpose.shared.errors import DataError
+from wardpose.shared.patient_ids import strip
 from wardpose.shared.skeleton import Skeleton
 
 
@@ -98,17 +99,18 @@ class _VideoFrame:
 
 
 def _read_entry(entry: Any, reading: Reading, path: Path, video: Video | None, source: Skeleton) -> None:
-    stated = field(entry, "frame", (int, str))
+    stated = field(entry, "frame", (int, float, str))
     frame: FrameSource
     if video is None:
-        name = str(stated)
+        name = stated if isinstance(stated, str) else str(identifier(entry, "frame"))
         frame = reading.folder(path).find(name)
     else:
-        if not isinstance(stated, int):
-            raise DataError(f"{path}: frame is {stated!r} (allowed: 0 to {video.frame_count - 1})")
-        video.check(stated)
-        name = str(stated)
-        frame = _VideoFrame(video, stated)
+        number = identifier(entry, "frame")
+        if not isinstance(number, int):
+            raise DataError(f"{path}: frame is {number!r} (allowed: 0 to {video.frame_count - 1})")
+        video.check(number)
+        name = str(number)
+        frame = _VideoFrame(video, number)
     unknown = set(entry) - {"frame", "joints", "person", "patient", "also", "box", "head_size", "group"}
     if unknown:
         raise DataError(
@@ -118,13 +120,15 @@ def _read_entry(entry: Any, reading: Reading, path: Path, video: Video | None, s
     also = entry.get("also") or []
     if not isinstance(also, list) or not all(isinstance(other, str) and other for other in also):
         raise DataError(f"also is {short(also)} (allowed: a list of patients)")
-    if patient is not None and (not isinstance(patient, str) or not patient):
+    if patient is not None and (not isinstance(patient, str) or not strip(patient)):
         raise DataError(f"patient is {patient!r} (allowed: a non-empty text)")
+    if also and patient is None:
+        raise DataError(f"also is {short(also)}, but patient is missing (allowed: both)")
     record_id = f"{name}:{entry.get('person', 0)}"
     frame_name = name if video is None else record_id
     owners = None if patient is None else Owners(patient, tuple(also))
     with reading.seen(record_id, frame=frame, frame_name=frame_name, owners=owners):
-        joints = numbers(field(entry, "joints", list), "joints", 3 * len(source)).reshape(-1, 3)
+        joints = keypoints(field(entry, "joints", list), "joints", len(source))
         if not np.isin(joints[:, 2], (0, 1, 2)).all():
             raise DataError(
                 f"joints have visibility {joints[~np.isin(joints[:, 2], (0, 1, 2)), 2][0]} (allowed: 0, 1, 2)"

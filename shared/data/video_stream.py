@@ -4,6 +4,7 @@ FFmpeg (through PyAV) does the decoding. Only containers that can say whether th
 but the file itself: no play list, no stream of the network, no other file that a file may name.
 """
 
+import errno
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def open_stream(path: Path, *, threads: int = 1) -> tuple[InputContainer, VideoS
         try:
             container = _open(path, patience)
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise _no_video(path, unfinished(path) or _reason(error)) from error
+            raise _no_video(path, unfinished(path) or _not_opened(path, error)) from error
         streams = [stream for stream in container.streams.video if not stream.disposition & _STILL]
         if _STILL_BRANDS & {container.metadata.get("major_brand", "").strip()}:
             why, streams = "it is a picture (HEIF or AVIF)", []
@@ -96,6 +97,13 @@ def open_stream(path: Path, *, threads: int = 1) -> tuple[InputContainer, VideoS
 def other_tracks(container: InputContainer, stream: VideoStream) -> int:
     """Count the moving pictures of a file besides the one that is read."""
     return sum(not other.disposition & _STILL and other.index != stream.index for other in container.streams.video)
+
+
+def other_contents(container: InputContainer) -> list[str]:
+    """Name what a file holds beside moving pictures: sound, subtitles, data (of places, of times), attachments."""
+    kinds = {"audio": "sound", "subtitle": "subtitles", "data": "data", "attachment": "attachments"}
+    found = [kinds[other.type] for other in container.streams if other.type in kinds]
+    return list(dict.fromkeys(found))
 
 
 def why_no_video(path: Path) -> str | None:
@@ -184,6 +192,14 @@ def _open(path: Path, patience: dict[str, str]) -> InputContainer:
 
 def _no_video(path: Path, why: str) -> DataError:
     return DataError(f"{path}: is no video that can be read: {why}{_ALLOWED}")
+
+
+def _not_opened(path: Path, error: BaseException) -> str:
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    if getattr(error, "errno", None) == errno.EINVAL:  # FFmpeg's word for what `format_whitelist` does not name
+        return "it is of a format that is not read here"
+    return _reason(error)
 
 
 def _reason(error: BaseException) -> str:

@@ -36,6 +36,28 @@ def check_whole(kind: str, content: bytes) -> None:
         raise CutFileError("its end is empty")
 
 
+def check_scan(content: bytes) -> None:
+    """See that the pixels of a JPEG are there up to its end mark, which whoever closes a cut file may have added.
+
+    The usual decoder fills what is missing with one colour; FFmpeg's can be told to stop.
+
+    Raises:
+        CutFileError: they are not.
+
+    """
+    import av
+
+    decoder = av.CodecContext.create("mjpeg", "r")
+    decoder.options, decoder.thread_count = {"err_detect": "explode"}, 1
+    try:
+        decoder.decode(av.Packet(content))
+        decoder.decode(None)
+    except av.error.InvalidDataError as error:
+        raise CutFileError("JPEG's pixels end before its end mark") from error
+    except (av.FFmpegError, OSError, ValueError, MemoryError):
+        return  # of a sort that this decoder does not know
+
+
 def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
     """Give name, start and size of each chunk's data, up to the end mark, without reading the data.
 

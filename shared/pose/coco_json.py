@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wardpose.shared.data.fields import flag
 from wardpose.shared.errors import DataError
 from wardpose.shared.skeleton import Skeleton
 
@@ -28,7 +29,8 @@ Annotation = dict[str, Any]
 def people(ground_truth: Mapping[str, Any], skeleton: Skeleton) -> tuple[list[Annotation], dict[str, int]]:
     """Read the annotations, numbered from 1, and the images that they are of, by every name that results may use.
 
-    `num_keypoints` is counted. Where missing, `iscrowd` is 0, `area` the box's times 0.53, `bbox` around the joints.
+    `num_keypoints` is counted. Where missing or null, `iscrowd` is 0, `area` the box's times 0.53, `bbox` around the
+    joints.
 
     Raises:
         DataError: names the annotation, the key, the value and what is allowed.
@@ -41,7 +43,7 @@ def people(ground_truth: Mapping[str, Any], skeleton: Skeleton) -> tuple[list[An
     found = []
     for index, entry in enumerate(listed):
         where = f"annotations: entry {index}"
-        triples = _triples(entry, skeleton, where)
+        triples = np.zeros((len(skeleton), 3)) if _is_empty(entry) else _triples(entry, skeleton, where)
         labelled = triples[:, 2] > 0
         if not np.isfinite(triples[labelled]).all():
             raise DataError(f"{where}: keypoints has a labelled joint that is not finite (allowed: pixels)")
@@ -55,8 +57,10 @@ def people(ground_truth: Mapping[str, Any], skeleton: Skeleton) -> tuple[list[An
                 "keypoints": triples.ravel().tolist(),
                 "num_keypoints": int(labelled.sum()),
                 "bbox": box,
-                "area": _number(entry.get("area", BOX_SHARE * box[2] * box[3]), f"{where}: area", least=0.0),
-                "iscrowd": int(entry.get("iscrowd", 0) in (1, True)),
+                "area": BOX_SHARE * box[2] * box[3]
+                if entry.get("area") is None
+                else _number(entry["area"], f"{where}: area", least=0.0),
+                "iscrowd": _crowd(entry, where),
             }
         )
     return found, images
@@ -119,6 +123,18 @@ def detections(
     return found
 
 
+def _is_empty(entry: Mapping[str, Any]) -> bool:
+    """Tell whether an annotation says that it has no joint, as those of tracks and boxes do."""
+    return not entry.get("num_keypoints") and "keypoints" in entry and entry["keypoints"] in (None, [])
+
+
+def _crowd(entry: Mapping[str, Any], where: str) -> int:
+    try:
+        return int(flag(dict(entry), "iscrowd"))
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
 def _listed(value: object, what: str) -> list[Mapping[str, Any]]:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
         raise DataError(f"{what}: {_shown(value)} (allowed: a list of objects)")
@@ -165,8 +181,8 @@ def _triples(entry: Mapping[str, Any], skeleton: Skeleton, where: str) -> NDArra
 
 def _box(entry: Mapping[str, Any], points: NDArray[np.float64], where: str) -> list[float]:
     """Return the entry's own box, else the one around its joints."""
-    if "bbox" in entry:
-        value = entry["bbox"]
+    value = entry.get("bbox")
+    if value is not None and value != []:
         if isinstance(value, str | Mapping) or not isinstance(value, Sequence) or len(value) != 4:
             raise DataError(f"{where}: bbox is {_shown(value)} (allowed: x, y, width, height)")
         return [_number(number, f"{where}: bbox") for number in value]

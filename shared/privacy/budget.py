@@ -58,21 +58,23 @@ class Budget:
 
     def spent(self, charges: Sequence[Charged], first_order: int | None) -> float:
         """Epsilon of charges for the budget's unit and adjacency, as enforced; infinite for those of a weaker unit."""
-        if self._holds_weaker(charges):
+        if holds_weaker(charges, self.unit):
             return float("inf")
         return filters.account(charges, delta=self.delta, adjacency=self.adjacency, first_order=first_order).epsilon
 
     def bears(self, charges: Sequence[Charged], first_order: int | None, *, tier: str) -> bool:
         """Tell whether units of `tier` may spend that much."""
         limit = self.limit(tier)
-        if self._holds_weaker(charges):
+        if holds_weaker(charges, self.unit):
             return limit == float("inf")
         return filters.fits(charges, limit, delta=self.delta, adjacency=self.adjacency, first_order=first_order)
 
-    def _holds_weaker(self, charges: Sequence[Charged]) -> bool:
-        weaker = UNITS[UNITS.index(self.unit) + 1 :]
-        events = (event for charge in charges for event in charge.events)
-        return any(event.unit in weaker and accounting.merged_charges([event]) != () for event in events)
+
+def holds_weaker(charges: Sequence[Charged], unit: UnitKind) -> bool:
+    """Tell whether something that costs was charged for less than a unit: a frame, where a patient is asked about."""
+    weaker = UNITS[UNITS.index(unit) + 1 :]
+    events = (event for charge in charges for event in charge.events)
+    return any(event.unit in weaker and accounting.merged_charges([event]) != () for event in events)
 
 
 def of_tier(charge: Charged, tier: str) -> Charged:

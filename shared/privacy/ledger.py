@@ -23,6 +23,7 @@ One file holds several cohorts; at the server each site is a cohort. A `Ledger` 
 from threads, and forked.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ from pathlib import Path
 
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError
 from wardpose.shared.privacy import accounting, filters
-from wardpose.shared.privacy.accounting import Accountant, Adjacency, Event
-from wardpose.shared.privacy.budget import Budget, charge_of, of_tier
+from wardpose.shared.privacy.accounting import Accountant, Adjacency, Event, UnitKind
+from wardpose.shared.privacy.budget import Budget, charge_of, holds_weaker, of_tier
 from wardpose.shared.privacy.chain import Chain, Witness
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.entries import COHORT, COMMIT, RESERVE, Entry
@@ -328,6 +329,7 @@ class Ledger:
         adjacency: Adjacency = "add-remove",
         tier: str | None = None,
         whole_ledger: bool = False,
+        unit: UnitKind = "record",
     ) -> Account:
         """Return what was spent by whoever was in the cohort at every charge, by each rule (`filters.account`).
 
@@ -337,12 +339,15 @@ class Ledger:
             adjacency: for which it is computed.
             tier: units of this consent tier ("" for none); whoever paid most, also by changing tiers, when absent.
             whole_ledger: the charges of all cohorts of the file.
+            unit: whose epsilon it is; infinite where a charge was for a weaker unit, of which they may have many.
 
         """
         with self._chain.reading() as tally:
             charges, order = tally.charges(None if whole_ledger else cohort), tally.order
         if tier is not None:
             charges = [of_tier(charge, tier) for charge in charges]
+        if holds_weaker(charges, unit):
+            return Account(composed=math.inf, course=math.inf, renyi_filter=math.inf)
         return filters.account(charges, delta=delta, adjacency=adjacency, first_order=order)
 
     def patients(self, *, delta: float, adjacency: Adjacency = "add-remove") -> list[tuple[int, float]]:
@@ -364,7 +369,13 @@ class Ledger:
         return sorted(spent, key=lambda row: -row[1])
 
     def epsilon(
-        self, cohort: str, delta: float, *, adjacency: Adjacency = "add-remove", accountant: Accountant | None = None
+        self,
+        cohort: str,
+        delta: float,
+        *,
+        adjacency: Adjacency = "add-remove",
+        accountant: Accountant | None = None,
+        unit: UnitKind = "record",
     ) -> float:
         """Epsilon spent by the cohort's most charged units.
 
@@ -372,7 +383,7 @@ class Ledger:
         is right if nobody chose a later charge by looking at earlier releases.
         """
         if accountant is None:
-            return self.account(cohort, delta, adjacency=adjacency).epsilon
+            return self.account(cohort, delta, adjacency=adjacency, unit=unit).epsilon
         events = [event for charge in self.charges(cohort) for event in charge.total]
         return accounting.epsilon(events, delta=delta, adjacency=adjacency, accountant=accountant)
 

@@ -4,10 +4,11 @@ Where the first stages do not train, their output for a frame never changes, so 
 here instead of recomputing it. Random augmentation is pre-rendered: view 0 is the plain crop, views 1 .. V-1
 are augmented ones. Row `i * V + v` is view v of record i; it belongs to the unit that owns record i.
 
-**A row is a function of its record alone.** The generator of a view is seeded by the record's name and the view's
-number, never by a place in the cohort, or whoever leaves would re-crop everybody behind them. Features are computed in
-batches of one size, padded, so that no row's last bit depends on how many there are. The public view of every row is
-that of its record (`PublicView.of_person`), moved to where the row's crop is.
+**A row is a function of its record alone.** The generator of a view is seeded by the record's name (or by its
+`view_key`, where names count the people of a picture) and the view's number, never by a place in the cohort, or whoever
+leaves would re-crop everybody behind them. Features are computed in batches of one size, padded, so that no row's last
+bit depends on how many there are. The public view of every row is that of its record (`PublicView.of_person`), moved to
+where the row's crop is.
 
 An entry is a folder named by a hash of everything that decides its content. It is built under a temporary
 name and renamed, so it exists whole or not at all. It holds patients' data: keep it where the frames are
@@ -38,7 +39,7 @@ from wardpose.shared.pose.model import ModelConfig, PoseModel, Strategy, trainab
 
 Precision = Literal["float16", "float32", "float64"]
 
-_FORMAT = 2
+_FORMAT = 3
 _MARKER = "entry.json"
 _VIEW_KEY = b"wardpose augmented view"  # of the pre-rendered augmentation, which hides nothing
 _BUILD_BATCH = 8
@@ -198,6 +199,7 @@ class _Job:
             if self.drawn_boxes and record.box_source == "joints":
                 whole = np.array([0, 0, frame.shape[1], frame.shape[0]], np.float32)
                 record = replace(record, box=whole, box_source="frame")
+            known = record.box_source == "given" and record.view_key  # which follows from the box
             public = None if self.public_view is None else self.public_view.of_person(frame, record.box)
             for view in range(self.views):
                 crop = crop_frame(
@@ -206,7 +208,7 @@ class _Job:
                     self.dataset.skeleton,
                     size,
                     augmentation=self.augmentation if view else None,
-                    generator=_generator(record.record_id, view),
+                    generator=_generator(known or record.record_id, view),
                 )
                 row = index * self.views + view
                 arrays["joints"][row], arrays["visibility"][row] = crop.joints, crop.visibility

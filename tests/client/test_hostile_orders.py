@@ -4,6 +4,7 @@ Every case is a change of one good order. A refusal is a number and a fixed sent
 """
 
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -273,7 +274,7 @@ def test_the_good_order_is_carried_out_and_paid_for(site: Path, weights: Arrays)
     assert all(np.isfinite(value).all() for value in arrays.values())
 
 
-@pytest.mark.parametrize("loss", ["deleted", "emptied", "old backup"])
+@pytest.mark.parametrize("loss", ["deleted", "emptied", "old backup", "old backup, and its head forgotten"])
 def test_a_lost_ledger_is_no_fresh_budget(site: Path, weights: Arrays, loss: str) -> None:
     ledger, backup = site.parent / "ledger.sqlite", site.parent / "backup.sqlite"
     assert not send(site, json.dumps(good(weights)), weights).has_error()
@@ -282,8 +283,13 @@ def test_a_lost_ledger_is_no_fresh_budget(site: Path, weights: Arrays, loss: str
     ledger.unlink()
     if loss == "emptied":
         ledger.touch()
-    elif loss == "old backup":
+    elif loss.startswith("old backup"):
         ledger.write_bytes(backup.read_bytes())
+    if "forgotten" in loss:
+        connection = sqlite3.connect(site.parent / "state" / "journal.sqlite")
+        connection.execute("DELETE FROM ledger_head")
+        connection.commit()
+        connection.close()
     reply = send(site, json.dumps(good(weights) | {"round": 3}), weights)
     assert (reply.error.code, reply.error.reason) == (Refusal.SITE, Refusal.SITE.sentence)
     order = SiteJournal(site.parent / "state" / "journal.sqlite").orders()[-1]

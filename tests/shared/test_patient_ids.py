@@ -63,7 +63,14 @@ def test_what_a_spreadsheet_made_of_a_number_is_undone(text: str) -> None:
     assert clean(text, "exact") == text
 
 
-@pytest.mark.parametrize("text", ["3E5", "12e4", "17.5", "1.7.0", "E+01", "4711"])
+@pytest.mark.parametrize("text", ['="0017"', "'0017", ' ="0017 "'])
+def test_what_keeps_a_spreadsheet_from_its_doing_is_no_part_of_an_id(text: str) -> None:
+    assert clean(text) == "0017"
+    with pytest.raises(PatientError, match="differ only in how they are written"):
+        same_patients(mentions(text, "17"), None)
+
+
+@pytest.mark.parametrize("text", ["3E5", "12e4", "17.5", "1.7.0", "E+01", "4711", "O'Neill", "'abc'"])
 def test_other_ids_are_left_alone(text: str) -> None:
     assert clean(text) == text
     assert same_patients(mentions(text), None) == {text: text}
@@ -83,6 +90,7 @@ def test_other_ids_are_left_alone(text: str) -> None:
         ("#REF!", "an error"),
         ("#NAME?", "an error"),
         ("########", "an error"),
+        ("=A1", "a formula"),
         ("nan", "a word for nothing"),
         ("NULL", "a word for nothing"),
         ("n/a", "a word for nothing"),

@@ -229,13 +229,38 @@ def test_bad_files_stop_or_are_listed_and_foreign_ones_are_kept(tmp_path):
     assert ["cut.jpg" in line for line in outcome.skipped] == [True]
     assert [(left.name, "cut off" in left.reason) for left in outcome.left_out] == [("cut.mkv", True)]
     assert {path.name for path in out.glob("[!.]*")} == {"good.png", "cut.mkv"}
-    assert run(job(folder, out, on_bad="skip")).resumed == outcome.frames
+    again = run(job(folder, out, on_bad="skip"))
+    assert (again.frames, again.resumed) == (0, outcome.frames)
+    assert (again.left_out, again.skipped) == (outcome.left_out, outcome.skipped)
     other = tmp_path / "other"
     other.mkdir()
     (other / "cut.mkv").write_bytes(b"precious")
     with pytest.raises(ConfigError, match=r"cut\.mkv: exists already"):
         run(job(folder, other, on_bad="skip"))
     assert (other / "cut.mkv").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_film_that_is_not_all_there_is_named_each_time_and_no_success_of_a_stricter_run(tmp_path, damage):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    path = film(folder / "film.mkv", "ffv1", count=8, pixels="bgr0", options={"slicecrc": "1", "level": "3"})
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-500])
+
+    def change(frame, name):
+        if damage == "changed" and name.endswith("#3"):
+            raise DataError("no box")
+        return 255 - frame
+
+    first = run(job(folder, out, change, on_bad="skip"))
+    again = run(job(folder, out, change, on_bad="skip"))
+    assert again.resumed > again.frames == 0
+    assert (again.skipped, again.left_out) == (first.skipped, first.left_out)
+    assert len(again.skipped + again.left_out) == 1
+    with pytest.raises(DataError, match=r"film\.mkv: .*(cut off|frame 3 of 8 cannot be used)"):
+        run(job(folder, out, change))
+    assert (out / "film.mkv").exists()
 
 
 def test_a_file_that_may_not_be_read_is_a_bad_file(tmp_path, monkeypatch):

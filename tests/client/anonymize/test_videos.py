@@ -170,7 +170,8 @@ def test_sound_titles_places_and_further_tracks_are_gone(tmp_path, ending):
     assert b"Jane Doe" in path.read_bytes()
     outcome = run(job(path, tmp_path / f"out.{ending}", lossless=False))
     assert [asdict(left) for left in outcome.left_out] == [
-        {"name": "clip.mov", "reason": "1 other video track is not read"}
+        {"name": "clip.mov", "reason": "1 other video track is not read"},
+        {"name": "clip.mov", "reason": "its sound is not read"},
     ]
     content = (tmp_path / f"out.{ending}").read_bytes()
     for secret in secrets.values():

@@ -45,6 +45,12 @@ BAD_RECORDS = {
     "all joints outside": (edit(["annotations", 1, "keypoints"], [500, 500, 2] * 17), "no labelled joint lies"),
     "visibility": (edit(["annotations", 1, "keypoints", 5], 3), "visibility 3"),
     "duplicate id": (edit(["annotations", 1, "id"], 1), 'duplicate record id "1"'),
+    "id empty": (edit(["annotations", 1, "id"], " "), "id is empty"),
+    "shares": (
+        edit(["annotations", 1, "keypoints"], [0.4, 0.9, 2] * 17),
+        "17 labelled joints lie within the first pixel",
+    ),
+    "others of nobody": (edit(["annotations", 1, "also"], ["ada"]), r"also is \['ada'\], but patient is missing"),
     "id type": (edit(["annotations", 1, "id"], [1]), "id is"),
     "no such image": (edit(["annotations", 1, "image_id"], 99), "image_id 99 is not among"),
     "missing image": (edit(["images", 1, "file_name"], "9.png"), "9.png: image is missing"),
@@ -90,6 +96,13 @@ def test_a_bad_file_is_an_error_either_way(folder: Path, case: str, on_bad_recor
     with pytest.raises(DataError, match=message) as caught:
         read_coco(path, images=folder, on_bad_record=on_bad_record)
     assert str(path) in str(caught.value)
+
+
+def test_a_missing_folder_is_named(folder: Path) -> None:
+    path = write(folder, content())
+    for images in (folder / "nowhere", path):
+        with pytest.raises(DataError, match=rf"{images.name}: is no folder \(allowed: the folder of the pictures"):
+            read_coco(path, images=images, on_bad_record="skip")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

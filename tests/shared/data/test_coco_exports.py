@@ -179,6 +179,36 @@ def test_an_annotation_that_repeats_another_one_is_no_second_person(folder: Path
     assert any("1 annotations that repeat another one" in note for note in dataset.notes)
 
 
+@pytest.mark.parametrize("name", ["7.png", "./7.png"])
+def test_a_picture_that_is_listed_twice_has_each_person_once(folder: Path, name: str) -> None:
+    document = content()
+    document["images"].append({**document["images"][0], "id": 70, "file_name": name})
+    again = {**document["annotations"][1], "id": 44, "image_id": 70}
+    other = {**again, "id": 45, "keypoints": [value + (i % 3 == 0) for i, value in enumerate(again["keypoints"])]}
+    document["annotations"] += [again, other]
+    dataset = people(folder, document)
+    assert ids(dataset) == ["1", "2", "3", "45"]
+    assert any("1 annotations that repeat another one" in note for note in dataset.notes)
+    again["patient"] = "ada"
+    with pytest.raises(DataError, match=r"record 44: it repeats an annotation of 7\.png, but names other patients"):
+        people(folder, document)
+
+
+@pytest.mark.parametrize("empty", [[None, None, 0], [float("nan"), 3, 0], [None, None, None]])
+def test_a_joint_that_is_not_labelled_needs_no_place(folder: Path, empty: list[Any]) -> None:
+    document = content()
+    document["annotations"][1]["keypoints"][:3] = empty
+    assert people(folder, document).record(1).visibility.tolist() == [0] + [2] * 16
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\u00a0\u200b", None])
+def test_a_patient_of_blanks_is_none(folder: Path, blank: str | None) -> None:
+    document = content()
+    for person in document["annotations"]:
+        person["attributes"] = {"patient": blank}
+    assert not people(folder, document).patients_named
+
+
 def test_patients_in_the_annotations_count(folder: Path) -> None:
     document = content()
     document["annotations"][0]["attributes"] = {"occluded": False, "patient": "P1 "}

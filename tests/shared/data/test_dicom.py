@@ -32,7 +32,7 @@ def write(
     data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     colours = values.shape[-1] if values.ndim > 2 + (frames > 1) else 1
     shape = values.shape[1:] if frames > 1 else values.shape
-    data.Rows, data.Columns = shape[:2]
+    data.Rows, data.Columns = shape[0], shape[-1] if colours == 1 else shape[1]
     data.SamplesPerPixel = colours
     data.PhotometricInterpretation = "RGB" if colours == 3 else "MONOCHROME2"
     if colours == 3:
@@ -64,6 +64,10 @@ def ends(path: Path) -> tuple[int, int]:
     return int(frame[0, 0, 0]), int(frame[-1, -1, 0])
 
 
+WHITE_IS_ZERO = {"PhotometricInterpretation": "MONOCHROME1"}
+OF_ONE_BIT = {"BitsAllocated": 1, "BitsStored": 1, "Rows": HEIGHT, "Columns": WIDTH}
+
+
 @pytest.mark.parametrize(
     ("values", "tags", "expected"),
     [
@@ -82,6 +86,9 @@ def ends(path: Path) -> tuple[int, int]:
         (ramp(0, 4095), {"BitsStored": 12, "WindowCenter": 60000, "WindowWidth": 10}, (0, 255)),  # shows nothing
         (ramp(0, 1000), {"WindowCenter": 500, "WindowWidth": 1000, "VOILUTFunction": "LINEAR_EXACT"}, (0, 255)),
         (ramp(0, 1000), {"WindowCenter": 500, "WindowWidth": 500, "VOILUTFunction": "SIGMOID"}, (5, 250)),
+        (ramp(0, 63, np.uint8), {"BitsStored": 6}, (0, 255)),
+        (np.packbits(ramp(0, 1.9, np.uint8), bitorder="little"), OF_ONE_BIT, (0, 255)),
+        (np.packbits(ramp(0, 1.9, np.uint8), bitorder="little"), {**OF_ONE_BIT, **WHITE_IS_ZERO}, (255, 0)),
     ],
 )  # fmt: skip
 def test_grey_goes_through_rescaling_window_and_inversion(

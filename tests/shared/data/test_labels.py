@@ -76,6 +76,17 @@ def test_what_a_spreadsheet_spoilt_is_named_with_its_row(frames: Path, bad: list
     assert "labels.csv" in str(caught.value)
 
 
+def test_a_frame_in_which_nothing_is_labelled_is_left_out_and_said(frames: Path) -> None:
+    empty = ["0002", "P2", *[""] * 42]
+    zeros = ["0010", "P3", *["0"] * 42]
+    dataset = read(frames, table(entry("0001"), empty, zeros))
+    assert [dataset.record(i).record_id for i in range(len(dataset))] == ["0001:0"]
+    assert any("2 people without labelled joints left out" in note for note in dataset.notes)
+    (frames.parent / "p.csv").write_text("record,patient\n0001,ada\n")
+    known = read(frames, table(entry("0001"), empty), patients=PatientRule(file=frames.parent / "p.csv"))
+    assert known.record(0).patient_id == "ada"
+
+
 def test_ids_of_labels_can_be_settled(frames: Path) -> None:
     text = table(entry("0001", "P1"), entry("0002", "p1"), entry("0010", "P1 "))
     folded = read(frames, text, patients=PatientRule(ids="fold"))

@@ -55,7 +55,8 @@ def test_json_people_have_joints_box_and_head(images: Path) -> None:
         ({"joints": [[1, 1]] * 15}, r"joints has 30 numbers \(allowed: 32\)"),
         ({"joints_vis": [1] * 15}, "joints_vis has 15"),
         ({"joints_vis": [2] * 16}, "joints_vis holds 2"),
-        ({"joints_vis": [0] * 16}, "no labelled joint"),
+        ({"joints": [[i / 20, 0.5] for i in range(16)]}, "16 labelled joints lie within the first pixel"),
+        ({"joints": [[None, None]] * 16}, "joints holds nan"),
         ({"center": [float("nan"), 1]}, "center holds nan"),
         ({"center": [500, 50]}, "centre outside the frame of 120 x 100"),
         ({"scale": -1.0}, "scale is -1"),
@@ -194,6 +195,9 @@ def test_a_matlab_file_is_told_by_its_content(images: Path, name: str) -> None:
     path = release(images, [rectangle(JOINTS)]).rename(images / name)
     assert len(read_mpii(path, images=images)) == 2
     new = images / f"7.3 {name}"
+    new.write_bytes(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(512) + b"\x89HDF\r\n\x1a\n" + bytes(100))
+    with pytest.raises(DataError, match=r"version 7\.3"):
+        read_mpii(new, images=images)
     new.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     with pytest.raises(DataError, match=r"version 7\.3"):
         read_mpii(new, images=images)
@@ -202,6 +206,15 @@ def test_a_matlab_file_is_told_by_its_content(images: Path, name: str) -> None:
 def test_people_without_joints_in_the_mat_are_counted(images: Path) -> None:
     dataset = read_mpii(release(images, [rectangle(JOINTS), rectangle(None), rectangle(None)]), images=images)
     assert any("2 people without labelled joints" in note for note in dataset.notes)
+
+
+def test_people_without_joints_in_the_json_are_counted(images: Path) -> None:
+    nobody = person(joints=[[None, None]] * 16, joints_vis=[0] * 16, headbox=None)
+    half = person(joints=[[None, None]] * 8 + [[20.0 + i, 40.0] for i in range(8)], joints_vis=[0] * 8 + [1] * 8)
+    dataset = read_mpii(write(images, [nobody, half, nobody]), images=images)
+    assert [dataset.record(i).record_id for i in range(len(dataset))] == ["a:1"]
+    assert dataset.record(0).visibility.tolist() == [0] * 8 + [2] * 8
+    assert any("2 people without labelled joints left out" in note for note in dataset.notes)
 
 
 def test_json_of_windows(images: Path) -> None:

@@ -112,6 +112,41 @@ def test_a_bare_name_may_fit_one_frame_only(tmp_path: Path) -> None:
     assert table.owners("3", "bed2/0001.png") == Owners("bob")
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("x.png,ada\nx,bob", 'row 3 "x" and row 2 "x.png" both mean frame "x.png"'),
+        ("x,ada\n7,bob\ny.png,eve", 'row 2 "x" and row 3 "7" both mean frame "x.png"'),
+        ("x.png,ada\n7,bob\n8,ada", 'row 2 "x.png" and row 3 "7" both mean frame "x.png"'),
+    ],
+)
+def test_two_rows_of_one_frame_must_agree(tmp_path: Path, rows: str, words: str) -> None:
+    table = lookup(tmp_path / "p.csv", f"record,patient\n{rows}\n")
+    table.owners("7", "x.png")
+    with pytest.raises(PatientError) as caught:
+        table.unused()
+    assert words in str(caught.value)
+    assert "different patients" in str(caught.value)
+
+
+def test_two_rows_of_one_frame_may_say_the_same_or_mean_others(tmp_path: Path) -> None:
+    table = lookup(tmp_path / "p.csv", "record,patient\nx.png,ada\nx,ada\nbed1/y.png,ada\ny.png,bob\n")
+    table.owners("7", "x.png")
+    table.owners("8", "bed1/y.png")
+    assert table.unused() == ['row 3 "x"', 'row 5 "y.png"']
+    table = lookup(tmp_path / "p.csv", "record,patient\nx.png,ada\n7,ada\n8,bob\n")
+    assert [table.owners(record, "x.png").patient_id for record in ("7", "8")] == ["ada", "bob"]
+    assert table.unused() == ['row 2 "x.png"']
+
+
+def test_a_number_is_a_record_or_a_frame_and_never_both(tmp_path: Path) -> None:
+    table = lookup(tmp_path / "p.csv", "record,patient\n1,ada\n2,bob\n")
+    assert table.owners("1", "0002.png") == Owners("ada")
+    with pytest.raises(PatientError, match=r'row 2 fits frames "0001\.png" and "0002\.png"'):
+        table.owners("7", "0001.png")
+    assert table.doubtful() == ['row 2 "1", not row 3 for frame "0002.png"']
+
+
 def test_rows_that_no_record_asked_for_are_told(tmp_path: Path) -> None:
     table = lookup(tmp_path / "p.csv", "record,patient\n1,ada\ntypo.png,bob\n")
     table.owners("1", "x.png")

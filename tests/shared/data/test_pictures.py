@@ -455,6 +455,25 @@ def test_room_that_was_kept_but_not_filled_is_no_grey_half(tmp_path: Path, endin
         read_picture(path)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"optimize": True}])
+def test_a_cut_jpeg_that_was_given_an_end_mark_is_no_grey_half(
+    tmp_path: Path, mode: str, options: dict[str, Any]
+) -> None:
+    large = np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    path = tmp_path / "x.jpg"
+    Image.fromarray(large).resize((160, 120)).convert(mode).save(path, quality=90, **options)
+    content = path.read_bytes()
+    read_picture(path)
+    for part in (0.5, 0.8):
+        path.write_bytes(content[: int(len(content) * part)] + b"\xff\xd9")
+        with pytest.raises(DataError, match=r"x\.jpg: image is broken: .*(JPEG's pixels end|truncated)"):
+            read_picture(path)
+    below = Image.fromarray(np.vstack([large.repeat(8, 0).repeat(8, 1), np.zeros((40, 128, 3), np.uint8)]))
+    below.convert(mode).save(path, quality=90, **options)
+    assert read_picture(path)[-9:].max() < 12  # a picture may end in one colour
+
+
 def test_a_cut_run_length_bitmap_is_no_black_half(tmp_path: Path) -> None:
     pixels = b"".join(b"\x40\x01\0\0" for _ in range(HEIGHT))
     head = struct.pack("<2sIHHI", b"BM", 54 + 8 + len(pixels), 0, 0, 62)

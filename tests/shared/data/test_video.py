@@ -83,6 +83,20 @@ def test_labels_of_a_video(film: Path, tmp_path: Path) -> None:
     assert ruled.record(0).patient_id == "4"
 
 
+@pytest.mark.parametrize("frame", [4, "4", 4.0, "0004", " 4 "])
+def test_a_frame_number_is_a_number_however_it_is_written(film: Path, tmp_path: Path, frame: Any) -> None:
+    dataset = read_video(film, write(tmp_path, [entry(frame)]))
+    assert dataset.record(0).record_id == "4:0"
+
+
+@pytest.mark.parametrize("empty", [[None, None, 0], [float("nan"), 3, 0], [None, None, None], [float("nan")] * 3])
+def test_a_joint_that_is_not_labelled_needs_no_place(film: Path, tmp_path: Path, empty: list[Any]) -> None:
+    joints = [[20 + i, 30, 2] for i in range(14)]
+    record = read_video(film, write(tmp_path, [entry(4, joints=[empty, *joints[1:]])])).record(0)
+    assert record.visibility.tolist() == [0] + [2] * 13
+    assert record.joints[0].tolist() == [0, 0]
+
+
 def test_a_corrupt_frame_names_file_and_number(film: Path, tmp_path: Path) -> None:
     damage(film, 3)
     labels = write(tmp_path, [entry(number) for number in range(COUNT)])
@@ -124,7 +138,12 @@ def test_a_folder_of_frames_and_csv_labels(tmp_path: Path) -> None:
     [
         ({"frame": COUNT}, "frame is 9 \\(allowed: 0 to 8\\)"),
         ({"frame": -1}, "frame is -1"),
-        ({"frame": "4"}, "frame is '4'"),
+        ({"frame": "four"}, r"frame is 'four' \(allowed: 0 to 8\)"),
+        ({"frame": 4.5}, "frame is 4.5"),
+        ({"joints": [[0.1 + i / 20, 0.5, 2] for i in range(14)]}, "14 labelled joints lie within the first pixel"),
+        ({"joints": [[None, None, 2]] * 14}, "joints holds nan"),
+        ({"patient": " \u00a0"}, "patient is ' "),
+        ({"also": ["p1"]}, r"also is \['p1'\], but patient is missing"),
         ({"frame": True}, "frame is True"),
         ({"joints": [[1, 1, 2]] * 13}, "joints has 39 numbers \\(allowed: 42\\)"),
         ({"joints": [[float("nan"), 1, 2]] * 14}, "joints holds nan"),

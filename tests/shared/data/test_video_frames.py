@@ -355,9 +355,17 @@ def test_what_holds_no_moving_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "photo.png").rename(tmp_path / "photo.mp4")
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "folder.mp4").mkdir()
-    for name in ("sound.mp4", "photo.mp4", "empty.mp4", "folder.mp4"):
-        with pytest.raises(DataError, match=rf"{name}: is (no video that can be read: |missing)"):
+    film(tmp_path / "raw.mp4", container="h264")
+    reasons = {
+        "photo": "it is of a format",
+        "raw": "it is of a format",
+        "empty": "the file is empty",
+        "sound": "it holds",
+    }
+    for name in ("sound.mp4", "photo.mp4", "empty.mp4", "folder.mp4", "raw.mp4"):
+        with pytest.raises(DataError, match=rf"{name}: is (no video that can be read: |missing)") as caught:
             Video(tmp_path / name)
+        assert reasons.get(name[:-4], "missing") in str(caught.value)
 
 
 @pytest.mark.realdata

@@ -154,6 +154,9 @@ def triples(entry: File) -> list[list[float]]:
         pytest.param(everywhere("category_id", lambda entry: "person"), id="category by name"),
         pytest.param(lambda file, found: file.pop("categories"), id="no categories"),
         pytest.param(lambda file, found: file.pop("images"), id="no images"),
+        pytest.param(everywhere("iscrowd", lambda entry: str(entry["iscrowd"]), results=False), id="crowd as text"),
+        pytest.param(everywhere("iscrowd", lambda entry: f"{entry['iscrowd'] > 0}", results=False), id="crowd: True"),
+        pytest.param(everywhere("iscrowd", lambda entry: float(entry["iscrowd"]), results=False), id="crowd as 1.0"),
     ],
 )  # fmt: skip
 def test_what_can_only_mean_one_thing_is_understood(change: Callable[[File, list[File]], None]) -> None:
@@ -175,6 +178,33 @@ def test_missing_crowd_area_and_box_have_conventions() -> None:
     assert ours(truth, results) == expected
     without("bbox", truth=True)(truth, results)
     assert 0 < ours(truth, results)[0] <= 1
+
+
+def test_nothing_may_be_missing_null_or_empty() -> None:
+    truth = people()
+    results = guesses(truth)
+    plain = copy.deepcopy(truth)
+    for entry in plain["annotations"]:
+        del entry["area"], entry["bbox"]
+    expected = ours(plain, results)
+    for nothing in (None, []):
+        for entry in truth["annotations"]:
+            entry["area"], entry["bbox"] = None, nothing
+        assert ours(truth, results) == expected
+
+
+@pytest.mark.parametrize("empty", [{"keypoints": [], "num_keypoints": 0}, {"keypoints": None}, {"keypoints": [0] * 51}])
+def test_a_track_without_joints_is_nobody(empty: File) -> None:
+    truth = people()
+    truth["annotations"][3] |= {"keypoints": [0.0] * 51, "num_keypoints": 0}
+    results = guesses(truth)
+    expected = ours(truth, results)
+    truth["annotations"][3].pop("num_keypoints")
+    truth["annotations"][3] |= empty
+    assert ours(truth, results) == expected
+    truth["annotations"][3] |= {"keypoints": [], "num_keypoints": 17}
+    with pytest.raises(DataError, match=r"entry 3: keypoints is \[\]"):
+        ours(truth, results)
 
 
 def test_detections_without_scores_are_equally_sure_and_of_other_things_are_left_out() -> None:
@@ -240,6 +270,8 @@ def test_an_area_of_nothing_forgives_nothing() -> None:
         ("truth", "area", math.nan, "annotations: entry 3: area is nan"),
         ("truth", "area", -1, "at least 0"),
         ("truth", "bbox", [1, 2, 3], "annotations: entry 3: bbox is"),
+        ("truth", "iscrowd", "maybe", "annotations: entry 3: iscrowd is 'maybe' (allowed: 0 or 1)"),
+        ("truth", "iscrowd", 2, "annotations: entry 3: iscrowd is 2"),
         ("truth", "image_id", None, "annotations: entry 3: image_id is None"),
         ("truth", "category_id", [1], "annotations: entry 3: category_id is"),
         ("results", "score", math.nan, "results: entry 3: score is nan"),

@@ -1,16 +1,19 @@
 """Cached rows are those computed on the spot, keyed by what decides them, whole or absent, within their limit."""
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from wardpose.shared.anonymize.public_view import Geometry, PublicView
 from wardpose.shared.data.crops import Augmentation, compose, crop_frame, crop_record, invert, warp
+from wardpose.shared.data.mpii import read_mpii
 from wardpose.shared.data.records import Frame, PoseRecord
 from wardpose.shared.errors import ConfigError, DataError
 from wardpose.shared.pose.model import PoseModel
@@ -143,6 +146,34 @@ def test_whoever_leaves_comes_or_is_renamed_the_others_rows_stay(
                 for view in (0, *range(views.start, views.stop)):
                     np.testing.assert_array_equal(rows.inputs[3 * place + view], expected.inputs[3 * number + view])
                     np.testing.assert_array_equal(rows.joints[3 * place + view], expected.joints[3 * number + view])
+
+
+def test_whoever_leaves_a_picture_of_mpii_leaves_the_others_views(tmp_path: Path, small_model: ModelFactory) -> None:
+    """MPII's ids are places among the people of a picture: with the first one gone, the second one has its id."""
+    frame = np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), frame)
+    people = [
+        {
+            "image": "a.png",
+            "center": [60.0, 50.0 + 3 * number],
+            "scale": 0.3,
+            "joints": [[11.0 + 5 * joint, 21.0 + 3 * joint + number] for joint in range(16)],
+            "joints_vis": [1] * 16,
+        }
+        for number in range(3)
+    ]
+    model, options = small_model(torch.float32), {"views": 3, "augmentation": Augmentation(), "features": False}
+
+    def views(kept: list[int]) -> np.ndarray:
+        (tmp_path / "mpii.json").write_text(json.dumps([people[number] for number in kept]))
+        dataset = read_mpii(tmp_path / "mpii.json", images=tmp_path, skeleton=LSP14)
+        rows, _ = build_rows(dataset, model, "full", folder=None, **options)  # type: ignore[arg-type]
+        return np.asarray(rows.inputs).reshape(len(kept), 3, -1)
+
+    whole = views([0, 1, 2])
+    assert len({row.tobytes() for row in whole.reshape(9, -1)}) == 9
+    for kept in ([1, 2], [0, 2], [0, 1], [2, 1, 0]):
+        np.testing.assert_array_equal(views(kept), whole[kept])
 
 
 @pytest.mark.parametrize("size", [(64, 32), (256, 192)])
