@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 IMPORT_ROOT := build/import
 
-.PHONY: demo test test-all lint format install clean
+.PHONY: demo test test-all lint format docs install clean
 
 demo: $(STAMP)
 	$(BIN)/wardpose simulate demo
@@ -30,6 +30,11 @@ lint: $(STAMP) $(IMPORT_ROOT)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The strict build is a test, too (tests/test_docs.py).
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "build/docs/index.html"
 
 install: $(STAMP)
 

@@ -63,6 +63,7 @@ class DataConfig(Strict):
 
     Attributes:
         private: pooled private data that `partition` deals to the sites; simulation only.
+        partition: how it is dealt.
         public: public data of the server and of projected mechanisms.
         validation: public data that is scored after each round.
         test: public data that is scored before the first and after the last round; `validation` when absent.

@@ -14,6 +14,11 @@ from wardpose.shared.privacy.filters import Charged
 class Budget:
     """What a cohort may spend in all, over every run.
 
+    Examples:
+        >>> budget = Budget(epsilon=8.0, delta=1e-5, by_tier={"strict": 1.0})
+        >>> budget.limit("strict"), budget.limit("")
+        (1.0, 8.0)
+
     Attributes:
         epsilon: limit of every unit whose tier has no limit of its own; infinity for none.
         delta: at which epsilon is computed.

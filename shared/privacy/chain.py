@@ -34,7 +34,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wardpose.shared.errors import LedgerError
-from wardpose.shared.privacy.entries import CHECKPOINT, COMMIT, GENESIS, NOTHING, Entry, Row, entry_hash, next_entry
+from wardpose.shared.privacy.entries import (
+    CHECKPOINT,
+    COMMIT,
+    GENESIS,
+    NOTHING,
+    VERSION,
+    Entry,
+    Row,
+    entry_hash,
+    next_entry,
+)
 from wardpose.shared.privacy.tally import Tally, text_digest
 
 _APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
@@ -264,7 +274,7 @@ class Chain:
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 append = Appender(connection, Tally(), self._now())
-                append(GENESIS, {"ledger": secrets.token_hex(16), "version": 2})
+                append(GENESIS, {"ledger": secrets.token_hex(16), "version": VERSION})
                 connection.execute("COMMIT")
             with contextlib.suppress(FileExistsError):  # another process was first
                 os.link(temporary, self.path)

@@ -63,6 +63,12 @@ class Query(Protocol):
 class ClipSum:
     """Sum of `g_u min(1, C / |g_u|)` over units, the norm being that of the whole vector.
 
+    Examples:
+        >>> gradients = {"w": torch.tensor([[3.0, 4.0], [0.3, 0.4]])}  # two units, norms 5 and 0.5
+        >>> query = ClipSum(max_grad_norm=1.0, like={"w": torch.zeros(2)})
+        >>> query(gradients)["w"].numpy().round(6).tolist()
+        [0.9, 1.2]
+
     Attributes:
         max_grad_norm: C; infinite for no clipping at all (mechanism `none`).
         like: a vector of the shapes and device of the sum.
@@ -105,6 +111,12 @@ class ProjectClipSum:
     N(0, s^2 I_p) projected on V is N(0, s^2 I_k), so the noise is drawn in R^k in either order. The
     coefficients are clipped in both cases: the bound never rests on V being orthonormal.
 
+    Examples:
+        >>> basis = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+        >>> query = ProjectClipSum(max_grad_norm=1.0, encode=lambda g: g["w"].double() @ basis, rank=1, discrete=False)
+        >>> query({"w": torch.tensor([[3.0, 4.0], [0.3, 0.4]])})["coefficients"].numpy().round(6).tolist()
+        [1.3]
+
     Attributes:
         max_grad_norm: C.
         encode: V', from a vector of (u, ...) tensors to coefficients (u, k), float64.
@@ -141,6 +153,12 @@ def add_noise(total: Vector, query: Query, noise_multiplier: float, stream: Rand
 
     Under replace-one adjacency the noise is the same: the accountant charges the doubled sensitivity.
 
+    Examples:
+        >>> from wardpose.shared.privacy.noise import seeded_streams
+        >>> query = ClipSum(max_grad_norm=1.0, like={"w": torch.zeros(2)})
+        >>> add_noise(query.zero(), query, noise_multiplier=2.0, stream=seeded_streams(0).noise)["w"].shape
+        torch.Size([2])
+
     Args:
         total: the query's sum, of integers when the query is discrete.
         query: whose clip norm scales the noise.
@@ -166,6 +184,11 @@ def unit_norms(gradients: Vector) -> Tensor:
 
     Taken of values divided by the unit's largest magnitude, so that no square underflows or overflows. Not finite
     where a value is not.
+
+    Examples:
+        >>> unit_norms({"w": torch.tensor([[3.0, 4.0], [3e-200, 4e-200]], dtype=torch.float64)}).tolist()
+        [5.0, 5e-200]
+
     """
     rows = [value.flatten(1) for value in gradients.values() if value[0].numel()] if _units(gradients) else []
     if not rows:
@@ -177,13 +200,25 @@ def unit_norms(gradients: Vector) -> Tensor:
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
-    """`min(1, C / norm)` (u,) float64, and 0 for units that are not finite; see the module about the margin."""
+    """`min(1, C / norm)` (u,) float64, and 0 for units that are not finite; see the module about the margin.
+
+    Examples:
+        >>> clip_factors(torch.tensor([5.0, 0.5, float("nan")]).double(), 1.0).numpy().round(6).tolist()
+        [0.2, 1.0, 0.0]
+
+    """
     factors = torch.where(norms > max_grad_norm * _MARGIN, max_grad_norm * _MARGIN / norms, 1.0)
     return torch.where(torch.isfinite(norms), factors, 0.0)
 
 
 def scale_units(gradients: Vector, factors: Tensor) -> Vector:
-    """Multiply unit u of every tensor (u, ...) by `factors[u]`, in float64; the result has the tensors' dtype."""
+    """Multiply unit u of every tensor (u, ...) by `factors[u]`, in float64; the result has the tensors' dtype.
+
+    Examples:
+        >>> scale_units({"w": torch.ones(2, 2)}, torch.tensor([0.5, 2.0]))["w"].tolist()
+        [[0.5, 0.5], [2.0, 2.0]]
+
+    """
     return map_vector(
         lambda value: (value.double() * factors.to(value.device).reshape(-1, *[1] * (value.dim() - 1))).to(value),
         gradients,

@@ -21,6 +21,13 @@ class Course(BaseModel):
     Its identity goes into both ledgers with the first charge. Orders inside it are accounted as one list that nobody
     could choose by looking at releases (see `filters`); a run that needs another sigma declares another course.
 
+    Examples:
+        >>> course = Course(
+        ...     run="r1", federation="study", mechanism=Mechanism(noise_multiplier=1.0), steps=10, last_round=20
+        ... )
+        >>> course.events(3)[0].steps, course.whole()[0].steps, course.first_step(3)
+        (10, 200, 20)
+
     Attributes:
         run: identity of the run; it survives a resume.
         federation: name of the federation.

@@ -10,6 +10,9 @@ from wardpose.shared.errors import LedgerError
 
 GENESIS, COHORT, RESERVE, COMMIT, CHECKPOINT = "genesis", "cohort", "reserve", "commit", "checkpoint"
 KINDS = (GENESIS, COHORT, RESERVE, COMMIT, CHECKPOINT)
+VERSION = 3
+"""In the first entry: what entries mean (docs/evolution.md)."""
+
 NOTHING = "0" * 64
 """Hash before the first entry."""
 
@@ -53,7 +56,7 @@ def next_entry(row: Row, count: int, head: str, where: object) -> Entry:
         where: names the file in an error.
 
     Raises:
-        LedgerError: it does not continue the chain.
+        LedgerError: it does not continue the chain, or the chain is of another version.
 
     """
     sequence, kind, text, previous, digest = row
@@ -63,4 +66,10 @@ def next_entry(row: Row, count: int, head: str, where: object) -> Entry:
         raise LedgerError(f"{where}: entry {sequence} does not continue the chain; the ledger was tampered with")
     if (kind == GENESIS) != (sequence == 1) or kind not in KINDS:
         raise LedgerError(f"{where}: entry {sequence} is of kind {kind!r}, which does not belong there")
-    return Entry(sequence=sequence, kind=kind, body=json.loads(text), previous=previous, hash=digest)
+    body = json.loads(text)
+    if kind == GENESIS and body.get("version") != VERSION:
+        raise LedgerError(
+            f"{where}: is a ledger of version {body.get('version')!r:.20} (this code reads version {VERSION}); "
+            "what it charged stays charged: read it with the release that wrote it"
+        )
+    return Entry(sequence=sequence, kind=kind, body=body, previous=previous, hash=digest)

@@ -109,6 +109,17 @@ def account(
 ) -> Account:
     """Return what a unit that every charge touched has spent.
 
+    Examples:
+        >>> once = Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
+        ... )
+        >>> inside = account([Charged(course="c", events=(once,))] * 2, delta=1e-5)
+        >>> round(inside.composed, 2), round(inside.epsilon, 2), inside.rule  # delta is shared
+        (1.83, 1.87, 'course')
+        >>> outside = account([Charged(course=name, events=(once,)) for name in ("c", "")], delta=1e-5)
+        >>> round(outside.epsilon, 2), outside.rule  # orders that were chosen by looking cost more
+        (2.91, 'renyi-filter')
+
     Args:
         charges: in order; events of several tiers are reduced to the costliest of each charge, for whoever might have
             been of any tier.
@@ -181,7 +192,15 @@ def _steps(events: Iterable[Event]) -> int:
 
 
 def best_order(events: Sequence[Event], *, epsilon: float, delta: float, adjacency: Adjacency = "add-remove") -> int:
-    """Return the order at which a budget holds the most repetitions of `events`, fixed at the first charge."""
+    """Return the order at which a budget holds the most repetitions of `events`, fixed at the first charge.
+
+    Examples:
+        >>> best_order([Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
+        ... )], epsilon=4, delta=1e-5)
+        6
+
+    """
     curve, orders = _curve(costliest(events), adjacency), np.asarray(composition.INTEGER_ORDERS, dtype=np.float64)
     if curve is None or not curve.any() or not math.isfinite(epsilon):
         return _LISTED_ORDERS[0]
@@ -195,6 +214,15 @@ def costliest(events: Iterable[Event]) -> tuple[Event, ...]:
     Events of different tiers in one charge are alternatives. Where one of them samples at least as often, as long and
     with as little noise as all others, it stands for them; otherwise they are all kept, which charges too much. Between
     charges tiers are no alternatives: somebody may have been of one and then of another.
+
+    Examples:
+        >>> event = Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
+        ... )
+        >>> tiers = [replace(event, tier="strict"), replace(event, tier="open", sample_rate=0.02)]
+        >>> [event.sample_rate for event in costliest(tiers)]
+        [0.02]
+
     """
     everybody: list[Event] = []
     tiers: list[Event] = []
@@ -261,6 +289,13 @@ def federation_epsilon(
     While all sites are in one declared course, what a patient pays at several of them is still one fixed list (PLD).
     Otherwise the `overlap` largest Rényi divergences are summed at each order of the fixed list, which bounds every
     choice of sites.
+
+    Examples:
+        >>> charges = [Charged(course="c", events=(Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=500, max_grad_norm=1.0
+        ... ),))]
+        >>> [round(federation_epsilon({"north": charges, "south": charges}, delta=1e-5, overlap=k), 2) for k in (1, 2)]
+        [1.36, 1.87]
 
     Raises:
         ConfigError: `overlap` is below 1; otherwise as `accounting.epsilon`.

@@ -68,6 +68,25 @@ class Reservation:
 class Ledger:
     """One ledger file; made, with its folder, on the first write.
 
+    Examples:
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> ledger = Ledger(Path(folder.name) / "ledger.sqlite")
+        >>> event = Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.1, noise_multiplier=1.0, steps=10, max_grad_norm=1.0
+        ... )
+        >>> budget = Budget(epsilon=4.0, delta=1e-5, unit="patient")
+        >>> reservation = ledger.reserve("ward-7", [event], run_id="r1", round=1, budget=budget)
+        >>> round(ledger.epsilon("ward-7", delta=1e-5), 2), ledger.is_committed(reservation)  # counts at once
+        (2.93, False)
+        >>> ledger.commit(reservation)
+        >>> ledger.reserve("ward-7", [event], run_id="r1", round=2, budget=budget)  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+            ...
+        BudgetExceeded: cohort 'ward-7': epsilon would be ...
+        >>> ledger.verify(ledger.head())
+        >>> folder.cleanup()
+
     Attributes:
         path: of the SQLite file.
         readonly: whether writing is refused.

@@ -281,6 +281,11 @@ class Mechanism(_Options):
     def events(self, steps: int, *, first: int = 0) -> tuple[Event, ...]:
         """Return what `steps` local steps cost, one event for each consent tier or phase of the schedule.
 
+        Examples:
+            >>> mechanism = Mechanism(sample_rate=0.1, noise_multiplier=1.0, tiers={"strict": 0.05})
+            >>> [(event.tier, event.sample_rate, event.steps) for event in mechanism.events(10)]
+            [('untiered', 0.1, 10), ('strict', 0.05, 10)]
+
         Args:
             steps: of this round.
             first: steps that the run took before, the position in a schedule.
@@ -317,6 +322,10 @@ class Mechanism(_Options):
 
 def with_values(mechanism: Mechanism, **values: object) -> Mechanism:
     """Return the mechanism with other values, checked as a whole again.
+
+    Examples:
+        >>> with_values(Mechanism(), noise_multiplier=1.5).noise_multiplier
+        1.5
 
     Raises:
         ConfigError: the values do not go together.

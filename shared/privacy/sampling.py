@@ -15,6 +15,11 @@ def poisson_sample(n_units: int, rate: float, stream: RandomStream) -> NDArray[n
     the rate itself wherever rate * 2^64 is whole (every float64 of at least 2^-11), and less than 2^-64
     below it otherwise.
 
+    Examples:
+        >>> from wardpose.shared.privacy.noise import seeded_streams
+        >>> poisson_sample(10, 0.3, seeded_streams(0).sampling).tolist()
+        [0, 1, 3, 6]
+
     Returns:
         Numbers of the units drawn, ascending; possibly none.
 
@@ -37,6 +42,13 @@ def draw_bag(rows: NDArray[np.int64], frames: int, stream: RandomStream) -> NDAr
     A random subset without repetition (every subset equally likely) where the unit has that many, otherwise
     independent draws with replacement. It gives variance, not amplification, and costs nothing: the bag's
     size is fixed.
+
+    Examples:
+        >>> from wardpose.shared.privacy.noise import seeded_streams
+        >>> draw_bag(np.array([4, 7, 9]), 2, seeded_streams(0).sampling).tolist()
+        [9, 4]
+        >>> len(draw_bag(np.array([4]), 3, seeded_streams(0).sampling))  # with replacement where there are too few
+        3
 
     Args:
         rows: (n,) record numbers of the unit, n at least 1.

@@ -79,6 +79,13 @@ class Schedule(BaseModel):
     ) -> Self:
         """Let clip norm and noise go from a first to a last value, as C_0 rho^(-t/T), in equal pieces.
 
+        Examples:
+            >>> course = Schedule.geometric(
+            ...     steps=100, pieces=2, sample_rate=0.1, max_grad_norm=(1.0, 0.5), noise_multiplier=(2.0, 1.5)
+            ... )
+            >>> [(phase.steps, phase.max_grad_norm, phase.noise_multiplier) for phase in course.phases]
+            [(50, 1.0, 2.0), (50, 0.5, 1.5)]
+
         Raises:
             ConfigError: the pieces do not divide the steps, or a value is not positive.
 
@@ -108,6 +115,11 @@ class Schedule(BaseModel):
     def at(self, step: int) -> Phase:
         """Return the values of one step, counted from 0.
 
+        Examples:
+            >>> phase = Phase(steps=10, max_grad_norm=1, noise_multiplier=2, sample_rate=0.1)
+            >>> Schedule(phases=(phase,)).at(9).noise_multiplier
+            2.0
+
         Raises:
             ConfigError: the schedule has no such step.
 
@@ -128,6 +140,13 @@ class Schedule(BaseModel):
         """Return what steps `first`, ..., `first + count - 1` cost, one event for each phase that they touch.
 
         The clip norm does not change the cost, only what it buys: sigma_t is relative to C_t.
+
+        Examples:
+            >>> course = Schedule.geometric(
+            ...     steps=100, pieces=2, sample_rate=0.1, max_grad_norm=(1.0, 0.5), noise_multiplier=(2.0, 1.5)
+            ... )
+            >>> [(event.steps, event.noise_multiplier) for event in course.events(40, 20, unit="patient")]
+            [(10, 2.0), (10, 1.5)]
 
         Raises:
             ConfigError: the schedule has no such steps.
@@ -174,6 +193,10 @@ def tier_sample_rates(
 
     Epsilon grows with the rate, so the rate is found by bisection on the accountant itself. Nothing depends on data: a
     tier's rate follows from its declared budget alone.
+
+    Examples:
+        >>> tier_sample_rates({"strict": 1.0, "open": 4.0}, noise_multiplier=1.0, steps=100, delta=1e-5)
+        {'strict': 0.013911, 'open': 0.057132}
 
     Args:
         epsilons: budget of each tier, greater than 0.

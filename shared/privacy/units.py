@@ -47,6 +47,11 @@ MultiOwner = Literal["drop", "one-owner-group"]
 class UnitIndex:
     """Which records make up which unit, for a fixed, ordered cohort.
 
+    Examples:
+        >>> units = UnitIndex([("ada",), ("ben",), ("ada",), ("ada", "ben")])
+        >>> units.names, units.rows(0).tolist(), units.dropped  # a frame that shows two patients is left out
+        (('ada', 'ben'), [0, 2], 1)
+
     Attributes:
         unit: `patient` or `frame`.
         names: of the units: the patient's id, the ids of a group joined by `+`, the picture, or the record's number.
