@@ -135,7 +135,9 @@ def _studies(charged: Sequence[Entry], delta: float, adjacency: Adjacency) -> It
     for run in runs:
         mine = [entry for entry in charged if entry.body["run"] == run]
         events = [Event.from_json(event) for entry in mine for event in entry.body["events"]]
-        declared = next((json.loads(entry.body["declared"]) for entry in mine if "declared" in entry.body), {})
+        declared: dict[str, Any] = next(
+            (json.loads(entry.body["declared"]) for entry in mine if "declared" in entry.body), {}
+        )
         yield Study(
             run=run,
             federation=str(declared.get("federation", "")),

@@ -134,9 +134,8 @@ def test_a_server_that_believes_less_was_spent_is_an_alarm(site: Path, server: P
     ledger.reserve("ward", [EVENT], run_id="elsewhere", round=1, budget=BUDGET)
     result = run("compare", site, server, "--name", "north", "--json")
     assert result.exit_code == 1
-    found = {
-        (row["run"], row["round"]): (row["what"], row["alarming"]) for row in json.loads(result.stdout)["differences"]
-    }
+    differences = json.loads(result.stdout)["differences"]
+    found = {(row["run"], row["round"]): (row["what"], row["alarming"]) for row in differences}
     assert found == {("run", 3): ("less at the server", True), ("elsewhere", 1): ("only at the site", True)}
     assert "ALARM" in run("compare", site, server, "--name", "north").stdout
 
@@ -188,7 +187,7 @@ def test_nothing_is_written_and_no_traceback_is_shown_for_a_ledger_that_was_chan
         ("show", tmp_path / "none.sqlite"),
     ):
         assert isinstance(run(*arguments).exception, LedgerError)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".sqlite"}
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".html", ".jsonl")]
 
 
 @pytest.mark.parametrize(("spent", "delta"), [(0.1, 1e-6), (1.0, 1e-5), (4.0, 1e-3)])
