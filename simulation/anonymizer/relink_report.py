@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from wardpose.shared.anonymize.figures import Figure, parse
+from wardpose.shared.anonymize.figures import parse
 from wardpose.shared.anonymize.public_view import open_public_view
 from wardpose.simulation.anonymizer.certify_config import FLOOR, OWN, CertifyConfig
 from wardpose.simulation.anonymizer.figure_table import GROWTH, HEADINGS, figure_lines, growth_lines
@@ -71,14 +71,15 @@ def measure(
 
 def tables(found: dict[str, Any]) -> list[list[list[str]]]:
     """Return what `measure` found as tables, headings first: the figures of each view, the curves, and what P keeps."""
-    stated: dict[str, dict[str, Figure]] = {name: parse(content) for name, content in found["figures"].items()}
+    names = [row["name"] for row in found["rows"] if row["name"] in found["figures"]]
+    stated = [(name, line) for name in names for line in figure_lines(parse(found["figures"][name]))]
     kept = [
         [row["name"], f"{row['p_pck']:.3f}", f"{row['pose_kept']:.3f}"]
         for row in found["rows"]
         if row.get("p_pck") is not None
     ]
     return [
-        [["view", *HEADINGS], *([name, *line] for name, part in stated.items() for line in figure_lines(part))],
+        [["view", *HEADINGS], *([name, *line] for name, line in stated)],
         [GROWTH, *growth_lines(found["rows"])],
         *([[["row", COLUMNS["p_pck"], COLUMNS["pose_kept"]], *kept]] if kept else []),
     ]

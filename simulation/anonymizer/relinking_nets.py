@@ -52,7 +52,7 @@ class ConvolutionNet(nn.Module):
 class MixerNet(nn.Module):
     """Patches of 8 pixels, mixed across places and across channels in turn (MLP-Mixer, arXiv 2105.01601)."""
 
-    def __init__(self, width: int = 128, depth: int = 3) -> None:
+    def __init__(self, width: int = 96, depth: int = 2) -> None:
         super().__init__()
         cells = (SIZE[0] // 8) * (SIZE[1] // 8)
         self.patches = nn.PixelUnshuffle(8)

@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     group.command("certify")(certify)
     group.command("report")(report)
     group.command("relink")(relink)
+    group.command("coarsen")(coarsen)
     group.command("benchmark")(benchmark)
     group.command("keygen")(keygen)
     app.add_typer(group, name="anonymizer")
@@ -185,6 +186,30 @@ def relink(
         return
     for lines in relink_report.tables(found):
         say_table(lines)
+
+
+def coarsen(
+    weights: Annotated[Path, typer.Argument(help="Weights of kind public-view.")],
+    out: Annotated[Path, typer.Argument(help="Where the coarser weights go.")],
+    levels: Annotated[int, typer.Option(help="Grey levels of each channel, at most those of the weights.")],
+    cell: Annotated[int, typer.Option(help="Side of a cell in pixels, at least that of the weights: 8, 16 or 32.")],
+    as_json: Json = False,
+) -> None:
+    """Harden a public view without training: the same network with fewer levels and larger cells."""
+    from wardpose.shared import files
+    from wardpose.shared.anonymize.weights_file import read_info
+    from wardpose.simulation.anonymizer.coarsen import coarsen as make
+
+    with files.storing(out):
+        make(
+            weights,
+            out,
+            levels=levels,
+            cell=cell,
+            command=f"wardpose anonymizer coarsen --levels {levels} --cell {cell}",
+        )
+    info = read_info(out)
+    say({"weights": str(out), "sha256": info.sha256, "config": info.config, "command": info.command}, as_json=as_json)
 
 
 def benchmark(
