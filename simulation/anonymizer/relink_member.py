@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wardpose.simulation.anonymizer.relink_pairs import Looks, augmented
-from wardpose.simulation.anonymizer.relink_ranks import Similarity, places
+from wardpose.simulation.anonymizer.relink_ranks import Similarity, reciprocal
 from wardpose.simulation.anonymizer.relinking_nets import KINDS, Kind, build
 
 
@@ -68,7 +68,7 @@ class Member:
         generator: torch.Generator,
     ) -> int:
         """Train until held-out people are no longer found better; returns the step whose state is kept."""
-        bags = _bags(looks, learned)
+        bags, owners = _bags(looks, learned), np.array(looks.owners)[watched]
         batch = min(config.batch_size, len(bags))
         parameters = [parameter for network in self._networks for parameter in network.parameters()]
         optimizer = torch.optim.AdamW([*parameters, self._scale], lr=config.learning_rate, weight_decay=0.05)
@@ -90,13 +90,14 @@ class Member:
                 schedule.step()
                 if step % config.check_every and step < config.steps:
                     continue
-                found = self._watch(looks, watched)
+                found = reciprocal(self.vote(looks, watched), owners)
                 if found > best:
                     best, state, best_step = found, self._state(), step
                 elif step - best_step >= config.patience * config.check_every:
                     break
-        for network, values in zip(self._networks, state, strict=True):
+        for network, values in zip(self._networks, state[0], strict=True):
             network.load_state_dict(values)
+        self._scale.data.fill_(state[1])
         return best_step
 
     @torch.no_grad()
@@ -118,18 +119,13 @@ class Member:
         target = torch.arange(len(logits))
         return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
 
-    def _watch(self, looks: Looks, rows: NDArray[np.int64]) -> float:
-        """Mean reciprocal rank of held-out people: smoother than rank-1, and blind to how sure a network is."""
-        owners = np.array(looks.owners)[rows]
-        return float((1 / (1 + places(self.vote(looks, rows), owners))).mean())
-
     def _embed(self, network: nn.Module, images: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             parts = [network(_cl(part.float() / 255 - 0.5)) for part in torch.split(images, 256)]
         return functional.normalize(torch.cat(parts).float(), dim=1)
 
-    def _state(self) -> list[dict[str, Tensor]]:
-        return [copy.deepcopy(network.state_dict()) for network in self._networks]
+    def _state(self) -> tuple[list[dict[str, Tensor]], float]:
+        return [copy.deepcopy(network.state_dict()) for network in self._networks], float(self._scale.detach())
 
 
 def _bags(looks: Looks, rows: NDArray[np.int64]) -> list[list[int]]:

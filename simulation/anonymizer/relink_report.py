@@ -43,12 +43,12 @@ def measure(
     setting = bench.setting()
     finished = FinishedRows(work, {"config": config.model_dump(mode="json", exclude=_ROWS), "setting": setting})
 
-    def row(method: Method, identity: str, *, relinked: bool, posed: bool = True) -> Row:
-        key = f"{method.name} {identity} relinked={relinked} posed={posed}"
-        return finished.of(key, lambda: bench.row(method, attacked=False, posed=posed, relinked=relinked))[0]
+    def row(method: Method, identity: str, *, relinked: bool) -> Row:
+        key = f"{method.name} {identity} relinked={relinked}"
+        return finished.of(key, lambda: bench.row(method, attacked=False, posed=True, relinked=relinked))[0]
 
     raw = row(untouched(), "", relinked=False)
-    lowest = row(floor(FLOOR), "", relinked=True, posed=FLOOR in config.posed)
+    lowest = row(floor(FLOOR), "", relinked=True)
     shown = [row(Method.of_map(name, view), view.identity(), relinked=True) for name, view in views.items()]
     rows = [raw, lowest, *shown]
     for one in rows:

@@ -15,16 +15,18 @@ What the figure does not say: whoever holds the very frame of a view, and the ma
 and compare. The figure is about somebody who has learned what people look like and what their views look like.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from wardpose.shared.errors import DataError
 from wardpose.simulation.anonymizer.intervals import wilson
 from wardpose.simulation.anonymizer.relink_member import Member, RelinkConfig
 from wardpose.simulation.anonymizer.relink_pairs import Looks
-from wardpose.simulation.anonymizer.relink_ranks import chance, ranks
+from wardpose.simulation.anonymizer.relink_ranks import Similarity, chance, ranks, reciprocal, trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,8 @@ class Attack:
         trials: views that were looked up.
         pairs: frames with their view that the networks learned from, those that decided when to stop included.
         people: whose they were.
-        networks: kind of each network and the step whose state was kept, for example `mixer, 425 steps`.
+        networks: kind of each network and the step whose state was kept, for example `mixer, 425 steps`; `unheard` ones
+            make the others' vote no better on held-out people, and have none.
         training_rank1: rank-1 among as many of the pairs that were learned from.
 
     """
@@ -69,7 +72,7 @@ def relink(train: Looks, test: Looks, config: RelinkConfig, *, generator: torch.
     """Train the ensemble and look up every view of `test` among its frames.
 
     Where a person has several frames, a view is looked up among all *other* frames and any of that person counts;
-    otherwise among all frames.
+    otherwise among all frames. Who votes is decided on the held-out people, never on those of `test`.
 
     Args:
         train: pairs to learn from.
@@ -90,24 +93,45 @@ def relink(train: Looks, test: Looks, config: RelinkConfig, *, generator: torch.
         raise DataError(f"{len(people)} people are too few for an attacker that holds some of them out")
     order = [people[i] for i in torch.randperm(len(people), generator=generator).tolist()]
     watched, learned = train.of(order[:held_out]), train.of(order[held_out:])
-    votes, known, networks = [], [], []
+    known = train.of(order[held_out : held_out + len(set(test.owners))])
+    votes, networks = [], []
     for kind in config.kinds:
         for _ in range(config.members):
             member = Member(kind, generator)
             steps = member.fit(train, learned, watched, config, generator)
-            votes.append(member.vote(test, np.arange(len(test))))
-            known.append(member.vote(train, learned[: len(test)]))
+            votes.append({"held out": member.vote(train, watched), "known": member.vote(train, known)})
+            votes[-1]["test"] = member.vote(test, np.arange(len(test)))
             networks.append(f"{kind}, {steps} steps")
-    owners = np.array(test.owners)
-    rank1, rank5 = ranks(np.mean(votes, axis=0), owners)
+    names, owners = np.array(train.owners), np.array(test.owners)
+    heard = voters([vote["held out"] for vote in votes], names[watched])
+
+    def together(on: str) -> Similarity:
+        return np.asarray(np.mean([votes[i][on] for i in heard], axis=0), np.float64)
+
+    rank1, rank5 = ranks(together("test"), owners)
     return Attack(
         rank1=rank1,
         rank5=rank5,
         chance1=chance(owners, 1),
         chance5=chance(owners, 5),
-        trials=len(test),
+        trials=trials(owners),
         pairs=len(train),
         people=len(people),
-        networks=tuple(networks),
-        training_rank1=ranks(np.mean(known, axis=0), np.array(train.owners)[learned[: len(test)]])[0],
+        networks=tuple(name if i in heard else f"{name}, unheard" for i, name in enumerate(networks)),
+        training_rank1=ranks(together("known"), names[known])[0],
     )
+
+
+def voters(votes: Sequence[Similarity], owners: NDArray[np.str_]) -> list[int]:
+    """Choose who votes: the best on held-out people, and in order whoever makes the vote on them better.
+
+    A weak network that votes beside a strong one makes an attacker weaker than it is (R. Caruana et al., "Ensemble
+    Selection from Libraries of Models", ICML 2004).
+    """
+    order = sorted(range(len(votes)), key=lambda i: -reciprocal(votes[i], owners))
+    chosen = order[:1]
+    for i in order[1:]:
+        before, after = (np.mean([votes[j] for j in part], axis=0) for part in (chosen, [*chosen, i]))
+        if reciprocal(after, owners) > reciprocal(before, owners):
+            chosen.append(i)
+    return sorted(chosen)

@@ -13,6 +13,7 @@ import numpy as np
 from wardpose.shared.anonymize.certificate import Certificate, Thresholds
 from wardpose.shared.anonymize.figures import Figure, parse
 from wardpose.shared.data.records import Frame
+from wardpose.simulation.anonymizer import relink_report
 from wardpose.simulation.anonymizer.certify import Table
 from wardpose.simulation.anonymizer.certify_config import OWN
 from wardpose.simulation.anonymizer.figure_table import GROWTH, HEADINGS, figure_lines, growth_lines
@@ -33,6 +34,19 @@ _ATTACKS = [key for key in COLUMNS if any(word in key for word in ("linkage", "r
 _GROUPS = (
     ("What an attacker gets", _ATTACKS),
     ("What a pose model reads, and how like the original it looks", [key for key in COLUMNS if key not in _ATTACKS]),
+)
+_SECTIONS = (
+    (
+        "Each figure beside its floor",
+        "The floor is what the same attacker gets, by the same code, from the true skeleton and the box alone: "
+        "what the view stands above it is more than a pose. Intervals are 95 %. Whoever holds the very frame and the "
+        "map needs no attacker: they apply the map and compare.",
+    ),
+    (
+        "What more pairs bring the relinking attacker",
+        "The last line of a row is the whole ensemble on all pairs, the others are one network on fewer people. One "
+        "that still rises says that somebody with more pairs, or more time, gets more.",
+    ),
 )
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -150,8 +164,22 @@ def page(
     pictures: dict[str, Frame],
     setting: dict[str, Any],
     figures: dict[str, Figure],
+    relinking: dict[str, Any] | None = None,
 ) -> str:
-    """Render the figures beside their floors, the table, the verdicts and the pictures."""
+    """Render the figures beside their floors, the table, the verdicts and the pictures.
+
+    Args:
+        title: of the page.
+        lead: its first sentence.
+        verdict_title: of the verdicts.
+        verdicts: what was wanted and reached.
+        rows: a method each.
+        pictures: of the rows.
+        setting: what the numbers depend on.
+        figures: of the view that the rows certify.
+        relinking: what `relink_report.measure` found of other views, shown in sections of its own.
+
+    """
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True)
     used = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
     unused = [COLUMNS[key] for key in COLUMNS if key not in used]
@@ -162,12 +190,21 @@ def page(
         lead=lead,
         verdict_title=verdict_title,
         verdicts=verdicts,
-        figures={"headings": HEADINGS, "rows": figure_lines(figures)},
-        growth={"headings": GROWTH, "rows": growth_lines(rows)},
+        sections=_sections([[HEADINGS, *figure_lines(figures)], [GROWTH, *growth_lines(rows)]])
+        + (_sections(relink_report.tables(relinking)) if relinking else []),
         tables=[_table(title, [key for key in keys if key in used], rows) for title, keys in _GROUPS],
         pictures=[{"name": name, "data": _jpeg(picture)} for name, picture in pictures.items()],
         setting=_lines(setting),
     )
+
+
+def _sections(tables: list[list[list[str]]]) -> list[dict[str, Any]]:
+    """Name the tables of figures and of curves; an empty one is left out."""
+    return [
+        {"heading": heading, "lead": lead, "headings": lines[0], "rows": lines[1:]}
+        for (heading, lead), lines in zip(_SECTIONS, tables, strict=False)
+        if lines[1:]
+    ]
 
 
 def _table(title: str, keys: list[str], rows: list[Row]) -> dict[str, Any]:

@@ -137,6 +137,7 @@ def report(
         if results is not None:
             with files.storing(results):
                 files.write_json(results, found)
+    relinking = json.loads(_RELINKING.read_text()) if config is None and _RELINKING.is_file() else None
     verdicts = pages.targets(found["rows"])
     html = pages.page(
         title="Anonymiser: what an attacker gets and what a pose model keeps",
@@ -147,19 +148,17 @@ def report(
         pictures=pictures,
         setting=found["setting"],
         figures=figures.parse(found.get("figures", {})),
+        relinking=relinking,
     )
     with files.storing(out):
         files.write_text(out, html)
     reached = {verdict.name: verdict.reached for verdict in verdicts}
     if as_json:
-        say({"page": str(out), "targets": reached, **found}, as_json=True)
+        say({"page": str(out), "targets": reached, "relinking": relinking, **found}, as_json=True)
         return
     say_table(pages.brief(found["rows"]))
-    for lines in pages.figure_tables(found):
+    for lines in pages.figure_tables(found) + (relink_report.tables(relinking) if relinking else []):
         say_table(lines)
-    if config is None and _RELINKING.is_file():
-        for lines in relink_report.tables(json.loads(_RELINKING.read_text())):
-            say_table(lines)
     say({"targets": reached, "page": str(out)}, as_json=False)
 
 

@@ -101,6 +101,8 @@ def test_the_certificate_of_another_strength_does_not_count(issue, policy):
         ("linkage_rank1", 0.03, "above 0.02"),
         ("linkage_rank1_after_attack", 0.2, "above 0.1"),
         ("face_match", None, "not measured"),
+        ("relink_rank1_over_floor", 0.2, r"above 0\.15"),
+        ("relink_rank1_over_floor", None, "not measured"),
         ("identity_rank1_over_chance", float("inf"), "above"),
     ],
 )
