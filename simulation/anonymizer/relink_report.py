@@ -83,3 +83,15 @@ def tables(found: dict[str, Any]) -> list[list[list[str]]]:
         [GROWTH, *growth_lines(found["rows"])],
         *([[["row", COLUMNS["p_pck"], COLUMNS["pose_kept"]], *kept]] if kept else []),
     ]
+
+
+def brief(found: dict[str, Any]) -> list[list[list[str]]]:
+    """Return the same for a terminal: without trials, chance and networks."""
+    figures_lines, curves, *kept = tables(found)
+    narrow = [[f"{line[0]}: {line[1]}", line[2], line[3], line[7]] for line in figures_lines[1:]]
+    steps = [[f"{line[0]}, {line[1]} pairs", line[2], line[3]] for line in curves[1:]]
+    return [
+        [["figure", "view [95 %]", "skeleton and box", "pairs"], *narrow],
+        [["attacker", "rank-1 [95 %]", "rank-5 [95 %]"], *steps],
+        *kept,
+    ]

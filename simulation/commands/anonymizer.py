@@ -157,7 +157,7 @@ def report(
         say({"page": str(out), "targets": reached, "relinking": relinking, **found}, as_json=True)
         return
     say_table(pages.brief(found["rows"]))
-    for lines in pages.figure_tables(found) + (relink_report.tables(relinking) if relinking else []):
+    for lines in pages.figure_tables(found) + (relink_report.brief(relinking) if relinking else []):
         say_table(lines)
     say({"targets": reached, "page": str(out)}, as_json=False)
 
@@ -183,7 +183,7 @@ def relink(
     if as_json:
         say(found, as_json=True)
         return
-    for lines in relink_report.tables(found):
+    for lines in relink_report.brief(found):
         say_table(lines)
 
 

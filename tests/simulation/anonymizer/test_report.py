@@ -1,9 +1,14 @@
+import json
 from dataclasses import asdict
+
+import typer
+from typer.testing import CliRunner
 
 from wardpose.shared.anonymize.certificate import Thresholds
 from wardpose.shared.anonymize.figures import Figure
 from wardpose.simulation.anonymizer import report
 from wardpose.simulation.anonymizer.measuring import COLUMNS
+from wardpose.simulation.commands import anonymizer as commands
 
 
 def rows(**own):
@@ -61,3 +66,17 @@ def test_the_page_shows_each_figure_beside_its_floor_and_the_curve():
     assert stated[1][1:4] == ["0.620 [0.550, 0.680]", "0.600 [0.530, 0.670]", "+0.020"]
     assert growth[1][:3] == ["public-view", "500", "0.100 [0.070, 0.150]"]
     assert report.figure_tables({"rows": rows()}) == []
+
+
+def test_the_results_that_come_with_the_project_show_the_relinking_attacker(tmp_path):
+    app = typer.Typer()
+    commands.register(app)
+    out = tmp_path / "page.html"
+    shown = CliRunner().invoke(app, ["anonymizer", "report", "--out", str(out)])
+    assert shown.exit_code == 0, shown.output
+    assert "skeleton and box" in shown.stdout
+    said = CliRunner().invoke(app, ["anonymizer", "report", "--out", str(out), "--json"])
+    relinked = json.loads(said.stdout)["relinking"]["figures"]["public-view"]["relink_rank1"]
+    page = out.read_text()
+    assert f"{relinked['floor']:.3f} [{relinked['floor_low']:.3f}, {relinked['floor_high']:.3f}]" in page
+    assert "What more pairs bring" in page
