@@ -1,11 +1,12 @@
 """Signed certificates of a public view: what attackers got from it, and whether a site's policy accepts that.
 
-A certificate is JSON, signed with Ed25519 over its canonical form. It names the view by its identity (a hash over
+Each figure stands beside its floor: what the same attacker gets from the true skeleton and box (`figures`). A
+certificate is JSON, signed with Ed25519 over its canonical form. It names the view by its identity (a hash over
 parameters and weights), so it cannot be used for another one.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardpose.shared import files
+from wardpose.shared.anonymize import figures as figures_of
+from wardpose.shared.anonymize.figures import Figure
 from wardpose.shared.errors import ConfigError, DataError, PolicyViolation
+
+RELINK = "relink_rank1"
+"""Name of the relinking attacker's figure."""
 
 
 class Thresholds(BaseModel):
@@ -26,6 +32,8 @@ class Thresholds(BaseModel):
         linkage_rank1_trained: a re-identification network trained for this view.
         face_match: accepted pairs of view and original at a false-match rate of 1e-3.
         identity_rank1_over_chance: the built-in identity attacker's rank-1 minus that of guessing.
+        relink_rank1_over_floor: the relinking attacker's rank-1 minus what it gets from skeleton and box alone. Over
+            200 people each of the two is uncertain by up to 0.07, their difference by 0.1.
 
     """
 
@@ -36,6 +44,7 @@ class Thresholds(BaseModel):
     linkage_rank1_trained: float | None = Field(default=None, ge=0, le=1)
     face_match: float | None = Field(default=0.02, ge=0, le=1)
     identity_rank1_over_chance: float | None = Field(default=0.25, ge=0, le=1)
+    relink_rank1_over_floor: float | None = Field(default=0.15, ge=0, le=1)
 
 
 class CertificatePolicy(BaseModel):
@@ -44,6 +53,7 @@ class CertificatePolicy(BaseModel):
     Attributes:
         trusted_signers: Ed25519 public keys (64 hexadecimal digits) whose certificates count.
         thresholds: the most that an attacker may get.
+        least_pairs: from how many pairs the relinking attacker must have learned: a weak attacker certifies nothing.
 
     """
 
@@ -51,6 +61,7 @@ class CertificatePolicy(BaseModel):
 
     trusted_signers: tuple[str, ...] = ()
     thresholds: Thresholds = Thresholds()
+    least_pairs: int = Field(default=4000, ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +74,8 @@ class Certificate:
         created: UTC, ISO 8601.
         measures: name -> value of the certified view; `None` was not measured.
         rows: the whole table, with the other methods for comparison.
+        figures: name -> value with its interval, floor and attacker; `None` in certificates that were made before
+            attackers were measured against a floor.
         setting: data identities, model hashes, attackers' steps: what the numbers depend on.
         signer: Ed25519 public key, hexadecimal.
         signature: hexadecimal.
@@ -75,12 +88,13 @@ class Certificate:
     measures: dict[str, float | None]
     rows: list[dict[str, Any]]
     setting: dict[str, Any]
+    figures: dict[str, Figure] | None = None
     signer: str = ""
     signature: str = ""
 
     def body(self) -> bytes:
         """Return what is signed: everything except the signature, canonical."""
-        content = asdict(self)
+        content = _content(self)
         del content["signature"]
         return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
@@ -88,13 +102,13 @@ class Certificate:
 def sign(certificate: Certificate, private_key: bytes) -> Certificate:
     """Sign with an Ed25519 private key of 32 bytes."""
     key = Ed25519PrivateKey.from_private_bytes(private_key)
-    named = Certificate(**(asdict(certificate) | {"signer": key.public_key().public_bytes_raw().hex()}))
-    return Certificate(**(asdict(named) | {"signature": key.sign(named.body()).hex()}))
+    named = replace(certificate, signer=key.public_key().public_bytes_raw().hex())
+    return replace(named, signature=key.sign(named.body()).hex())
 
 
 def write(certificate: Certificate, path: Path) -> None:
     """Store as JSON, atomically."""
-    files.write_json(path, asdict(certificate))
+    files.write_json(path, _content(certificate))
 
 
 def read(path: Path) -> Certificate:
@@ -107,7 +121,7 @@ def read(path: Path) -> Certificate:
     if not path.is_file():
         raise DataError(f"{path}: no such certificate")
     try:
-        certificate = Certificate(**json.loads(path.read_bytes()))
+        certificate = _parsed(json.loads(path.read_bytes()))
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(certificate.signer)).verify(
             bytes.fromhex(certificate.signature), certificate.body()
         )
@@ -135,7 +149,7 @@ def require_certificate(
         raise PolicyViolation(f"{path}: signed by {certificate.signer}, whom the site's policy does not trust")
     if certificate.view_identity != view_identity:
         raise PolicyViolation(f"{path}: certifies {certificate.view_name}, another view than {view_name}")
-    failed = failures(certificate.measures, policy.thresholds)
+    failed = failures(certificate.measures, policy.thresholds) + _too_weak(certificate, policy)
     if failed:
         raise PolicyViolation(f"{path}: public view {view_name} does not pass the site's policy: {'; '.join(failed)}")
     return certificate
@@ -153,6 +167,32 @@ def failures(measures: dict[str, float | None], thresholds: Thresholds) -> list[
         elif not value <= most:
             out.append(f"{name} {value:.3f} is above {most:g}")
     return out
+
+
+def _too_weak(certificate: Certificate, policy: CertificatePolicy) -> list[str]:
+    """Say why its attackers do not count, where the policy asks for relinking at all."""
+    if policy.thresholds.relink_rank1_over_floor is None:
+        return []
+    if certificate.figures is None:
+        return ["it is an old certificate without floors and intervals; certify the view again"]
+    relinked = certificate.figures.get(RELINK)
+    if relinked is None or relinked.pairs >= policy.least_pairs:
+        return []
+    return [f"its relinking attacker learned from {relinked.pairs} pairs only (least_pairs = {policy.least_pairs})"]
+
+
+def _content(certificate: Certificate) -> dict[str, Any]:
+    """Return the fields as JSON has them; the signature of a certificate from before floors knows of none."""
+    content = asdict(certificate)
+    if certificate.figures is None:
+        del content["figures"]
+    return content
+
+
+def _parsed(content: Any) -> Certificate:
+    if isinstance(content, dict) and "figures" in content:
+        content = content | {"figures": figures_of.parse(content["figures"])}
+    return Certificate(**content)
 
 
 def new_signing_key(path: Path) -> str:

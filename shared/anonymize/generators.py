@@ -5,8 +5,8 @@ nor its weights are available, so the design is ours.
 
 `public-view` G_X (`PartGenerator`): the image passes through a bottleneck that is wide enough for a pose and too narrow
 for an identity. An encoder (three stages of TinyViT-5M at half size) and a light decoder draw a map of body parts on a
-grid of 8-pixel cells: red and blue for right and left limbs, green for head and torso. The map is quantised to a few
-levels and enlarged smoothly. There is no G_Y: what is dropped is gone.
+grid of 8-pixel cells: red and blue for right and left limbs, green for head and torso. The map is averaged over larger
+cells, quantised to a few levels and enlarged smoothly. There is no G_Y: what is dropped is gone.
 
 `recoverable` G_X (`RecoverableGenerator`) has two halves.
 
@@ -51,6 +51,8 @@ class PartConfig(BaseModel):
     Attributes:
         encoder: `trunk` starts from TinyViT weights, `light` from scratch.
         levels: grey levels of each of the three channels.
+        cell: side in pixels of the cells over which the map is averaged before it is quantised. Fewer levels and larger
+            cells leave less of a silhouette: see the figures of `wardpose anonymizer relink`.
 
     """
 
@@ -58,6 +60,7 @@ class PartConfig(BaseModel):
 
     encoder: Literal["trunk", "light"] = "trunk"
     levels: int = Field(default=8, ge=2, le=256)
+    cell: Literal[8, 16, 32] = 8
 
 
 class PartGenerator(nn.Module):
@@ -75,8 +78,10 @@ class PartGenerator(nn.Module):
         return torch.sigmoid(self.decoder(self.encoder(x)))
 
     def quantised(self, raw: Tensor) -> Tensor:
-        """Round a raw part map to its levels; the gradient passes straight through."""
-        return quantise(raw, self.config.levels)
+        """Average a raw part map over its cells and round it to its levels; the gradient passes straight through."""
+        times = self.config.cell // CELL
+        coarse = quantise(functional.avg_pool2d(raw, times), self.config.levels)
+        return coarse if times == 1 else enlarge(coarse, times)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantised part map."""

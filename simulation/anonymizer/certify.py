@@ -1,8 +1,9 @@
 """How much an attacker gets: one table over blur, mosaic, noise, edges, the recoverable frame and the public view.
 
 Attackers are trained on public pairs and measured on people they never saw. What the certificate states about a view is
-its row of this table; `certificate` signs it. The recoverable frame has four rows: as everybody sees it, and what G_Y
-makes of it with the right key, with a wrong one, and with none (it then reads the encrypted bits as they lie there).
+its row of this table, beside the row of its floor (the true skeleton and box); `certificate` signs it. The recoverable
+frame has four rows: as everybody sees it, and what G_Y makes of it with the right key, with a wrong one, and with none
+(it then reads the encrypted bits as they lie there).
 """
 
 from collections.abc import Callable
@@ -13,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from wardpose.shared.anonymize import key_exchange
-from wardpose.shared.anonymize.certificate import Certificate
+from wardpose.shared.anonymize.certificate import RELINK, Certificate
 from wardpose.shared.anonymize.frame_methods import RecoverableMethod, Recoverer
 from wardpose.shared.anonymize.public_view import PublicView, open_public_view
 from wardpose.shared.anonymize.weights_file import bundled, read_info
 from wardpose.shared.data.records import Frame
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import sha256_file
-from wardpose.simulation.anonymizer.certify_config import OWN, RECOVERABLE, CertifyConfig
+from wardpose.simulation.anonymizer.certify_config import FLOOR, OWN, RECOVERABLE, CertifyConfig
 from wardpose.simulation.anonymizer.finished_rows import FinishedRows
+from wardpose.simulation.anonymizer.floors import figures
 from wardpose.simulation.anonymizer.measuring import COLUMNS, Bench, Row, Say, Seen
-from wardpose.simulation.anonymizer.trained_attacks import View
+from wardpose.simulation.anonymizer.methods import Map, Method, floor, untouched
 
 BY_KEY = ("right", "wrong", "no")
 _ROWS = {"view", "recoverable", "compare", "others", "attacked", "posed"}
@@ -72,23 +74,23 @@ def measure(config: CertifyConfig, *, work: Path | None = None, say: Say = lambd
     def add(name: str, key: str, make: Callable[[], tuple[Row, Frame]]) -> None:
         if name in pictures:
             raise ConfigError(f'two rows would be named "{name}"; give their weights files different names')
-        found = finished.get(f"{name} {key}")
-        if found is None:
-            found = make()
-            finished.put(f"{name} {key}", *found)
-        rows.append(found[0])
-        pictures[name] = found[1]
+        row, pictures[name] = finished.of(f"{name} {key}", make)
+        rows.append(row)
 
-    def add_view(name: str, identity: str, changed: View, *, attacked: bool, posed: bool) -> None:
-        key = f"{identity} attacked={attacked} posed={posed}"
-        add(name, key, lambda: bench.row(name, changed, attacked=attacked, posed=posed))
+    def add_method(method: Method, key: str, *, attacked: bool, posed: bool, relinked: bool = False) -> None:
+        def make() -> tuple[Row, Frame]:
+            return bench.row(method, attacked=attacked, posed=posed, relinked=relinked)
 
-    add_view("untouched", "", _untouched, attacked=False, posed=True)
-    add_view(OWN, view.identity(), view, attacked=True, posed=True)
-    add_view(RECOVERABLE, sha256_file(path), hidden, attacked=True, posed=config.poses(RECOVERABLE))
+        add(method.name, f"{key} attacked={attacked} posed={posed} relinked={relinked}", make)
+
+    add_method(untouched(), "", attacked=False, posed=True)
+    add_method(floor(FLOOR), "", attacked=True, posed=True, relinked=True)
+    add_method(Method.of_map(OWN, view), view.identity(), attacked=True, posed=True, relinked=True)
+    posed = config.poses(RECOVERABLE)
+    add_method(Method.of_map(RECOVERABLE, hidden), sha256_file(path), attacked=True, posed=posed)
     recover = Recoverer(path.read_bytes())
-    written = cache(lambda: bench.seen(hidden))
-    backs: dict[str, View] = {
+    written = cache(lambda: bench.seen(Method.of_map(RECOVERABLE, hidden)))
+    backs: dict[str, Map] = {
         "right": lambda frame: recover(frame, private_key),
         "wrong": recover.with_wrong_key,
         "no": recover.without_key,
@@ -98,25 +100,22 @@ def measure(config: CertifyConfig, *, work: Path | None = None, say: Say = lambd
         add(name, sha256_file(path), partial(_recovered, bench, name, written, back))
     for change in config.compare:
         name = f"{change.kind}({change.amount:g})"
-        add_view(name, "", change.apply, attacked=config.attacks(name), posed=config.poses(name))
+        attacked, posed = config.attacks(name), config.poses(name)
+        add_method(Method.of_map(name, change.apply), "", attacked=attacked, posed=posed)
     for other in others:
-        add_view(other.name, other.identity(), other, attacked=True, posed=True)
+        add_method(Method.of_map(other.name, other), other.identity(), attacked=True, posed=True, relinked=True)
     setting = bench.setting() | {"weights": _weights(config, path)}
     rows = _finish(rows)
     pictures = {row["name"]: pictures[row["name"]] for row in rows}
     return Table(rows=rows, pictures=pictures, certificate=_certificate(view, rows, bench, setting))
 
 
-def _untouched(frame: Frame) -> Frame:
-    return frame
-
-
-def _recovered(bench: Bench, name: str, written: Callable[[], Seen], back: View) -> tuple[Row, Frame]:
+def _recovered(bench: Bench, name: str, written: Callable[[], Seen], back: Map) -> tuple[Row, Frame]:
     return bench.fixed(name, written().changed(back))
 
 
 def _finish(rows: list[Row]) -> list[Row]:
-    """Add what compares rows, and put the recoverable frame and the view under what they are compared with."""
+    """Add what compares rows, and put the recoverable frame, the floor and the view under what they stand against."""
     by_name = {row["name"]: row for row in rows}
     raw = by_name["untouched"]["p_pck"]
     for row in rows:
@@ -124,14 +123,16 @@ def _finish(rows: list[Row]) -> list[Row]:
     for key in BY_KEY:
         found = by_name[f"{RECOVERABLE}, {key} key"]
         by_name[RECOVERABLE] |= {f"{measure}_{key}_key": found[measure] for measure in _OF_A_KEY}
-    last = [row for row in rows if row["name"].startswith(RECOVERABLE)] + [by_name[OWN]]
+    last = [row for row in rows if row["name"].startswith(RECOVERABLE)] + [by_name[FLOOR], by_name[OWN]]
     return [row for row in rows if row not in last] + last
 
 
 def _certificate(view: PublicView, rows: list[Row], bench: Bench, setting: dict[str, Any]) -> Certificate:
-    own = next(row for row in rows if row["name"] == OWN)
+    own, lowest = (next(row for row in rows if row["name"] == name) for name in (OWN, FLOOR))
+    stated = figures(own, lowest, setting)
     measures: dict[str, float | None] = {key: own[key] for key in COLUMNS}
     measures["identity_rank1_over_chance"] = own["identity_rank1"] - bench.identity_chance
+    measures["relink_rank1_over_floor"] = stated[RELINK].above_floor if RELINK in stated else None
     return Certificate(
         view_name=view.name,
         view_identity=view.identity(),
@@ -139,6 +140,7 @@ def _certificate(view: PublicView, rows: list[Row], bench: Bench, setting: dict[
         measures=measures,
         rows=rows,
         setting=setting,
+        figures=stated,
     )
 
 

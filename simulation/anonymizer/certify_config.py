@@ -10,10 +10,12 @@ from wardpose.shared.anonymize.public_view import PublicViewConfig
 from wardpose.shared.data.source import DataSource, LspSource, WardSource
 from wardpose.shared.pose.model import ModelConfig
 from wardpose.simulation.anonymizer.attacks import AttackModels
+from wardpose.simulation.anonymizer.relink_member import RelinkConfig
 from wardpose.simulation.anonymizer.training import PublicSource
 
 RECOVERABLE: Final = "recoverable"
 OWN: Final = "public-view"
+FLOOR: Final = "skeleton and box"
 
 
 class PoseCheck(BaseModel):
@@ -44,6 +46,10 @@ class CertifyConfig(BaseModel):
         attacked: names of the rows that get trained attackers besides the views and the recoverable frame; `all` for
             every one.
         train: public people the attackers (and P) learn from.
+        relink: how hard the relinking attacker tries, on the views and on their floor; `None` leaves it out.
+        relink_people: whom it learns from besides `train`: everybody whose pictures an outsider can have. They are
+            never shown, and no view may learn from them because an attacker did.
+        growth: numbers of people for its curve: how much more it gets from more pairs.
         test: people everything is measured on; they appear in pictures, so they are public people too.
         people: how many of them.
         faces: folder of folders of face pictures, one folder a subject.
@@ -68,6 +74,9 @@ class CertifyConfig(BaseModel):
     others: tuple[PublicViewConfig, ...] = ()
     attacked: tuple[str, ...] | Literal["all"] = ("mosaic(8)", "edges(100)")
     train: tuple[PublicSource, ...] = Field(min_length=1)
+    relink: RelinkConfig | None = RelinkConfig()
+    relink_people: tuple[DataSource, ...] = ()
+    growth: tuple[int, ...] = ()
     test: DataSource
     people: int = Field(default=200, ge=10)
     faces: Path | None = None
@@ -88,10 +97,28 @@ class CertifyConfig(BaseModel):
             raise ValueError('the people of LSP "private" may not be shown in a certificate')
         return test
 
+    @field_validator("relink_people")
+    @classmethod
+    def _rendered_in_public(cls, sources: tuple[DataSource, ...]) -> tuple[DataSource, ...]:
+        for source in sources:
+            if isinstance(source, WardSource) and source.hospital != "public":
+                raise ValueError(f'the people of ward "{source.hospital}" are private, no outsider has their pictures')
+        return sources
+
+    @field_validator("growth")
+    @classmethod
+    def _growing(cls, growth: tuple[int, ...]) -> tuple[int, ...]:
+        if any(count < 8 for count in growth) or list(growth) != sorted(set(growth)):
+            raise ValueError(f"growth {list(growth)} must be numbers of people from 8 on, each larger than the last")
+        return growth
+
     @model_validator(mode="after")
     def _consistent(self) -> "CertifyConfig":
-        if any(entry.source == self.test for entry in self.train):
+        learned = [entry.source for entry in self.train] + list(self.relink_people)
+        if self.test in learned:
             raise ValueError("test and train name the same people, an attacker would be tested on what it learned")
+        if any(source in learned[:i] for i, source in enumerate(learned)):
+            raise ValueError("train and relink_people name the same people twice, they would count as two pairs")
         known = {f"{change.kind}({change.amount:g})" for change in self.compare} | {RECOVERABLE, OWN}
         for key, names in (("attacked", self.attacked), ("posed", self.posed)):
             unknown = [] if names == "all" else sorted(set(names) - known)

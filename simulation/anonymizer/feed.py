@@ -17,7 +17,7 @@ from torch import Tensor
 
 from wardpose.shared.anonymize.desensitise import Desensitise, person_mask
 from wardpose.shared.anonymize.tensors import to_unit
-from wardpose.shared.data.crops import Augmentation, crop_record
+from wardpose.shared.data.crops import Augmentation, crop_record, transform
 from wardpose.shared.data.pictures import read_picture
 from wardpose.shared.data.records import Frame, PoseDataset
 from wardpose.shared.errors import DataError
@@ -100,11 +100,20 @@ class Feed:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """One crop before it becomes a row of a batch."""
+    """One crop before it becomes a row of a batch.
+
+    Attributes:
+        image: (H, W, 3).
+        joints: (14, 2) crop pixels.
+        visibility: (14,), 0 not labelled.
+        box: (4,) x, y, width, height of what holds the person's box in the crop, in crop pixels.
+
+    """
 
     image: Frame
     joints: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
     visibility: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+    box: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 def sample(
@@ -116,7 +125,11 @@ def sample(
 ) -> Sample:
     """Crop one record."""
     crop = crop_record(dataset, index, size, augmentation=augmentation, generator=generator)
-    return Sample(image=crop.image, joints=crop.joints, visibility=crop.visibility)
+    x, y, width, height = (float(value) for value in dataset.record(index).box)
+    corners = np.array([[x, y], [x + width, y], [x, y + height], [x + width, y + height]])
+    moved = transform(corners, crop.affine)
+    box = np.concatenate([moved.min(axis=0), np.ptp(moved, axis=0)]).astype(np.float32)
+    return Sample(image=crop.image, joints=crop.joints, visibility=crop.visibility, box=box)
 
 
 def crop_mask(size: tuple[int, int], one: Sample) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -152,4 +165,5 @@ def _window(picture: Frame, size: tuple[int, int], generator: np.random.Generato
         image=np.asarray(window, np.uint8),
         joints=np.zeros((len(LSP14), 2), np.float32),
         visibility=np.zeros(len(LSP14), np.uint8),
+        box=np.array([0, 0, size[1], size[0]], np.float32),
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ class FinishedRows:
         if stored.is_file() and json.loads(stored.read_text()) != content:
             raise ConfigError(f"{folder}: holds rows of another configuration or of other data")
         files.write_json(stored, content)
+
+    def of(self, key: str, make: Callable[[], tuple[dict[str, Any], Frame]]) -> tuple[dict[str, Any], Frame]:
+        """Return the finished row and its picture, or make and keep them; arguments and errors as `get`."""
+        found = self.get(key)
+        if found is None:
+            found = make()
+            self.put(key, *found)
+        return found
 
     def get(self, key: str) -> tuple[dict[str, Any], Frame] | None:
         """Return a finished row and its picture; `key` names the row and everything that decides it alone.

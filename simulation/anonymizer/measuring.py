@@ -25,13 +25,17 @@ from wardpose.simulation.anonymizer import attacks, objectives, trained_attacks
 from wardpose.simulation.anonymizer.attacks import AttackModels, FaceMatcher, MoveNet, Reidentification
 from wardpose.simulation.anonymizer.certify_config import CertifyConfig
 from wardpose.simulation.anonymizer.feed import Sample, sample
+from wardpose.simulation.anonymizer.methods import Map, Method
 from wardpose.simulation.anonymizer.pose_reading import FeatureDistance, Labelled, movenet_pck, train_and_score
-from wardpose.simulation.anonymizer.trained_attacks import Pairs, View
+from wardpose.simulation.anonymizer.relink_bench import RelinkBench
+from wardpose.simulation.anonymizer.trained_attacks import Pairs
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
 
 COLUMNS = {
+    "relink_rank1": "relinked, rank-1",
+    "relink_rank5": "relinked, rank-5",
     "linkage_rank1": "linkage rank-1",
     "linkage_rank5": "rank-5",
     "linkage_rank1_after_attack": "rank-1 after reconstruction",
@@ -66,8 +70,8 @@ class Seen:
     Attributes:
         test: of the people that everything is measured on.
         train: of the people that attackers and P learn from; empty where nothing is trained.
-        portraits: of the face pictures.
-        video: of the video's frames.
+        portraits: of the face pictures; empty where the method cannot show them.
+        video: of the video's frames; the same.
 
     """
 
@@ -76,8 +80,8 @@ class Seen:
     portraits: list[Frame]
     video: list[Frame]
 
-    def changed(self, view: View) -> "Seen":
-        """Apply another method on top, to all but the people that are learned from."""
+    def changed(self, view: Map) -> "Seen":
+        """Apply a map on top, to all but the people that are learned from."""
         return Seen(
             test=[view(frame) for frame in self.test],
             train=[],
@@ -91,6 +95,7 @@ class Bench:
 
     Attributes:
         identity_chance: rank-1 of guessing, for the built-in identity attacker.
+        face_pairs: pairs of pictures that a face matcher is measured on.
 
     """
 
@@ -105,11 +110,12 @@ class Bench:
         datasets = [open_source(entry.source, skeleton=LSP14) for entry in config.train]
         held_out = open_source(config.test, skeleton=LSP14)
         self._identities = {dataset.name: dataset.identity() for dataset in [*datasets, held_out]}
-        train = [sample(dataset, i, config.crop) for dataset in datasets for i in range(len(dataset))]
-        self._test = Labelled.of(_first(held_out, config))
-        self._train = Labelled.of(train)
+        self._learned = [sample(dataset, i, config.crop) for dataset in datasets for i in range(len(dataset))]
+        self._held_out = _first(held_out, config)
+        self._test, self._train = Labelled.of(self._held_out), Labelled.of(self._learned)
+        self._relink = RelinkBench.open(config, datasets, held_out)
         self._again = self._augmented(datasets)
-        self._posed = Labelled.of(train + self._again)
+        self._posed = Labelled.of(self._learned + self._again)
         models = self._models = _present(config.models, say)
         self._osnet = Reidentification(models.reidentification) if models.reidentification else None
         self._movenet = MoveNet(models.pose) if models.pose else None
@@ -123,9 +129,11 @@ class Bench:
         self._gallery = self._osnet(self._test.frames) if self._osnet else None
         self._targets = self._osnet(self._train.frames) if self._osnet else None
         self._portraits, self._subjects = _portraits(config.faces)
+        self.face_pairs = sum(self._subjects.count(name) - 1 for name in self._subjects)
         self._video = _video(config.video)
         self._ward = {role: _ward(seed, patients, config.crop) for role, (seed, patients) in WARD.items()}
-        self.identity_chance = 1 / (len(self._ward["test"][0]) - 1)
+        samples, owners = self._ward["test"]
+        self.identity_chance = (len(samples) / len(set(owners)) - 1) / (len(samples) - 1)
 
     def setting(self) -> dict[str, Any]:
         """Say what the numbers depend on."""
@@ -138,27 +146,34 @@ class Bench:
             "attack_steps": config.attack_steps,
             "pose_steps": config.pose.steps if config.pose else None,
             "train_people": len(self._train.frames),
+            "relink_data": self._relink.identities if self._relink else None,
+            "identity_pairs": len(self._ward["train"][0]),
+            "identity_patients": len(set(self._ward["test"][1])),
             "portraits": len(self._portraits),
             "video_frames": len(self._video),
             "identity_chance": self.identity_chance,
+            "face_pairs": self.face_pairs,
             "crop": list(config.crop),
             "seed": config.seed,
         }
 
-    def row(self, name: str, view: View, *, attacked: bool, posed: bool) -> tuple[Row, Frame]:
+    def row(self, method: Method, *, attacked: bool, posed: bool, relinked: bool) -> tuple[Row, Frame]:
         """Measure one method; returns its row and its pictures: original, changed and, where attacked, rebuilt."""
-        posed = posed and self._config.pose is not None
+        check = self._config.pose if posed else None
+        name = method.name
         self._say(f"{name}: fixed attackers")
-        seen = self.seen(view, with_train=attacked or posed)
+        seen = self.seen(method, with_train=attacked or check is not None)
         row, picture = self.fixed(name, seen)
         if attacked:
             self._say(f"{name}: trained attackers")
-            rebuilt = self._attack(row, view, seen)
+            rebuilt = self._attack(row, method, seen)
             picture = np.concatenate([picture, _column(rebuilt)], axis=1)
-        if posed and self._config.pose:
+        if relinked and self._relink:
+            self._say(f"{name}: relinking attackers")
+            row |= self._relink.measure(method)
+        if check is not None:
             self._say(f"{name}: P")
-            shown = seen.train + [view(one.image) for one in self._again]
-            check = self._config.pose
+            shown = seen.train + [method.of_person(one) for one in self._again]
             row["p_pck"] = train_and_score(
                 self._posed,
                 self._test,
@@ -169,13 +184,14 @@ class Bench:
             )
         return row, picture
 
-    def seen(self, view: View, *, with_train: bool = False) -> Seen:
+    def seen(self, method: Method, *, with_train: bool = False) -> Seen:
         """Change everything once."""
+        of_picture = method.of_picture
         return Seen(
-            test=[view(frame) for frame in self._test.frames],
-            train=[view(frame) for frame in self._train.frames] if with_train else [],
-            portraits=[view(frame) for frame in self._portraits],
-            video=[view(frame) for frame in self._video],
+            test=[method.of_person(one) for one in self._held_out],
+            train=[method.of_person(one) for one in self._learned] if with_train else [],
+            portraits=[of_picture(frame) for frame in self._portraits] if of_picture else [],
+            video=[of_picture(frame) for frame in self._video] if of_picture else [],
         )
 
     def fixed(self, name: str, seen: Seen) -> tuple[Row, Frame]:
@@ -184,13 +200,13 @@ class Bench:
         row |= self._alike(seen.test, "")
         row["linkage_rank1"], row["linkage_rank5"] = self._linkage(seen.test)
         row["face_match"] = self._match(seen.portraits)
-        if self._faces and self._video:
+        if self._faces and seen.video:
             row["video_faces_exposed"] = attacks.exposed_faces(self._faces, self._video, seen.video)
         if self._movenet:
             row["movenet_pck"] = movenet_pck(self._movenet, self._test, seen.test)
         return row, np.concatenate([_column(self._test.frames), _column(seen.test)], axis=1)
 
-    def _attack(self, row: Row, view: View, seen: Seen) -> list[Frame]:
+    def _attack(self, row: Row, method: Method, seen: Seen) -> list[Frame]:
         torch.manual_seed(self._config.seed)
         generator = torch.Generator().manual_seed(self._config.seed)
         steps = self._config.attack_steps
@@ -200,7 +216,7 @@ class Bench:
         guessed = [_resized(g, height, width) for g in trained_attacks.reconstruct(network, held_out.view)]
         row |= self._alike(guessed, "_after_attack")
         row["linkage_rank1_after_attack"] = self._linkage(guessed)[0]
-        if self._portraits:
+        if seen.portraits:
             faces = Pairs(
                 [_resized(face, height, width) for face in self._portraits],
                 [_resized(face, height, width) for face in seen.portraits],
@@ -215,7 +231,8 @@ class Bench:
             found = trained_attacks.embed(seeker, held_out.view)
             row["linkage_rank1_trained"] = attacks.linkage(found, self._gallery)[0]
         ward = {
-            role: (Pairs(crops, [view(crop) for crop in crops]), owners) for role, (crops, owners) in self._ward.items()
+            role: (Pairs([one.image for one in people], [method.of_person(one) for one in people]), owners)
+            for role, (people, owners) in self._ward.items()
         }
         row["identity_rank1"] = trained_attacks.identity_linkage(
             ward["train"], ward["test"], steps=max(1, steps // 2), generator=generator
@@ -233,7 +250,7 @@ class Bench:
         return attacks.linkage(self._osnet(changed), self._gallery)
 
     def _match(self, changed: list[Frame]) -> float | None:
-        if self._faces is None or not self._portraits:
+        if self._faces is None or not changed:
             return None
         return attacks.face_match_rate(self._faces, self._portraits, changed, self._subjects)
 
@@ -263,10 +280,10 @@ def _first(dataset: PoseDataset, config: CertifyConfig) -> list[Sample]:
     return [sample(dataset, i, config.crop) for i in range(config.people)]
 
 
-def _ward(seed: int, patients: int, crop: tuple[int, int]) -> tuple[list[Frame], list[str]]:
+def _ward(seed: int, patients: int, crop: tuple[int, int]) -> tuple[list[Sample], list[str]]:
     dataset = WardDataset("public", patients=patients, frames_per_patient=3, seed=seed)
     rows = range(len(dataset))
-    return [sample(dataset, i, crop).image for i in rows], [dataset.record(i).patient_id for i in rows]
+    return [sample(dataset, i, crop) for i in rows], [dataset.record(i).patient_id for i in rows]
 
 
 def _portraits(folder: Path | None) -> tuple[list[Frame], list[str]]:

@@ -11,12 +11,17 @@ import jinja2
 import numpy as np
 
 from wardpose.shared.anonymize.certificate import Certificate, Thresholds
+from wardpose.shared.anonymize.figures import Figure, parse
 from wardpose.shared.data.records import Frame
+from wardpose.simulation.anonymizer import relink_report
 from wardpose.simulation.anonymizer.certify import Table
 from wardpose.simulation.anonymizer.certify_config import OWN
+from wardpose.simulation.anonymizer.figure_table import GROWTH, HEADINGS, figure_lines, growth_lines
 from wardpose.simulation.anonymizer.measuring import COLUMNS, Row
+from wardpose.simulation.anonymizer.rounding import rounded
 
 _BRIEF = {
+    "relink_rank1": "relinked",
     "linkage_rank1": "linkage",
     "linkage_rank1_after_attack": "rebuilt",
     "linkage_rank1_trained": "trained",
@@ -25,10 +30,23 @@ _BRIEF = {
     "pose_kept": "P keeps",
     "psnr": "PSNR",
 }
-_ATTACKS = [key for key in COLUMNS if "linkage" in key or "identity" in key or "face" in key]
+_ATTACKS = [key for key in COLUMNS if any(word in key for word in ("linkage", "relink", "identity", "face"))]
 _GROUPS = (
     ("What an attacker gets", _ATTACKS),
     ("What a pose model reads, and how like the original it looks", [key for key in COLUMNS if key not in _ATTACKS]),
+)
+_SECTIONS = (
+    (
+        "Each figure beside its floor",
+        "The floor is what the same attacker gets, by the same code, from the true skeleton and the box alone: "
+        "what the view stands above it is more than a pose. Intervals are 95 %. Whoever holds the very frame and the "
+        "map needs no attacker: they apply the map and compare.",
+    ),
+    (
+        "What more pairs bring the relinking attacker",
+        "The last line of a row is the whole ensemble on all pairs, the others are one network on fewer people. One "
+        "that still rises says that somebody with more pairs, or more time, gets more.",
+    ),
 )
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -101,6 +119,7 @@ def results(table: Table, *, command: str) -> dict[str, Any]:
         ),
         "command": command,
         "created": table.certificate.created,
+        "figures": {name: rounded(asdict(figure)) for name, figure in (table.certificate.figures or {}).items()},
         "rows": rows,
         "setting": setting,
         "targets": [asdict(verdict) for verdict in targets(rows)],
@@ -114,6 +133,12 @@ def brief(rows: list[Row]) -> list[list[str]]:
     return [["method", *(_BRIEF[key] for key in shown)], *lines]
 
 
+def figure_tables(found: dict[str, Any]) -> list[list[list[str]]]:
+    """Return the figures of stored results, and the attackers' curves, as tables with their headings first."""
+    stated, curves = figure_lines(parse(found.get("figures", {}))), growth_lines(found["rows"])
+    return [[headings, *lines] for headings, lines in ((HEADINGS, stated), (GROWTH, curves)) if lines]
+
+
 def certificate_html(certificate: Certificate, pictures: dict[str, Frame], thresholds: Thresholds) -> str:
     """Show a certificate as a page that needs no other file."""
     setting = certificate.setting | {"view identity": certificate.view_identity, "signer": certificate.signer}
@@ -122,6 +147,7 @@ def certificate_html(certificate: Certificate, pictures: dict[str, Frame], thres
         lead=f"Measured {certificate.created}. Pictures show public people.",
         verdict_title="Against the default thresholds",
         verdicts=demands(certificate.measures, thresholds),
+        figures=certificate.figures or {},
         rows=certificate.rows,
         pictures=pictures,
         setting=setting,
@@ -137,8 +163,23 @@ def page(
     rows: list[Row],
     pictures: dict[str, Frame],
     setting: dict[str, Any],
+    figures: dict[str, Figure],
+    relinking: dict[str, Any] | None = None,
 ) -> str:
-    """Render the table, the verdicts and the pictures."""
+    """Render the figures beside their floors, the table, the verdicts and the pictures.
+
+    Args:
+        title: of the page.
+        lead: its first sentence.
+        verdict_title: of the verdicts.
+        verdicts: what was wanted and reached.
+        rows: a method each.
+        pictures: of the rows.
+        setting: what the numbers depend on.
+        figures: of the view that the rows certify.
+        relinking: what `relink_report.measure` found of other views, shown in sections of its own.
+
+    """
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True)
     used = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
     unused = [COLUMNS[key] for key in COLUMNS if key not in used]
@@ -149,10 +190,21 @@ def page(
         lead=lead,
         verdict_title=verdict_title,
         verdicts=verdicts,
+        sections=_sections([[HEADINGS, *figure_lines(figures)], [GROWTH, *growth_lines(rows)]])
+        + (_sections(relink_report.tables(relinking)) if relinking else []),
         tables=[_table(title, [key for key in keys if key in used], rows) for title, keys in _GROUPS],
         pictures=[{"name": name, "data": _jpeg(picture)} for name, picture in pictures.items()],
         setting=_lines(setting),
     )
+
+
+def _sections(tables: list[list[list[str]]]) -> list[dict[str, Any]]:
+    """Name the tables of figures and of curves; an empty one is left out."""
+    return [
+        {"heading": heading, "lead": lead, "headings": lines[0], "rows": lines[1:]}
+        for (heading, lead), lines in zip(_SECTIONS, tables, strict=False)
+        if lines[1:]
+    ]
 
 
 def _table(title: str, keys: list[str], rows: list[Row]) -> dict[str, Any]:
@@ -187,10 +239,6 @@ def _at_least(name: str, value: float | None, least: float) -> Verdict:
     return Verdict(
         name=name, wanted=f"at least {least:g}", got=_shown(value), reached=value is not None and value >= least
     )
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 4) if isinstance(value, float) else value
 
 
 def _shown(value: float | None) -> str:

@@ -9,6 +9,7 @@ import typer
 from wardpose.shared.terminal import Json, say, say_step, say_table, training_progress
 
 _RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "anonymizer.json"
+_RELINKING = _RESULTS.with_name("relinking.json")
 
 Work = Annotated[
     Path | None,
@@ -22,6 +23,8 @@ def register(app: typer.Typer) -> None:
     group.command("train")(train)
     group.command("certify")(certify)
     group.command("report")(report)
+    group.command("relink")(relink)
+    group.command("coarsen")(coarsen)
     group.command("benchmark")(benchmark)
     group.command("keygen")(keygen)
     app.add_typer(group, name="anonymizer")
@@ -110,7 +113,9 @@ def report(
 ) -> None:
     """Show one table over all methods: the measured results that come with the project, or new ones."""
     from wardpose.shared import files
+    from wardpose.shared.anonymize import figures
     from wardpose.shared.errors import ConfigError, DataError
+    from wardpose.simulation.anonymizer import relink_report
     from wardpose.simulation.anonymizer import report as pages
 
     pictures: dict[str, Any] = {}
@@ -132,6 +137,7 @@ def report(
         if results is not None:
             with files.storing(results):
                 files.write_json(results, found)
+    relinking = json.loads(_RELINKING.read_text()) if config is None and _RELINKING.is_file() else None
     verdicts = pages.targets(found["rows"])
     html = pages.page(
         title="Anonymiser: what an attacker gets and what a pose model keeps",
@@ -141,15 +147,68 @@ def report(
         rows=found["rows"],
         pictures=pictures,
         setting=found["setting"],
+        figures=figures.parse(found.get("figures", {})),
+        relinking=relinking,
     )
     with files.storing(out):
         files.write_text(out, html)
     reached = {verdict.name: verdict.reached for verdict in verdicts}
     if as_json:
-        say({"page": str(out), "targets": reached, **found}, as_json=True)
+        say({"page": str(out), "targets": reached, "relinking": relinking, **found}, as_json=True)
         return
     say_table(pages.brief(found["rows"]))
+    for lines in pages.figure_tables(found) + (relink_report.brief(relinking) if relinking else []):
+        say_table(lines)
     say({"targets": reached, "page": str(out)}, as_json=False)
+
+
+def relink(
+    config: Annotated[str, typer.Argument(help="What to measure (YAML), or the name of a bundled configuration.")],
+    results: Annotated[Path | None, typer.Option(help="Also store what was measured as JSON.")] = None,
+    work: Work = None,
+    as_json: Json = False,
+) -> None:
+    """Relink views and their floor (skeleton and box) by networks that learn from pairs, and by more and more pairs."""
+    from wardpose.shared import files
+    from wardpose.shared.config import find_federation
+    from wardpose.shared.yaml_config import load_yaml
+    from wardpose.simulation.anonymizer import relink_report
+    from wardpose.simulation.anonymizer.certify_config import CertifyConfig
+
+    settings = load_yaml(find_federation(config), CertifyConfig)
+    found = relink_report.measure(settings, command=f"wardpose anonymizer relink {config}", work=work, say=say_step)
+    if results is not None:
+        with files.storing(results):
+            files.write_json(results, found)
+    if as_json:
+        say(found, as_json=True)
+        return
+    for lines in relink_report.brief(found):
+        say_table(lines)
+
+
+def coarsen(
+    weights: Annotated[Path, typer.Argument(help="Weights of kind public-view.")],
+    out: Annotated[Path, typer.Argument(help="Where the coarser weights go.")],
+    levels: Annotated[int, typer.Option(help="Grey levels of each channel, at most those of the weights.")],
+    cell: Annotated[int, typer.Option(help="Side of a cell in pixels, at least that of the weights: 8, 16 or 32.")],
+    as_json: Json = False,
+) -> None:
+    """Harden a public view without training: the same network with fewer levels and larger cells."""
+    from wardpose.shared import files
+    from wardpose.shared.anonymize.weights_file import read_info
+    from wardpose.simulation.anonymizer.coarsen import coarsen as make
+
+    with files.storing(out):
+        make(
+            weights,
+            out,
+            levels=levels,
+            cell=cell,
+            command=f"wardpose anonymizer coarsen --levels {levels} --cell {cell}",
+        )
+    info = read_info(out)
+    say({"weights": str(out), "sha256": info.sha256, "config": info.config, "command": info.command}, as_json=as_json)
 
 
 def benchmark(

@@ -1,10 +1,15 @@
 """The weights that come with the package, on real photographs that they never saw."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from wardpose.shared.anonymize import key_exchange
+from wardpose.shared.anonymize.certificate import CertificatePolicy
+from wardpose.shared.anonymize.figures import parse
 from wardpose.shared.anonymize.frame_methods import RecoverableMethod, Recoverer
 from wardpose.shared.anonymize.public_view import PublicViewConfig, open_public_view
 from wardpose.shared.anonymize.tensors import to_unit
@@ -13,6 +18,7 @@ from wardpose.shared.data.lsp import read_lsp
 from wardpose.shared.data.pictures import read_picture
 from wardpose.shared.data.ward import WardDataset
 from wardpose.shared.skeleton import LSP14
+from wardpose.simulation import benchmarks
 from wardpose.simulation.anonymizer import objectives
 from wardpose.simulation.anonymizer.attacks import AttackModels, FaceMatcher, Reidentification, exposed_faces, linkage
 from wardpose.simulation.anonymizer.feed import sample
@@ -32,6 +38,7 @@ def view():
 def test_both_kinds_are_small_and_say_that_rendered_people_made_them():
     infos = [read_info(bundled(kind)) for kind in ("public-view", "recoverable")]
     assert sum(info.path.stat().st_size for info in infos) <= 6_000_000
+    assert {name: infos[0].config[name] for name in ("levels", "cell")} == {"levels": 2, "cell": 16}
     for info in infos:
         assert list(info.data) == ["ward/public"]
         assert info.command.startswith("wardpose anonymizer train simulation/configs/anonymizer_ward_")
@@ -49,6 +56,17 @@ def test_the_view_of_a_rendered_patient_shows_where_the_limbs_are():
         shown = network(to_unit(np.stack([one.image for one in samples]))).flatten(1)
     similarity = torch.nn.functional.cosine_similarity(shown[:, None], targets[None], dim=2)
     assert (similarity.argmax(1) == torch.arange(8)).float().mean() >= 0.75
+
+
+def test_the_bundled_view_is_the_one_that_was_relinked_and_less_than_the_one_before_it(view):
+    found = json.loads((Path(benchmarks.__file__).parent / "results" / "relinking.json").read_text())
+    assert found["setting"]["views"]["public-view"] == view.identity()
+    stated = parse(found["figures"]["public-view"])
+    assert set(stated) == {"relink_rank1", "relink_rank5"}
+    for figure in stated.values():
+        assert figure.pairs >= CertificatePolicy().least_pairs
+        assert figure.floor is not None
+    assert stated["relink_rank1"].high < 0.95  # of 8 levels on cells of 8 pixels: 0.98 [0.95, 0.99]
 
 
 @pytest.mark.realdata

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import typer
 from pydantic import ValidationError
@@ -8,9 +10,12 @@ from typer.testing import CliRunner
 from wardpose.shared.anonymize import certificate
 from wardpose.shared.anonymize.certificate import CertificatePolicy, Thresholds
 from wardpose.shared.anonymize.public_view import PublicViewConfig, open_public_view
+from wardpose.shared.data.ward import WardDataset
 from wardpose.shared.errors import ConfigError, PolicyViolation
 from wardpose.simulation.anonymizer import certify, measuring
 from wardpose.simulation.anonymizer.certify_config import CertifyConfig
+from wardpose.simulation.anonymizer.feed import sample
+from wardpose.simulation.anonymizer.skeleton_view import skeleton_and_box
 from wardpose.simulation.commands import anonymizer as commands
 
 WARD = {"kind": "ward", "hospital": "public", "patients": 12, "frames_per_patient": 1}
@@ -29,6 +34,9 @@ def config(recoverable_weights, monkeypatch):
         "people": 10,
         "crop": [128, 128],
         "attack_steps": 2,
+        "relink": {"steps": 2, "check_every": 1, "batch_size": 4},
+        "relink_people": [WARD | {"seed": 3}],
+        "growth": [12],
     }
 
 
@@ -39,7 +47,7 @@ def test_the_table_has_a_row_a_method_and_says_what_was_not_measured(config, tmp
     assert any("osnet.onnx: no such file" in line for line in said)
     rows = {row["name"]: row for row in table.rows}
     recoveries = ["recoverable, right key", "recoverable, wrong key", "recoverable, no key"]
-    assert list(rows) == ["untouched", "mosaic(8)", "recoverable", *recoveries, "public-view"]
+    assert list(rows) == ["untouched", "mosaic(8)", "recoverable", *recoveries, "skeleton and box", "public-view"]
     assert all(set(row) >= {"name", *measuring.COLUMNS} for row in table.rows)
     assert rows["untouched"]["ssim"] == pytest.approx(1)
     assert rows["recoverable"]["psnr_right_key"] > 28
@@ -50,6 +58,44 @@ def test_the_table_has_a_row_a_method_and_says_what_was_not_measured(config, tmp
     assert rows["public-view"]["identity_rank1"] is not None  # the built-in attacker always runs
     assert rows["mosaic(8)"]["identity_rank1"] is None
     assert set(table.certificate.setting["models"].values()) == {None}
+    assert rows["mosaic(8)"]["relink_rank1"] is None  # only views and their floor are relinked
+
+
+def test_the_certificate_states_each_figure_beside_its_floor(config):
+    table = certify.measure(CertifyConfig.model_validate(config))
+    rows = {row["name"]: row for row in table.rows}
+    stated, setting = table.certificate.figures, table.certificate.setting
+    assert set(stated) == {"relink_rank1", "relink_rank5", "identity_rank1"}  # no outside model, no pictures of faces
+    for name, figure in stated.items():
+        assert figure.value == rows["public-view"][name]
+        assert figure.floor == rows["skeleton and box"][name]
+        assert figure.low <= figure.value <= figure.high
+    relinked = stated["relink_rank1"]
+    assert (relinked.pairs, relinked.trials, relinked.chance) == (24, 10, pytest.approx(0.1))
+    assert [network.split(",")[0] for network in relinked.networks] == ["convolution", "mixer"]
+    assert (stated["identity_rank1"].pairs, stated["identity_rank1"].trials) == (18, 4)
+    assert list(setting["relink_data"]) == ["0 ward/public"]
+    over = table.certificate.measures["relink_rank1_over_floor"]
+    assert over == pytest.approx(relinked.value - relinked.floor)
+    for name in ("public-view", "skeleton and box"):
+        assert [step["people"] for step in rows[name]["growth"]] == [12]
+
+
+def test_the_floor_shows_the_skeleton_and_the_box_and_nothing_of_the_pixels():
+    dataset = WardDataset("public", patients=1, frames_per_patient=1, seed=5)
+    one = sample(dataset, 0, (128, 96))
+    shown = skeleton_and_box(one)
+    dark = dataclasses.replace(one, image=np.zeros_like(one.image))
+    np.testing.assert_array_equal(skeleton_and_box(dark), shown)
+    for joint in one.joints[one.visibility > 0]:
+        x, y = np.round(joint).astype(int)
+        assert shown[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].max() > 60
+    moved = dataclasses.replace(one, joints=one.joints + 9)
+    assert (skeleton_and_box(moved) != shown).any()
+    unseen = dataclasses.replace(one, visibility=np.zeros_like(one.visibility))
+    corner = np.round(one.box[:2]).astype(int)
+    assert skeleton_and_box(unseen)[corner[1], corner[0]].max() > 0
+    assert skeleton_and_box(unseen).max() <= 70
 
 
 def test_an_interrupted_measurement_goes_on_and_another_one_is_refused(config, tmp_path):
@@ -66,7 +112,7 @@ def test_an_interrupted_measurement_goes_on_and_another_one_is_refused(config, t
     table = certify.measure(CertifyConfig.model_validate(config), work=tmp_path / "work", say=again.append)
     assert any(text.startswith("public-view") for text in begun)
     assert not any(text.startswith(("untouched", "public-view")) for text in again)
-    assert len(table.rows) == len(table.pictures) == 7
+    assert len(table.rows) == len(table.pictures) == 8
     more = config | {"compare": [*config["compare"], {"kind": "blur", "strength": 8}]}
     begun.clear()
     table = certify.measure(CertifyConfig.model_validate(more), work=tmp_path / "work", say=begun.append)
@@ -83,6 +129,10 @@ def test_an_interrupted_measurement_goes_on_and_another_one_is_refused(config, t
         ({"test": {"kind": "lsp", "path": ".", "split": "private"}}, "private"),
         ({"test": WARD | {"seed": 1}}, "same people"),
         ({"attacked": ["mosaic(9)"]}, "mosaic"),
+        ({"relink_people": [WARD | {"seed": 2}]}, "same people"),
+        ({"relink_people": [WARD | {"seed": 1}]}, "twice"),
+        ({"relink_people": [WARD | {"hospital": "north"}]}, "private"),
+        ({"growth": [24, 12]}, "growth"),
     ],
 )
 def test_people_who_may_not_be_shown_or_who_taught_the_attacker_are_refused(config, change, word):
@@ -108,6 +158,10 @@ def test_a_certificate_from_the_command_line_is_signed_and_judged(config, tmp_pa
     with pytest.raises(PolicyViolation, match="face_match was not measured"):
         open_public_view(declared, CertificatePolicy(trusted_signers=(public,)))
     lenient = Thresholds(
-        linkage_rank1=None, linkage_rank1_after_attack=None, face_match=None, identity_rank1_over_chance=1
-    )
-    open_public_view(declared, CertificatePolicy(trusted_signers=(public,), thresholds=lenient))
+        linkage_rank1=None, linkage_rank1_after_attack=None, face_match=None, identity_rank1_over_chance=1,
+        relink_rank1_over_floor=1,
+    )  # fmt: skip
+    accepting = CertificatePolicy(trusted_signers=(public,), thresholds=lenient, least_pairs=24)
+    open_public_view(declared, accepting)
+    with pytest.raises(PolicyViolation, match=r"learned from 24 pairs only \(least_pairs = 4000\)"):
+        open_public_view(declared, CertificatePolicy(trusted_signers=(public,), thresholds=lenient))

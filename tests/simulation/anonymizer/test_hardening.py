@@ -1,0 +1,106 @@
+"""Coarser views from the same network, and the table by which they are compared."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from wardpose.shared.anonymize.generator_view import GeneratorView
+from wardpose.shared.anonymize.generators import PartConfig, PartGenerator
+from wardpose.shared.anonymize.weights_file import read_info
+from wardpose.shared.errors import ConfigError
+from wardpose.simulation.anonymizer import measuring, relink_report
+from wardpose.simulation.anonymizer.certify_config import CertifyConfig
+from wardpose.simulation.anonymizer.coarsen import coarsen
+from wardpose.simulation.commands import anonymizer as commands
+
+WARD = {"kind": "ward", "hospital": "public", "patients": 12, "frames_per_patient": 1}
+
+
+@pytest.fixture
+def crop():
+    return np.random.default_rng(0).integers(0, 256, (128, 96, 3), dtype=np.uint8)
+
+
+def test_coarser_weights_show_fewer_levels_on_larger_cells(view_weights, crop, tmp_path):
+    path = tmp_path / "coarse.safetensors"
+    coarsen(view_weights, path, levels=2, cell=32, command="coarsened")
+    shown, before = GeneratorView(path)(crop), GeneratorView(view_weights)(crop)
+    assert (shown != before).any()
+    info = read_info(path)
+    assert (info.config["levels"], info.config["cell"]) == (2, 32)
+    assert info.command == "test; coarsened"
+    assert info.data == read_info(view_weights).data
+    assert GeneratorView(path).identity() != GeneratorView(view_weights).identity()
+
+
+@pytest.mark.parametrize("cell", [8, 16, 32])
+def test_nothing_but_the_rounded_mean_of_a_cell_is_left_of_a_part_map(cell):
+    network = PartGenerator(PartConfig(encoder="light", levels=3, cell=cell))
+    raw = torch.rand(2, 3, 16, 12, generator=torch.Generator().manual_seed(0))
+    side = cell // 8
+    cells = raw.unfold(2, side, side).unfold(3, side, side)  # (2, 3, rows, columns, side, side)
+    turned = cells.flip(4, 5).permute(0, 1, 2, 4, 3, 5).reshape(raw.shape)
+    torch.testing.assert_close(network.quantised(turned), network.quantised(raw))
+    means = network.quantised(cells.mean((4, 5)).repeat_interleave(side, 2).repeat_interleave(side, 3))
+    torch.testing.assert_close(means, network.quantised(raw))
+    assert network.quantised(raw).shape == raw.shape
+    if side > 1:
+        assert not torch.equal(turned, raw)
+
+
+@pytest.mark.parametrize(("levels", "cell"), [(4, 8), (8, 16), (2, 4), (1, 16), (2, 24)])
+def test_what_is_no_coarser_is_refused(view_weights, tmp_path, levels, cell):
+    with pytest.raises(ConfigError, match=f"{levels} levels on cells of {cell} pixels"):
+        coarsen(view_weights, tmp_path / "out.safetensors", levels=levels, cell=cell, command="")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_views_are_coarsened_and_relinked_from_the_command_line(view_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "WARD", {"train": (71, 2), "test": (72, 2)})
+    app = typer.Typer()
+    commands.register(app)
+    coarse = tmp_path / "coarse.safetensors"
+    options = ["--levels", "2", "--cell", "16", "--json"]
+    made = CliRunner().invoke(app, ["anonymizer", "coarsen", str(view_weights), str(coarse), *options])
+    assert made.exit_code == 0, made.output
+    assert json.loads(made.stdout)["command"] == "test; wardpose anonymizer coarsen --levels 2 --cell 16"
+    config = {
+        "view": {"kind": "generator", "weights": str(coarse)},
+        "others": [{"kind": "generator", "weights": str(view_weights)}],
+        "train": [{"source": WARD | {"seed": 1}}],
+        "test": WARD | {"seed": 2},
+        "people": 10,
+        "crop": [128, 64],
+        "relink": {"steps": 2, "check_every": 1, "batch_size": 4},
+        "growth": [8],
+    }
+    path, results = tmp_path / "relink.yaml", tmp_path / "relinking.json"
+    path.write_text(json.dumps(config))
+    shown = CliRunner().invoke(app, ["anonymizer", "relink", str(path), "--results", str(results)])
+    assert shown.exit_code == 0, shown.output
+    found = json.loads(results.read_text())
+    other = "generator(view.safetensors)"
+    assert [row["name"] for row in found["rows"]] == ["untouched", "skeleton and box", "public-view", other]
+    assert set(found["figures"]) == {"public-view", other}
+    floors = {name: part["relink_rank1"]["floor"] for name, part in found["figures"].items()}
+    assert floors["public-view"] == floors[other] == found["rows"][1]["relink_rank1"]
+    figures, curves = relink_report.tables(found)
+    assert [line[0] for line in figures[1:]] == ["public-view"] * 2 + [other] * 2
+    assert [line[:2] for line in curves[1:3]] == [["skeleton and box", "8"], ["skeleton and box", "12"]]
+
+
+def test_an_interrupted_comparison_goes_on(view_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "WARD", {"train": (71, 2), "test": (72, 2)})
+    config = CertifyConfig.model_validate({
+        "view": {"kind": "edges"}, "train": [{"source": WARD | {"seed": 1}}], "test": WARD | {"seed": 2},
+        "people": 10, "crop": [64, 64], "relink": {"steps": 1, "batch_size": 4},
+    })  # fmt: skip
+    first = relink_report.measure(config, command="a", work=tmp_path)
+    begun = []
+    again = relink_report.measure(config, command="a", work=tmp_path, say=begun.append)
+    assert begun == []
+    assert again["rows"] == first["rows"]
