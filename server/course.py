@@ -63,9 +63,13 @@ def declare(config: FederationConfig, ledger: Ledger, *, run: str, rounds_done: 
         return course(mechanism)
     try:
         sigma = _sigma(config, spent, ledger.first_order(), config.rounds - rounds_done)
-    except BudgetExceeded:
+    except BudgetExceeded as error:
         if old is None:
             raise
+        if old.last_round != config.rounds:
+            raise BudgetExceeded(
+                f"rounds is {config.rounds}: {error} (allowed: rounds = {old.last_round}, as the run's course declared)"
+            ) from error
         logger.warning("a round was lost, and nothing is left to make up for it: the run ends when its course does")
         return old
     return course(_with_noise(mechanism, sigma))

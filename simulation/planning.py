@@ -1,4 +1,7 @@
-"""What a privacy budget buys, before there is any data: sigma, epsilon over rounds, more patients, consent tiers."""
+"""What a privacy budget buys, before there is any data: sigma, epsilon over rounds, more patients, consent tiers.
+
+As a run spends it: one declared course, which three quarters of delta bound (`shared/privacy/filters.py`).
+"""
 
 import math
 from collections.abc import Mapping
@@ -8,6 +11,7 @@ from typing import Any
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy import accounting
 from wardpose.shared.privacy.accounting import Accountant, Adjacency, Noise
+from wardpose.shared.privacy.filters import COURSE_SHARE
 from wardpose.shared.privacy.schedules import tier_sample_rates
 
 POINTS = 8  # of the curve of epsilon over rounds
@@ -22,6 +26,7 @@ class Plan:
         patients: declared units of the site.
         epsilon: budget.
         delta: at which epsilon is stated.
+        course_delta: share of it that bounds one declared course (`filters`): sigma and every epsilon here are for it.
         rounds: federated rounds.
         steps_per_round: local steps of each.
         sample_rate: probability with which a patient takes part in a step.
@@ -36,6 +41,7 @@ class Plan:
     patients: int
     epsilon: float
     delta: float
+    course_delta: float
     rounds: int
     steps_per_round: int
     sample_rate: float
@@ -66,10 +72,13 @@ def make_plan(
     """
     if patients < 1 or not 0 < expected_batch <= patients:
         raise ConfigError(f"plan: an expected batch of {expected_batch:g} of {patients} patients is not possible")
+    least = accounting.MINIMUM_DELTA / COURSE_SHARE  # a course is bounded by three quarters of delta
+    if not least <= delta < 1:
+        raise ConfigError(f"plan: delta is {delta}; it must be at least {least:.3g} and below 1")
     rate = expected_batch / patients
     sigma = accounting.calibrate(
         epsilon=epsilon,
-        delta=delta,
+        delta=COURSE_SHARE * delta,
         sample_rate=rate,
         steps=rounds * steps_per_round,
         adjacency=adjacency,
@@ -80,6 +89,7 @@ def make_plan(
         patients=patients,
         epsilon=epsilon,
         delta=delta,
+        course_delta=COURSE_SHARE * delta,
         rounds=rounds,
         steps_per_round=steps_per_round,
         sample_rate=rate,
@@ -106,7 +116,7 @@ def epsilon_after(
     )
     return accounting.epsilon(
         [event],
-        delta=chosen.delta,
+        delta=chosen.course_delta,
         accountant=accountant,
         adjacency=adjacency or chosen.adjacency,
     )
@@ -123,7 +133,7 @@ def tier_rows(chosen: Plan, budgets: Mapping[str, float]) -> list[dict[str, Any]
         budgets,
         noise_multiplier=chosen.noise_multiplier,
         steps=chosen.rounds * chosen.steps_per_round,
-        delta=chosen.delta,
+        delta=chosen.course_delta,
         adjacency=chosen.adjacency,
         noise=chosen.noise,
     )

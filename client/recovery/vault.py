@@ -27,6 +27,8 @@ from wardpose.shared import files
 from wardpose.shared.anonymize import key_exchange, weights_file
 from wardpose.shared.errors import ConfigError, RecoveryError
 
+_VERSION = 1
+
 
 class _Header(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -67,7 +69,7 @@ def create_vault(
     public = key_exchange.public_of(private)
     persons = [enrol(person) for person in people]
     header = _Header(
-        version=1,
+        version=_VERSION,
         public_key=public.hex(),
         weights_sha256=files.sha256_file(weights_path),
         two_persons=two_persons,
@@ -108,6 +110,8 @@ class Vault:
             raise RecoveryError(f"{folder}: there is no vault (no vault.json)") from error
         except (ValidationError, ValueError) as error:
             raise RecoveryError(f"{path}: the vault's header is broken") from error
+        if self._header.version != _VERSION:
+            raise RecoveryError(f"{path}: is a vault of version {self._header.version} (allowed: {_VERSION})")
         self.log = AccessLog(folder / "access.log")
 
     @property

@@ -214,7 +214,7 @@ def coarsen(
 def benchmark(
     height: Annotated[int, typer.Option(help="Of the crop, a multiple of 64.")] = 256,
     width: Annotated[int, typer.Option(help="Of the crop, a multiple of 64.")] = 192,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Crops at a time.")] = 8,
     as_json: Json = False,
 ) -> None:
     """Compare G_X's and G_Y's time with TinyViT-5M's at the same size, in one run."""

@@ -69,7 +69,7 @@ def basis(
 @app.command()
 def overhead(
     federation: Annotated[str, typer.Argument(help="federation.yaml whose sites have data of their own.")] = "demo",
-    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Of the federation.")] = 3,
     repetitions: Annotated[int, typer.Option(min=1, help="Interleaved runs; the best one counts.")] = 2,
     save: Save = False,
     as_json: AsJson = False,
