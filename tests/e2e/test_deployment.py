@@ -10,6 +10,7 @@ import pytest
 from wardpose.server.journal import RunJournal
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.privacy.accounting import epsilon, federation_epsilon
+from wardpose.shared.privacy.filters import COURSE_SHARE
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.site_config import load_site
 from wardpose.simulation.dev import Deployment
@@ -61,7 +62,8 @@ def test_two_rounds_and_prometheus_reads_the_epsilons_back(
     remaining = {key: 8.0 - value for key, value in expected.items()}
     assert monitor.query("wardpose_epsilon_budget - wardpose_epsilon_spent") == pytest.approx(remaining)
     events = {site: ledger.events(site) for site in SITES}
-    federated = {(name,): federation_epsilon(events, delta, k) for name, k in (("disjoint", 1), ("overlap", 2))}
+    share = COURSE_SHARE * delta  # both rounds are of one declared course
+    federated = {(name,): federation_epsilon(events, share, k) for name, k in (("disjoint", 1), ("overlap", 2))}
     assert monitor.query("wardpose_epsilon_federation") == pytest.approx(federated, rel=1e-12)
 
     cohorts = {(f"{site}-cohort",): expected[site,] for site in SITES}
