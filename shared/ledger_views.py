@@ -14,7 +14,7 @@ from typing import Any
 
 from wardpose.shared.errors import LedgerError
 from wardpose.shared.privacy.accounting import Adjacency, Event, epsilon
-from wardpose.shared.privacy.entries import NOTHING, RESERVE, Entry, Row, next_entry
+from wardpose.shared.privacy.entries import COHORT, NOTHING, RESERVE, Entry, Row, next_entry
 from wardpose.shared.privacy.ledger import Ledger
 
 
@@ -52,7 +52,8 @@ class CohortView:
         delta: at which epsilon is stated.
         adjacency: neighbouring relation.
         budget: epsilon that may be spent; `None` for no limit.
-        spent: epsilon as enforced; `None` for infinity.
+        spent: epsilon as enforced, of whoever paid most of those who may be in the cohort, other cohorts of the ledger
+            included; `None` for infinity.
         rule: by which it is valid (`filters`).
         composed: epsilon of the bare list of charges; `None` for infinity.
         not_private: why the epsilon means nothing, empty where it does.
@@ -108,13 +109,28 @@ def cohort_views(ledger: Ledger, entries: Sequence[Entry], cohort: str | None = 
         raise LedgerError(f"{ledger.path}: cohort {cohort!r} is unknown (allowed: {', '.join(known) or 'none yet'})")
     charged = [entry for entry in entries if entry.kind == RESERVE]
     names = known if cohort is None else (cohort,)
-    return [_cohort_view(ledger, name, [entry for entry in charged if entry.body["cohort"] == name]) for name in names]
+    declared = [entry.body for entry in entries if entry.kind == COHORT]
+    named = {str(body["cohort"]) for body in declared if "reservation" in body}
+    nameless = {str(body["cohort"]) for body in declared} - named
+    return [
+        _cohort_view(
+            ledger,
+            name,
+            [entry for entry in charged if entry.body["cohort"] == name],
+            named=name in named,
+            nameless=name in nameless,
+        )
+        for name in names
+    ]
 
 
-def _cohort_view(ledger: Ledger, name: str, charged: Sequence[Entry]) -> CohortView:
+def _cohort_view(ledger: Ledger, name: str, charged: Sequence[Entry], *, named: bool, nameless: bool) -> CohortView:
+    """Look at one cohort; at a site, whose cohorts are declared, patients may be in several of them."""
     terms: Mapping[str, Any] = charged[-1].body["budget"] if charged else {}
     delta, adjacency = float(terms.get("delta", 1e-5)), terms.get("adjacency", "add-remove")
-    account = ledger.account(name, delta, adjacency=adjacency)
+    account = ledger.account(name, delta, adjacency=adjacency, whole_ledger=nameless)
+    patients = ledger.patients(delta=delta, adjacency=adjacency) if named else []
+    spent = max(account.epsilon, *(paid for _, paid in patients), 0.0)
     events = [event for charge in ledger.charges(name) for event in charge.events]
     return CohortView(
         cohort=name,
@@ -122,7 +138,7 @@ def _cohort_view(ledger: Ledger, name: str, charged: Sequence[Entry]) -> CohortV
         delta=delta,
         adjacency=adjacency,
         budget=terms.get("epsilon"),
-        spent=finite(account.epsilon),
+        spent=finite(spent),
         rule=account.rule,
         composed=finite(account.composed),
         not_private=_why_not_private(events),

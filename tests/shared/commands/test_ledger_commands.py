@@ -67,6 +67,18 @@ def test_what_is_shown_is_what_was_charged(site: Path, server: Path) -> None:
     assert isinstance(run("show", server, "--cohort", "west").exception, LedgerError)
 
 
+@pytest.mark.parametrize("patients", [{"Ann Smith": "", "b": ""}, None])
+def test_what_patients_paid_in_another_cohort_is_not_left_out(site: Path, patients: dict[str, str] | None) -> None:
+    """A page that said less of a renamed cohort than its patients have lost would mislead whoever signs it."""
+    ledger = Ledger(site)
+    reservation = ledger.reserve("renamed", [EVENT], run_id="other", round=1, budget=BUDGET)
+    ledger.declare("renamed", identity="j", units=2, reservation=reservation, patients=patients, budget=BUDGET)
+    shown = {row["cohort"]: row["spent"] for row in answer("show", site)["cohorts"]}
+    assert shown["renamed"] > ledger.account("renamed", DELTA).epsilon
+    assert shown["renamed"] >= ledger.account("renamed", DELTA, whole_ledger=True).epsilon
+    assert shown["ward"] == max(spent for _, spent in ledger.patients(delta=DELTA))
+
+
 def test_a_seed_is_said_wherever_the_ledger_is_shown(tmp_path: Path) -> None:
     path = tmp_path / "seeded.sqlite"
     Ledger(path).reserve("ward", as_seeded([EVENT]), run_id="run", round=1, budget=BUDGET)
