@@ -156,7 +156,7 @@ def _head(text: str) -> tuple[int, str]:
     from wardpose.shared.errors import ConfigError
 
     sequence, _, digest = text.partition(":")
-    if not sequence.isdigit() or len(digest) != 64:
+    if not (sequence.isascii() and sequence.isdigit() and len(sequence) < 19) or len(digest) != 64:
         raise ConfigError(f"--head {text!r} (allowed: SEQUENCE:HASH, as `verify` prints it)")
     return int(sequence), digest
 

@@ -96,7 +96,8 @@ def test_a_head_that_was_seen_must_still_be_there(site: Path) -> None:
     assert run("verify", site, "--head", found["head"]).exit_code == 0
     other = f"{found['head'][:-1]}{'0' if found['head'][-1] != '0' else '1'}"
     assert isinstance(run("verify", site, "--head", other).exception, LedgerError)
-    assert isinstance(run("verify", site, "--head", "7").exception, ConfigError)
+    for wrong in ("7", "x:" + "0" * 64, "9" * 19 + ":" + "0" * 64, "\u0663:" + "0" * 64, "3:" + "0" * 63):
+        assert isinstance(run("verify", site, "--head", wrong).exception, ConfigError)
 
 
 @pytest.mark.parametrize("members", [False, True])
