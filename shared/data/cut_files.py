@@ -14,6 +14,8 @@ _UNKNOWN = 0xFFFFFFFF
 
 _SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
 
+_MXF_PARTITION, _MXF_FILL = bytes.fromhex("02050101 0d01020101"), bytes.fromhex("030102")
+
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
@@ -55,20 +57,24 @@ def unfinished(path: Path) -> str | None:
 
 
 def _boxes(file: BinaryIO, size: int) -> int:
-    """ISO base media (MP4, QuickTime, 3GP): boxes of a size and a name (ISO/IEC 14496-12, 4.2)."""
-    at = 0
+    """ISO base media (MP4, QuickTime, 3GP): boxes of a size and a name (ISO/IEC 14496-12, 4.2).
+
+    A fragment's head (moof) is followed by its data; a file cut between two fragments is whole in itself.
+    """
+    at, name, names = 0, b"", set()
     while at < size:
         file.seek(at)
         head = file.read(16)
-        length = int.from_bytes(head[:4], "big")
-        if length == 0:  # to the end of the file
+        if len(head) < 8:
+            return at + 8
+        length, name = int.from_bytes(head[:4], "big"), head[4:8]
+        names.add(name)
+        if length == 0 or not name.isascii():  # to the end of the file, or no box: what lies here is not known
             return size
         if length == 1 and len(head) == 16:
             length = int.from_bytes(head[8:], "big")
-        if len(head) < 8 or not head[4:8].isascii():
-            return at + 8 if len(head) < 8 else size
         at += max(length, 8)
-    return at
+    return at + 8 if name == b"moof" or (b"moov" in names and b"mdat" not in names) else at
 
 
 def _elements(file: BinaryIO, size: int) -> int:
@@ -131,12 +137,13 @@ def _transport_packets(file: BinaryIO, size: int) -> int:
 
 def _program_packets(file: BinaryIO, size: int) -> int:
     """MPEG program stream: packs, and packets of a start code and a length (ISO/IEC 13818-1, 2.5)."""
-    at = 0
+    at, in_pack = 0, False
     while at < size:
         file.seek(at)
         head = file.read(14)
-        if head[:3] != b"\0\0\1"[: len(head)] or not any(head):
+        if head[:3] != b"\0\0\1"[: len(head)]:
             return size  # padding, or nothing that is known
+        in_pack = head[3:4] == b"\xba"
         if len(head) < 6:
             return at + (4 if head[3:4] == b"\xb9" else 6)
         if head[3] == 0xBA:
@@ -147,7 +154,7 @@ def _program_packets(file: BinaryIO, size: int) -> int:
             at += 6 + int.from_bytes(head[4:6], "big")
         else:
             return size
-    return at
+    return at + 6 if in_pack else at
 
 
 def _tags(file: BinaryIO, size: int) -> int:
@@ -192,21 +199,34 @@ def _asf_size(file: BinaryIO, size: int) -> int:
 
 
 def _triplets(file: BinaryIO, size: int) -> int:
-    """MXF: key, length, value (SMPTE ST 336); the first of them says where the footer begins (ST 377-1, 7.1)."""
-    at = footer = 0
+    """MXF: key, length, value (SMPTE ST 336), in partitions that open with a pack (ST 377-1, 7.1).
+
+    The first pack says where the footer begins, and the footer's how long the metadata and the index behind it are. A
+    file whose header is left open and that has no footer was never finished. Behind the footer a file may have a list
+    of its partitions or none: a cut before that list takes nothing away, and nothing can tell it.
+    """
+    at = due = 0
+    after_footer = False
     while at < size:
         file.seek(at)
-        head = file.read(57)
+        head = file.read(17 + 8 + 48)
         if head[:4] != b"\x06\x0e\x2b\x34"[: len(head)]:
             return size
         if len(head) < 17:
             return at + 17
         long_form = head[16] & 0x7F if head[16] & 0x80 else 0
         length = int.from_bytes(head[17 : 17 + long_form], "big") if long_form else head[16]
-        if at == 0 and head[13] == 2:
-            footer = int.from_bytes(head[17 + long_form + 24 : 17 + long_form + 32], "big")
-        at += 17 + long_form + length
-    return max(at, footer + 1)
+        end, pack = at + 17 + long_form + length, head[17 + long_form :]
+        if after_footer and head[4:6] == b"\x01\x01" and head[8:11] == _MXF_FILL:
+            due += end - at
+        after_footer = head[4:13] == _MXF_PARTITION and head[13] == 4
+        if after_footer:
+            due = end + int.from_bytes(pack[32:40], "big") + int.from_bytes(pack[40:48], "big")
+        elif at == 0 and head[4:13] == _MXF_PARTITION and head[13] == 2:
+            footer, left_open = int.from_bytes(pack[24:32], "big"), head[14] in (1, 3)
+            due = footer + 1 if footer or not left_open else size + 1
+        at = end
+    return max(at, due)
 
 
 def _dv_frames(file: BinaryIO, size: int) -> int:
