@@ -18,6 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_bytes
+from wardpose.shared.signing import create_key_pair
 
 _PRIVATE = 0o600
 _SECRET_BYTES = 48
@@ -84,13 +85,7 @@ def create_server_certificate(authority: Path, folder: Path, *, hosts: Sequence[
 
 def create_node_key(folder: Path) -> tuple[Path, Path]:
     """Write a site's key pair (`node.key`, `node.pub`) in OpenSSH form, as Flower's SuperNode reads it."""
-    key = ec.generate_private_key(ec.SECP384R1())
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    write_bytes(folder / "node.key", private, mode=_PRIVATE)
-    write_bytes(folder / "node.pub", public + b"\n")
+    create_key_pair(folder / "node.key", folder / "node.pub")
     return folder / "node.key", folder / "node.pub"
 
 
