@@ -69,6 +69,12 @@ class _Head:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Waiting:
+    site: str
+    receipts: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Kept:
     text: str
     signature: str
@@ -193,6 +199,12 @@ def open_alarms(path: Path) -> list[Alarm]:
     return as_rows(
         Alarm, _rows(path, "SELECT site, what, raised FROM alarms WHERE cleared IS NULL ORDER BY number"), path
     )
+
+
+def receipts_waiting(path: Path) -> dict[str, int]:
+    """Return how many receipts each site has not acknowledged; sites without any are left out."""
+    rows = _rows(path, "SELECT site, count(*) AS receipts FROM receipts WHERE acknowledged IS NULL GROUP BY site")
+    return {row.site: row.receipts for row in as_rows(_Waiting, rows, path)}
 
 
 def _rows(path: Path, query: str, *arguments: object) -> list[dict[str, object]]:

@@ -69,14 +69,7 @@ def test_a_paid_update_leaves_with_what_the_ledger_says(tmp_path: Path) -> None:
     book = Ledger(tmp_path / "ledger.sqlite")
     reservation = reserved(book)
     book.commit(reservation)
-    content, size = build_release(
-        site=site(tmp_path),
-        order=ORDER,
-        update=update(),
-        ledger=book,
-        reservation=reservation,
-        conversation=asked(tmp_path),
-    )
+    content, size = released(tmp_path, book, reservation, update(), order=ORDER)
     release, arrays = unpack(content, SiteRelease)
     assert size == 24
     np.testing.assert_array_equal(arrays["head.x.weight"], np.full((2, 3), 0.5, np.float32))
@@ -96,14 +89,7 @@ def test_a_paid_update_leaves_with_what_the_ledger_says(tmp_path: Path) -> None:
 def test_nothing_leaves_that_is_not_committed(tmp_path: Path) -> None:
     book = Ledger(tmp_path / "ledger.sqlite")
     with pytest.raises(LedgerError, match="not committed"):
-        release(
-            site=site(tmp_path),
-            order=ORDER,
-            update=update(),
-            ledger=book,
-            reservation=reserved(book),
-            conversation=asked(tmp_path),
-        )
+        released(tmp_path, book, reserved(book), update(), order=ORDER)
 
 
 def test_a_reservation_of_another_round_pays_for_nothing(tmp_path: Path) -> None:
@@ -112,14 +98,7 @@ def test_a_reservation_of_another_round_pays_for_nothing(tmp_path: Path) -> None
     book.commit(reservation)
     later = ORDER.model_copy(update={"round": 5})
     with pytest.raises(LedgerError, match="round 5"):
-        build_release(
-            site=site(tmp_path),
-            order=later,
-            update=update(),
-            ledger=book,
-            reservation=reservation,
-            conversation=asked(tmp_path),
-        )
+        released(tmp_path, book, reservation, update(), order=later)
 
 
 @pytest.mark.parametrize(
@@ -135,14 +114,7 @@ def test_an_update_that_was_not_ordered_or_is_not_finite_stays(tmp_path: Path, w
     reservation = reserved(book)
     book.commit(reservation)
     with pytest.raises(WireError):
-        build_release(
-            site=site(tmp_path),
-            order=ORDER,
-            update=wrong,
-            ledger=book,
-            reservation=reservation,
-            conversation=asked(tmp_path),
-        )
+        released(tmp_path, book, reservation, wrong, order=ORDER)
 
 
 def test_a_status_says_what_the_ledger_says(tmp_path: Path) -> None:
