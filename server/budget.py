@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from wardpose.server.ledger import ServerLedger
 from wardpose.shared.errors import BudgetExceeded
 from wardpose.shared.privacy.accounting import UNITS, Adjacency, Event, UnitKind
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.filters import federation_epsilon
-from wardpose.shared.privacy.ledger import Budget, Ledger
+from wardpose.shared.privacy.ledger import Budget
 
 
 class GlobalBudget:
@@ -28,8 +29,8 @@ class GlobalBudget:
 
     """
 
-    def __init__(self, path: Path, *, delta: float, overlap: int, unit: str = "record", readonly: bool = False) -> None:
-        self.ledger = Ledger(path, readonly=readonly)
+    def __init__(self, ledger: ServerLedger | Path, *, delta: float, overlap: int, unit: str = "record") -> None:
+        self.ledger = ServerLedger(ledger) if isinstance(ledger, Path) else ledger
         self.unit: UnitKind = next((known for known in UNITS if known == unit), UNITS[0])  # of a journal: any text
         self.delta = delta
         self.overlap = overlap

@@ -19,8 +19,8 @@ from wardpose.server.admission import Admission, Admitted, Rejected
 from wardpose.server.aggregation import Aggregator, Arrays, clip_to_median
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.checkpoint import Checkpoint
+from wardpose.server.coordinator import Accounts
 from wardpose.server.exchange import Answer, exchange
-from wardpose.server.heads import Heads
 from wardpose.server.journal import Reason, RoundRow, RunJournal, SiteRow
 from wardpose.server.roll import LEAVES, Member, Roll, error_code, sentence
 from wardpose.server.scoring import Scorer
@@ -41,7 +41,7 @@ class Coordinator:
     """Run a federation's rounds over a Flower grid.
 
     Attributes:
-        folder: journal, ledger, heads and checkpoint of the federation.
+        folder: journal, checkpoint and model of the federation.
         state: where the run stands.
         roll: the sites, and which of them may be ordered.
 
@@ -56,6 +56,7 @@ class Coordinator:
         state: Checkpoint,
         course: Course,
         scorer: Scorer,
+        accounts: Accounts,
     ) -> None:
         self.grid = grid
         self.config = config
@@ -67,10 +68,10 @@ class Coordinator:
         self.journal = RunJournal(folder / "journal.sqlite")
         overlap = config.privacy.overlap or len(config.sites)
         self.budget = GlobalBudget(
-            folder / "ledger.sqlite", delta=config.privacy.delta, overlap=overlap, unit=course.mechanism.unit
+            accounts.ledger(), delta=config.privacy.delta, overlap=overlap, unit=course.mechanism.unit
         )
         self.uplink = UplinkDecoder(config, course.mechanism, scorer.model, folder)
-        self.admission = Admission(config, course.mechanism, scorer.model, self.uplink, Heads(folder / "heads.sqlite"))
+        self.admission = Admission(config, course.mechanism, scorer.model, self.uplink, accounts.heads)
         self.aggregator = Aggregator(config.server.aggregation)
         self.aggregator.restore(state.aggregator)
         self.roll = Roll(

@@ -2,7 +2,8 @@
 
 It differs from a hospital's deployment in two things only: everything is on 127.0.0.1, and the patients are simulated.
 The folder holds `federation.yaml`, `authority/`, `superlink/`, `operator/` (Flower's connection settings), `app/` (the
-bundle without code), `server/` (the run directory), `sites/NAME/`, `logs/` and `processes.json`.
+bundle without code), `coordinator.yaml`, `coordinator/` (the ledger), `server/` (the run directory), `sites/NAME/`,
+`logs/` and `processes.json`.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wardpose.server.bundle import write_bundle
+from wardpose.server.coordinator import VARIABLE
 from wardpose.server.journal import RoundRow, RunJournal
 from wardpose.server.superlink import registered_nodes, run_ended
 from wardpose.shared.errors import ConfigError
@@ -65,8 +67,18 @@ class Deployment:
 
     @property
     def run_directory(self) -> Path:
-        """The coordinator's folder: journal, ledger, checkpoint."""
+        """The run's folder: journal, checkpoint, model."""
         return self.folder / "server"
+
+    @property
+    def ledger(self) -> Path:
+        """The coordinator's ledger, beside which are the heads of the sites' ones."""
+        return self.folder / "coordinator" / "ledger.sqlite"
+
+    @property
+    def coordinator(self) -> Path:
+        """The coordinator's configuration, which its processes are started with."""
+        return self.folder / "coordinator.yaml"
 
     def site_config(self, site: str) -> Path:
         """Return the site.yaml of a hospital."""
@@ -90,6 +102,8 @@ class Deployment:
         self.processes.forget()
         sites = prepare_sites(config, self.folder)
         write_text(self.folder / "federation.yaml", to_yaml(config))
+        if not self.coordinator.exists():
+            write_text(self.coordinator, "state: coordinator\n")
         self._write_keys(sites)
         try:
             self._start_sites(sites, self._start_server(report), report)
@@ -202,6 +216,7 @@ class Deployment:
             home,
             "flower-superexec",
             *("--runtime-api-address", address, "--root-certificates", str(self._certificate), *secret),
+            variables={VARIABLE: str(self.coordinator)},
         )
         report(f"SuperLink on {address}")
         return address
@@ -239,11 +254,19 @@ class Deployment:
                 create_node_key(config.parent)
             create_secret(config.parent / "superexec.secret")
 
-    def _launch(self, role: str, folder: Path, name: str, *arguments: str, restart: bool = True) -> None:
+    def _launch(
+        self,
+        role: str,
+        folder: Path,
+        name: str,
+        *arguments: str,
+        restart: bool = True,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.processes.start(
             role,
             [program(name), *arguments],
-            environment=environment(folder / "flwr"),
+            environment={**environment(folder / "flwr"), **(variables or {})},
             folder=folder,
             restart_seconds=_RESTART_SECONDS if restart else None,
         )

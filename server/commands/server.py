@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from wardpose.shared.terminal import console, line, table
+from wardpose.shared.terminal import Json, console, line, say, table
 
 app = typer.Typer(no_args_is_help=True)
 
+Why = Annotated[str, typer.Option("--why", help="What happened, and who at the hospital says so; it is kept.")]
 Directory = Annotated[Path, typer.Option("--directory", help="The coordinator's run directory.")]
 
 
@@ -32,21 +33,71 @@ def metrics(
 @app.command("accept-ledger")
 def accept_ledger(
     site: Annotated[str, typer.Argument(help="The site whose ledger was lost, or restored from an old backup.")],
-    directory: Directory,
-    why: Annotated[str, typer.Option("--why", help="What happened, and who at the hospital says so; it is kept.")],
+    why: Why,
+    directory: Annotated[
+        Path | None, typer.Option("--directory", help="A simulated run's folder.", show_default="the coordinator's")
+    ] = None,
 ) -> None:
     """Let a site go on with another ledger than the one seen before; what the server charged it stays charged."""
-    from wardpose.server.heads import Heads
+    from wardpose.server.coordinator import coordinator_accounts, folder_accounts, load_coordinator
     from wardpose.shared.errors import ConfigError
 
-    heads = Heads(directory / "heads.sqlite")
+    accounts = coordinator_accounts(load_coordinator()) if directory is None else folder_accounts(directory)
+    heads = accounts.heads
     last = heads.last(site)
     if last is None:
         raise ConfigError(f'{heads.path}: no ledger of site "{site}" was seen, so that none has to be accepted')
-    if not why.strip():
-        raise ConfigError("--why: is empty (allowed: what happened, and who says so)")
+    _refuse_empty(why)
     heads.accept_another(site, why)
     typer.echo(f"{site}: in the next run its ledger is believed, whatever it is; the last one had {last[0]} entries")
+
+
+@app.command("import-ledger")
+def import_ledger(
+    old: Annotated[Path, typer.Argument(help="The ledger of an old run folder.", metavar="LEDGER.sqlite")],
+    as_json: Json = False,
+) -> None:
+    """Charge in the coordinator's ledger, once, all that a run folder's own ledger holds."""
+    from wardpose.server.coordinator import coordinator_accounts, load_coordinator
+    from wardpose.server.coordinator import import_ledger as imported
+
+    accounts = coordinator_accounts(load_coordinator())
+    number = imported(accounts, old)
+    say({"ledger": str(accounts.ledger_path), "reservations": number}, as_json=as_json)
+
+
+@app.command("accept-witness")
+def accept_witness(why: Why, as_json: Json = False) -> None:
+    """Begin with a new witness of the coordinator's ledger, because the old one was lost: vouch that it is whole."""
+    from wardpose.server.coordinator import accept_ledger_as_it_is, coordinator_accounts, load_coordinator
+
+    _refuse_empty(why)
+    sequence, digest = accept_ledger_as_it_is(coordinator_accounts(load_coordinator()), why)
+    say({"entries": sequence, "head": f"{sequence}:{digest}"}, as_json=as_json)
+
+
+@app.command("accept-key")
+def accept_key(
+    site: Annotated[str, typer.Argument(help="The site, as it is registered.")],
+    key: Annotated[Path, typer.Argument(help="Its new public key.", metavar="NODE.pub")],
+    why: Why,
+    as_json: Json = False,
+) -> None:
+    """Let a site go on with another key; its account stays, with all that was charged."""
+    from wardpose.server.coordinator import coordinator_accounts, load_coordinator
+    from wardpose.shared.signing import load_public_key
+
+    _refuse_empty(why)
+    public = load_public_key(key)
+    account = coordinator_accounts(load_coordinator()).ledger().bind(site, public, why=why)
+    say({"site": site, "account": account, "key": public.fingerprint}, as_json=as_json)
+
+
+def _refuse_empty(why: str) -> None:
+    from wardpose.shared.errors import ConfigError
+
+    if not why.strip():
+        raise ConfigError("--why: is empty (allowed: what happened, and who says so)")
 
 
 @app.command()

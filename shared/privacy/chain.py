@@ -45,7 +45,7 @@ from wardpose.shared.privacy.entries import (
     entry_hash,
     next_entry,
 )
-from wardpose.shared.privacy.tally import Tally, text_digest
+from wardpose.shared.privacy.tally import FORM, Tally, text_digest
 
 _APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
 _PATIENCE = 120.0  # seconds to wait for another process's transaction
@@ -161,7 +161,7 @@ class Chain:
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
             tally = self._tally(connection)
-            appender = Appender(connection, tally, self._now())
+            appender = Appender(connection, tally, self.now())
             try:
                 yield appender
                 appender.checkpoint_when_due()
@@ -240,7 +240,7 @@ class Chain:
                 return None
             tally = Tally.load(text)
             entry = next_entry(row, tally.count, tally.head, self.path)
-            if entry.kind != CHECKPOINT or entry.body["state"] != text_digest(text):
+            if (entry.kind, entry.body.get("form")) != (CHECKPOINT, FORM) or entry.body["state"] != text_digest(text):
                 return None
             tally.add(entry)
         except (sqlite3.OperationalError, LedgerError, ValueError, KeyError, TypeError, AttributeError, IndexError):
@@ -273,7 +273,7 @@ class Chain:
                 connection.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:
                     connection.execute(statement)
-                append = Appender(connection, Tally(), self._now())
+                append = Appender(connection, Tally(), self.now())
                 append(GENESIS, {"ledger": secrets.token_hex(16), "version": VERSION})
                 connection.execute("COMMIT")
             with contextlib.suppress(FileExistsError):  # another process was first
@@ -286,7 +286,7 @@ class Chain:
                 with contextlib.suppress(OSError):
                     rest.unlink()
 
-    def _now(self) -> int:
+    def now(self) -> int:
         """Return the clock's whole seconds; entries stay for ever, so one that no calendar has is not written."""
         seconds = self._clock()
         if not 0 <= seconds < _YEAR_10000:
@@ -343,6 +343,7 @@ class Appender:
     """Adds entries to the chain inside a transaction.
 
     Attributes:
+        now: Unix seconds of new entries.
         tally: what all entries add up to, those that were just added included.
         used: whether anything was added.
 
@@ -350,7 +351,7 @@ class Appender:
 
     def __init__(self, connection: sqlite3.Connection, tally: Tally, now: int) -> None:
         self._connection = connection
-        self._now = now
+        self.now = now
         self.tally = tally
         self.used = False
 
@@ -358,7 +359,7 @@ class Appender:
         """Add an entry; durable when the transaction ends without an error."""
         sequence, previous = self.tally.count + 1, self.tally.head
         # The nonce tells a repeated history from the history itself.
-        stamped = {**body, "time": self._now, "nonce": secrets.token_hex(8)}
+        stamped = {**body, "time": self.now, "nonce": secrets.token_hex(8)}
         text = json.dumps(stamped, sort_keys=True, separators=(",", ":"), allow_nan=False)
         row = (sequence, kind, text, previous, entry_hash(sequence, kind, text, previous))
         entry = next_entry(row, self.tally.count, previous, "new")
@@ -379,12 +380,12 @@ class Appender:
     def checkpoint_when_due(self) -> None:
         """Write down what the entries add up to, if enough of them came since it was last done."""
         since = self.tally.count - self.tally.checkpoint
-        if since < max(_SPACING, self.tally.size // _BYTES_AN_ENTRY):
+        if self.tally.form == FORM and since < max(_SPACING, self.tally.size // _BYTES_AN_ENTRY):
             return
         text = self.tally.dump()
         self.tally.size = len(text)
         before = self.tally.checkpoint
-        entry = self(CHECKPOINT, {"state": text_digest(text)})
+        entry = self(CHECKPOINT, {"state": text_digest(text), "form": FORM})
         self._connection.execute(_SUMS)
         self._connection.execute("INSERT OR REPLACE INTO sums VALUES (?, ?)", (entry.sequence, text))
         self._connection.execute("DELETE FROM sums WHERE sequence < ?", (before,))  # the witness may be one behind
