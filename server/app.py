@@ -18,8 +18,11 @@ from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.coordinator import Accounts, coordinator_accounts, folder_accounts, load_coordinator
 from wardpose.server.course import declare
 from wardpose.server.folder import held, set_aside
+from wardpose.server.forecast import refuse_crossing
 from wardpose.server.initial import initial_model
 from wardpose.server.journal import RunJournal
+from wardpose.server.ledger import ServerLedger
+from wardpose.server.limits import Limits
 from wardpose.server.rounds import Coordinator, catch_up
 from wardpose.server.scoring import Scorer, arrays_of, check_public_data, load_arrays
 from wardpose.shared.allocator import tune_allocator
@@ -99,7 +102,9 @@ def run_federation(
         accounts: where charges are kept; in `folder`, for simulated sites, when absent.
 
     Raises:
-        ConfigError: the plan is not the one that the checkpoint was made with, or another coordinator holds the folder.
+        BudgetExceeded: the plan's rounds would cross a limit of the coordinator; nothing was charged.
+        ConfigError: the plan is not the one that the checkpoint was made with, the coordinator does not know it, or
+            another process holds the folder.
         DataError: data, weights or the checkpoint cannot be read.
         LedgerError: the ledger is lost, rolled back or broken, or another one in `folder` was never imported.
 
@@ -111,7 +116,10 @@ def run_federation(
         journal = RunJournal(folder / "journal.sqlite")
         model = initial_model(config, folder, reuse=resume)
         state = starting_state(config, folder, journal, model, resume=resume)
-        course = declare(config, accounts.ledger(), run=state.run, rounds_done=state.round, before=state.course)
+        ledger = accounts.ledger()
+        course = declare(config, ledger, run=state.run, rounds_done=state.round, before=state.course)
+        if accounts.config is not None:
+            check_limits(config, accounts.config, ledger, course, rounds_done=state.round)
         state.course = course.model_dump_json()
         state.save(folder / CHECKPOINT)
         _start(journal, config, state, course.mechanism, accounts)
@@ -124,6 +132,21 @@ def run_federation(
         finally:
             journal.finish(state.run, status)
         write_text(folder / "latest-run", state.run + "\n")
+
+
+def check_limits(
+    config: FederationConfig, limits: Limits, ledger: ServerLedger, course: Course, *, rounds_done: int = 0
+) -> None:
+    """Refuse a plan that the coordinator does not know, or whose rounds would cross one of its limits.
+
+    Raises:
+        BudgetExceeded: says which limit, at which round, and with which noise it would not.
+        ConfigError: the federation, or a site of it, is not one that may run.
+
+    """
+    names = [entry.name for entry in config.sites]
+    limits.check_federation(config.name, names)
+    refuse_crossing(limits, ledger, course, [ledger.account_of(name) for name in names], rounds_done=rounds_done)
 
 
 def starting_state(

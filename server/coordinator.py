@@ -16,19 +16,20 @@ from pathlib import Path
 from wardpose.server.folder import shared_use
 from wardpose.server.heads import Heads
 from wardpose.server.ledger import ServerLedger
+from wardpose.server.limits import Limits
 from wardpose.server.spent import LedgerPlace, refuse_lost
 from wardpose.server.witness import LedgerWitness
 from wardpose.shared.config import wardpose_home
 from wardpose.shared.errors import ConfigError, LedgerError
 from wardpose.shared.privacy.ledger import Ledger
-from wardpose.shared.yaml_config import Strict, load_yaml
+from wardpose.shared.yaml_config import load_yaml
 
 VARIABLE = "WARDPOSE_COORDINATOR"
 _NAME = "coordinator.yaml"
 
 
-class CoordinatorConfig(Strict):
-    """coordinator.yaml; relative paths are relative to the file.
+class CoordinatorConfig(Limits):
+    """coordinator.yaml: limits (`Limits`) and places; relative paths are relative to the file.
 
     Attributes:
         state: folder of the ledger of all federations and of the heads of sites' ledgers; back it up.

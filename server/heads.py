@@ -93,6 +93,12 @@ class Heads:
                 (site, sequence, digest, time.time(), self._epoch(site)),
             )
 
+    def follow(self, site: str, account: str) -> None:
+        """Hold a site that is registered under a new name against what its ledger was under the account's name."""
+        last = self.last(account) if site != account and self.last(site) is None else None
+        if last is not None:
+            self.remember(site, *last)
+
     def accept_another(self, site: str, why: str) -> None:
         """Let a site begin another ledger: its old one was lost, and both hospitals' and server's staff know of it.
 

@@ -9,8 +9,8 @@ On top of what every ledger does (`shared/privacy/ledger.py`) it can
 """
 
 from wardpose.shared.errors import LedgerError
-from wardpose.shared.privacy.entries import COHORT, COMMIT, EXPIRE, KEY, RESERVE, Entry
-from wardpose.shared.privacy.expiry import check_expiry, expired_part, read_statement
+from wardpose.shared.privacy.entries import COHORT, COMMIT, EXPIRE, RESERVE, SITE_KEY, Entry
+from wardpose.shared.privacy.expiry import NothingReleased, check_expiry, expired_part, read_statement
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.signing import PublicKey
 
@@ -46,12 +46,12 @@ class ServerLedger(Ledger):
                 raise LedgerError(f"{other.path}: was imported before")
             number = 0
             for entry in entries:
-                if entry.kind == KEY:
-                    append(KEY, {key: entry.body[key] for key in ("cohort", "name", "key", "why")})
+                if entry.kind == SITE_KEY:
+                    append(SITE_KEY, {key: entry.body[key] for key in ("cohort", "name", "key", "why")})
                 if entry.kind != RESERVE or entry.sequence in gone:
                     continue
                 body = {key: value for key, value in entry.body.items() if key not in _NOT_IMPORTED}
-                body["month"] = append.tally.month(append.now)
+                body["month"] = append.month
                 if append.tally.order is None and "order" in entry.body:
                     body["order"] = entry.body["order"]
                 new = append(RESERVE, body | {"imported": f"{source}:{entry.sequence}:{entry.hash}"})
@@ -77,31 +77,36 @@ class ServerLedger(Ledger):
                 f"{self.path}: site {name!r} is registered with the key of {by_key!r}, and has an account of its own "
                 f"(allowed: register that hospital under {by_key!r} again)"
             )
-        if by_key is None and key is not None and bound:
+        if key is not None and bound not in ("", key.text):
             raise LedgerError(
                 f"{self.path}: site {name!r} is registered with another key than its account is bound to "
                 f"(if the hospital says so: wardpose server accept-key {name})"
             )
         return account
 
-    def bind(self, name: str, key: PublicKey, *, why: str = "") -> str:
+    def bind(self, name: str, key: PublicKey, *, why: str = "", account: str = "") -> str:
         """Bind a site's account to the key that it is registered with, if it is not yet, and return the account.
 
         Args:
             name: under which the site is registered.
             key: with which it is.
             why: who says that this key takes the place of the account's earlier one; empty allows no other key.
+            account: the account that the hospital had under another name, with `why`.
 
         Raises:
-            LedgerError: as for `account_of`; with `why`, only where the key belongs to another account.
+            LedgerError: as for `account_of`; with `why`, only where name or key belong to another account, or the
+                account is not known.
 
         """
         with self._chain.reading() as tally:
-            if tally.names.get(name) is not None and tally.keys.get(key.text) == tally.names[name]:
-                return tally.names[name]
-        account = self.account_of(name) if why else self.account_of(name, key)
+            known = tally.names.get(name)
+            if known is not None and tally.cohorts[known].key == key.text and account in ("", known):
+                return known
+            if account and account not in tally.cohorts:
+                raise LedgerError(f"{self.path}: has no account {account!r} (allowed: {', '.join(tally.cohorts)})")
+        account = account or (self.account_of(name) if why else self.account_of(name, key))
         with self._chain.transaction() as append:
-            append(KEY, {"cohort": account, "name": name, "key": key.text, "why": why})
+            append(SITE_KEY, {"cohort": account, "name": name, "key": key.text, "why": why})
         return account
 
     def key_of(self, account: str) -> str:
@@ -109,13 +114,36 @@ class ServerLedger(Ledger):
         with self._chain.reading() as tally:
             return tally.cohorts[account].key if account in tally.cohorts else ""
 
-    def expire(self, statement: str, signature: str, key: PublicKey) -> Entry:
+    def expired(self) -> tuple[int, ...]:
+        """Return the sequences of reservations that were taken back."""
+        with self._chain.reading() as tally:
+            return tuple(tally.expired)
+
+    def open_reservations(self, site: str) -> list[NothingReleased]:
+        """Return what a site may sign that nothing was released for: what it was charged, and no answer came to."""
+        with self._chain.reading() as tally:
+            account, ledger, gone = tally.names.get(site, site), tally.ledger, set(tally.expired)
+        gone |= {entry.body["reservation"] for entry in self._chain.after(0, COMMIT)}
+        return [
+            NothingReleased(
+                ledger=ledger, reservation=entry.hash, site=site, run=entry.body["run"], round=entry.body["round"]
+            )
+            for entry in self._chain.after(0, RESERVE)
+            if entry.body["cohort"] == account and entry.sequence not in gone and "month" in entry.body
+        ]
+
+    def expire(
+        self, statement: str, signature: str, key: PublicKey, *, site: str, run: str, round_number: int
+    ) -> Entry:
         """Take a reservation back, for which its site signed that nothing was released.
 
         Args:
             statement: the site's `NothingReleased`, as text.
             signature: the site's over it.
             key: the site's, as it is registered.
+            site: which site was asked.
+            run: of which run it was asked.
+            round_number: of which round.
 
         Raises:
             SignatureError: the statement is not signed by this key.
@@ -124,6 +152,11 @@ class ServerLedger(Ledger):
 
         """
         word = read_statement(statement, signature, key)
+        if (word.site, word.run, word.round) != (site, run, round_number):
+            raise LedgerError(
+                f"{self.path}: the word of {word.site!r} is for round {word.round} of {word.run!r} "
+                f"(allowed: round {round_number} of {run!r}, by {site!r})"
+            )
         with self._chain.transaction() as append:
             if word.ledger != append.tally.ledger:
                 raise LedgerError(f"{self.path}: the word of {word.site!r} is for another ledger")

@@ -26,9 +26,10 @@ from wardpose.server.roll import LEAVES, Member, Roll, error_code, sentence
 from wardpose.server.scoring import Scorer
 from wardpose.server.uplink import UplinkDecoder
 from wardpose.shared.config import FederationConfig
-from wardpose.shared.errors import WireError
+from wardpose.shared.errors import ConfigError, LedgerError, WireError
 from wardpose.shared.privacy.accounting import as_seeded
 from wardpose.shared.privacy.course import Course
+from wardpose.shared.signing import read_public_key
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import TRAIN, RoundOrder, hash_arrays, pack
 
@@ -68,7 +69,11 @@ class Coordinator:
         self.journal = RunJournal(folder / "journal.sqlite")
         overlap = config.privacy.overlap or len(config.sites)
         self.budget = GlobalBudget(
-            accounts.ledger(), delta=config.privacy.delta, overlap=overlap, unit=course.mechanism.unit
+            accounts.ledger(),
+            delta=config.privacy.delta,
+            overlap=overlap,
+            unit=course.mechanism.unit,
+            limits=accounts.config,
         )
         self.uplink = UplinkDecoder(config, course.mechanism, scorer.model, folder)
         self.admission = Admission(config, course.mechanism, scorer.model, self.uplink, accounts.heads)
@@ -135,6 +140,7 @@ class Coordinator:
         A site whose budget is spent leaves the run.
         """
         events = order.events()
+        self.bind()
         limits = {
             member.name: member.epsilon_budget if self.mechanism.is_private else float("inf")
             for member in self.roll.members()
@@ -160,11 +166,27 @@ class Coordinator:
             member.epsilon_spent = max(member.epsilon_spent, self.budget.epsilon(member.name))
         return [member for member in able if member.name in self.roll.present]
 
+    def bind(self) -> None:
+        """Bind accounts to the keys that sites are registered with; who comes with another's leaves the run."""
+        registered = {node.node_id: node.public_key for node in self.grid.get_nodes()}
+        for member in self.roll.members():
+            key = registered.get(member.node_id)
+            if not key:
+                continue  # nodes that are simulated have none
+            try:
+                account = self.budget.bind(member.name, read_public_key(key.decode(), f"site {member.name}"))
+            except (LedgerError, ConfigError) as error:
+                self.roll.drop(member.name, str(error))
+                continue
+            self.admission.heads.follow(member.name, account)
+
     def judge(self, order: RoundOrder, member: Member, answer: Answer) -> tuple[SiteRow, Admitted | None]:
         """Judge one site's answer to an order; the cost is charged already, whatever it is."""
         name, number = member.name, order.round
         steps = self.budget.steps(name, order.run, number)
         code = error_code(answer)
+        if answer is not None and code is None:  # believed or not, it may hold something private
+            self.budget.answered(name, order.run, number)
         if answer is None:
             self.roll.missed(name, "it missed the deadline", failed=False)
             return self.roll.row(number, name, "late", steps=steps), None

@@ -6,15 +6,13 @@ bundle without code), `coordinator.yaml`, `coordinator/` (the ledger), `server/`
 `logs/` and `processes.json`.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wardpose.server.bundle import write_bundle
-from wardpose.server.coordinator import VARIABLE
+from wardpose.server.bundle import run_config, write_bundle
 from wardpose.server.journal import RoundRow, RunJournal
 from wardpose.server.superlink import registered_nodes, run_ended
 from wardpose.shared.errors import ConfigError
@@ -138,16 +136,11 @@ class Deployment:
         """
         if _SUPERLINK not in self._alive_roles():
             raise ConfigError(f"{self.folder}: is not up (allowed: wardpose dev up first)")
-        settings: dict[str, str | bool] = {
-            "federation": str(self.folder / "federation.yaml"),
-            "run-directory": str(self.run_directory),
-            "resume": resume,
-        }
-        run_config = self.folder / "run-config.toml"
-        write_text(run_config, "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+        settings = self.folder / "run-config.toml"
+        write_text(settings, run_config(self.folder / "federation.yaml", self.run_directory, resume=resume))
         bundle = write_bundle(self.folder / "app")
         self._submitted = time.time()
-        return int(self._ask("run", str(bundle), _CONNECTION, "--run-config", str(run_config))["run-id"])
+        return int(self._ask("run", str(bundle), _CONNECTION, "--run-config", str(settings))["run-id"])
 
     def wait_for_end(self, run_id: int, *, report: Report = lambda line: None) -> str:
         """Wait for the end of a run, report its rounds, and return its status as Flower lists it.
@@ -193,6 +186,8 @@ class Deployment:
 
     def _start_server(self, report: Report) -> str:
         """Start the SuperLink and its SuperExec; return the SuperLink's address."""
+        from wardpose.server.coordinator import VARIABLE
+
         address = f"{LOOPBACK}:{free_ports(1)[0]}"
         home = self.folder / "superlink"
         secret = ["--superexec-auth-secret-file", str(home / "superexec.secret")]

@@ -81,6 +81,9 @@ def accept_key(
     site: Annotated[str, typer.Argument(help="The site, as it is registered.")],
     key: Annotated[Path, typer.Argument(help="Its new public key.", metavar="NODE.pub")],
     why: Why,
+    account: Annotated[
+        str, typer.Option(help="The account, where the hospital has another name now.", show_default="the site's own")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Let a site go on with another key; its account stays, with all that was charged."""
@@ -89,8 +92,8 @@ def accept_key(
 
     _refuse_empty(why)
     public = load_public_key(key)
-    account = coordinator_accounts(load_coordinator()).ledger().bind(site, public, why=why)
-    say({"site": site, "account": account, "key": public.fingerprint}, as_json=as_json)
+    bound = coordinator_accounts(load_coordinator()).ledger().bind(site, public, why=why, account=account)
+    say({"site": site, "account": bound, "key": public.fingerprint}, as_json=as_json)
 
 
 def _refuse_empty(why: str) -> None:
@@ -133,6 +136,28 @@ def status(
     screen.print(table(("site", "status", "epsilon spent", "budget", "delta", "steps", "why"), rows, left=7))
     if summary["not_private"]:
         screen.print(line(("NOT PRIVATE", "bold red"), f": {summary['not_private']}"))
+
+
+@app.command()
+def submit(
+    plan: Annotated[Path, typer.Argument(help="The federation.yaml of the run.", metavar="PLAN")],
+    connection: Annotated[
+        str | None, typer.Argument(help="Flower's name of the SuperLink's connection.", show_default="Flower's default")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether it would be refused.")] = False,
+    directory: Annotated[
+        Path | None, typer.Option("--directory", help="The run's folder.", show_default="in Wardpose's home")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Hold a plan against the coordinator's limits, and hand it to Flower; exits 2 when it would cross one."""
+    from wardpose.server.submission import check_plan, submit_plan
+
+    found = check_plan(plan, directory=directory, resume=resume)
+    if not check:
+        found |= {"flower_run": submit_plan(plan, connection, directory=directory, resume=resume)}
+    say(found, as_json=as_json)
 
 
 @app.command()

@@ -66,6 +66,11 @@ class Budget:
             return min([self.epsilon, *self.by_tier.values()])
         return self.by_tier.get(tier, self.epsilon)
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it limits anything at all."""
+        return bool(self.studies) or min(self.epsilon, self.per_month, *self.by_tier.values()) < math.inf
+
     def windows(self, study: str, month: str) -> list["Window"]:
         """Return what a charge for a study in a month is held against: everything, and what has limits of its own."""
         found = [Window()]
@@ -133,6 +138,10 @@ class OverlapBudget:
         budget: epsilon, delta and the rest.
         overlap: of how many cohorts one may be.
         cohorts: which; all of the ledger when empty.
+
+    Examples:
+        >>> OverlapBudget(budget=Budget(epsilon=1.0, delta=1e-5), overlap=2).spent({})
+        0.0
 
     """
 

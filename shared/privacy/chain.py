@@ -161,7 +161,7 @@ class Chain:
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
             tally = self._tally(connection)
-            appender = Appender(connection, tally, self.now())
+            appender = Appender(connection, tally, self._now())
             try:
                 yield appender
                 appender.checkpoint_when_due()
@@ -173,6 +173,10 @@ class Chain:
         if self._witness is not None:
             self._witness.remember(tally.count, tally.head)
         self._keep(tally)
+
+    def month(self, tally: Tally) -> str:
+        """Return the month that an entry added now would belong to."""
+        return tally.month(self._now())
 
     def _keep(self, tally: Tally) -> None:
         """Remember what was checked, where reading it all again would take long."""
@@ -273,7 +277,7 @@ class Chain:
                 connection.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:
                     connection.execute(statement)
-                append = Appender(connection, Tally(), self.now())
+                append = Appender(connection, Tally(), self._now())
                 append(GENESIS, {"ledger": secrets.token_hex(16), "version": VERSION})
                 connection.execute("COMMIT")
             with contextlib.suppress(FileExistsError):  # another process was first
@@ -286,7 +290,7 @@ class Chain:
                 with contextlib.suppress(OSError):
                     rest.unlink()
 
-    def now(self) -> int:
+    def _now(self) -> int:
         """Return the clock's whole seconds; entries stay for ever, so one that no calendar has is not written."""
         seconds = self._clock()
         if not 0 <= seconds < _YEAR_10000:
@@ -343,7 +347,6 @@ class Appender:
     """Adds entries to the chain inside a transaction.
 
     Attributes:
-        now: Unix seconds of new entries.
         tally: what all entries add up to, those that were just added included.
         used: whether anything was added.
 
@@ -351,15 +354,20 @@ class Appender:
 
     def __init__(self, connection: sqlite3.Connection, tally: Tally, now: int) -> None:
         self._connection = connection
-        self.now = now
+        self._now = now
         self.tally = tally
         self.used = False
+
+    @property
+    def month(self) -> str:
+        """The month that a new entry belongs to."""
+        return self.tally.month(self._now)
 
     def __call__(self, kind: str, body: Mapping[str, Any]) -> Entry:
         """Add an entry; durable when the transaction ends without an error."""
         sequence, previous = self.tally.count + 1, self.tally.head
         # The nonce tells a repeated history from the history itself.
-        stamped = {**body, "time": self.now, "nonce": secrets.token_hex(8)}
+        stamped = {**body, "time": self._now, "nonce": secrets.token_hex(8)}
         text = json.dumps(stamped, sort_keys=True, separators=(",", ":"), allow_nan=False)
         row = (sequence, kind, text, previous, entry_hash(sequence, kind, text, previous))
         entry = next_entry(row, self.tally.count, previous, "new")

@@ -32,7 +32,7 @@ from pathlib import Path
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError
 from wardpose.shared.privacy import accounting, filters
 from wardpose.shared.privacy.accounting import Accountant, Adjacency, Event, UnitKind
-from wardpose.shared.privacy.budget import Budget, OverlapBudget, charge_of, holds_weaker, of_tier
+from wardpose.shared.privacy.budget import Budget, OverlapBudget, Window, charge_of, holds_weaker, of_tier
 from wardpose.shared.privacy.chain import Chain, Witness
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.entries import COHORT, COMMIT, RESERVE, Entry
@@ -231,7 +231,7 @@ class Ledger:
 
         """
         with self._chain.reading() as tally:
-            self._check(tally, self._chain.now(), cohort, events, (budget, *further), course)
+            self._check(tally, self._chain.month(tally), cohort, events, (budget, *further), course)
 
     def reserve(
         self,
@@ -278,8 +278,8 @@ class Ledger:
             },
         }
         with self._chain.transaction() as append:
-            new = self._check(append.tally, append.now, cohort, events, (budget, *further), course)
-            body["study"], body["month"] = _study(course), append.tally.month(append.now)
+            new = self._check(append.tally, append.month, cohort, events, (budget, *further), course)
+            body["study"], body["month"] = _study(course), append.month
             if new.course and course is not None and not append.tally.knows_course(cohort, course):
                 body["declared"] = course.model_dump_json()  # with the first charge: what the rest must be a part of
             if append.tally.order is None:
@@ -322,10 +322,15 @@ class Ledger:
         with self._chain.reading() as tally:
             return tally.order
 
-    def charges(self, cohort: str) -> list[Charged]:
-        """Return what the reservations of a cohort charged; equal ones once, with their number."""
+    def month(self) -> str:
+        """Return the month that a charge made now would belong to: that of the latest time the ledger knows."""
         with self._chain.reading() as tally:
-            return tally.charges(cohort)
+            return self._chain.month(tally)
+
+    def charges(self, cohort: str, window: Window | None = None) -> list[Charged]:
+        """Return what the reservations of a cohort charged, in a window or ever; equal ones once, with their number."""
+        with self._chain.reading() as tally:
+            return tally.charges(cohort, (window or Window()).holds)
 
     def events(self, cohort: str) -> tuple[Event, ...]:
         """Everything that was ever reserved for a cohort, equal charges together; empty for one that is not known."""
@@ -458,7 +463,7 @@ class Ledger:
     def _check(
         self,
         tally: Tally,
-        now: int,
+        month: str,
         cohort: str,
         events: Sequence[Event],
         budgets: Sequence[Budget | OverlapBudget],
@@ -470,7 +475,7 @@ class Ledger:
         new = charge_of(tally.charges(None if whole_ledger else cohort), events, course)
         for limit in budgets:
             refuse = _refuse_overlap if isinstance(limit, OverlapBudget) else _refuse
-            refuse(tally, cohort, new, limit, _study(course), tally.month(now))  # type: ignore[arg-type]
+            refuse(tally, cohort, new, limit, _study(course), month)  # type: ignore[arg-type]
         return new
 
     def _find(self, entry: Entry | None, reservation: Reservation) -> None:

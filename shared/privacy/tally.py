@@ -19,7 +19,7 @@ from typing import Any
 from wardpose.shared.errors import ConfigError, LedgerError
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.course import Course
-from wardpose.shared.privacy.entries import CHECKPOINT, COHORT, EXPIRE, GENESIS, KEY, NOTHING, RESERVE, Entry
+from wardpose.shared.privacy.entries import CHECKPOINT, COHORT, EXPIRE, GENESIS, NOTHING, RESERVE, SITE_KEY, Entry
 from wardpose.shared.privacy.expiry import check_expiry
 from wardpose.shared.privacy.filters import Charged
 from wardpose.shared.privacy.membership import Membership, Spend, listed, spend_of, total
@@ -108,7 +108,7 @@ class Tally:
                 self._declare(entry)
             elif entry.kind == RESERVE:
                 self._reserve(entry)
-            elif entry.kind == KEY:
+            elif entry.kind == SITE_KEY:
                 self._bind(body)
             elif entry.kind == EXPIRE:
                 self._expire(body)
