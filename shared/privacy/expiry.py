@@ -85,12 +85,13 @@ def expired_part(reserved: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def verify_expiries(entries: Sequence[Entry], key: PublicKey | None = None) -> int:
+def verify_expiries(entries: Sequence[Entry], key: PublicKey | None = None, site: str | None = None) -> int:
     """Hold every entry that takes a reservation back against that reservation, and its word against the site's key.
 
     Args:
         entries: all of a ledger.
         key: the site's, from a source other than the ledger; the keys that entries name when absent.
+        site: the account whose key it is; every entry must be of it when absent.
 
     Returns:
         How many reservations were taken back.
@@ -105,7 +106,8 @@ def verify_expiries(entries: Sequence[Entry], key: PublicKey | None = None) -> i
     number = 0
     for entry in (found for found in entries if found.kind == EXPIRE):
         body = entry.body
-        sequence, _ = check_expiry(body, str(entries[0].body["ledger"]), key)
+        own = key if site in (None, body["cohort"]) else None
+        sequence, _ = check_expiry(body, str(entries[0].body["ledger"]), own)
         of = reserved.get(sequence)
         same = of is not None and (of.hash, of.body["cohort"], of.body["run"], of.body["round"]) == (
             body["hash"],

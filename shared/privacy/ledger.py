@@ -275,6 +275,8 @@ class Ledger:
                 "delta": budget.delta,
                 "adjacency": budget.adjacency,
                 "by_tier": dict(budget.by_tier),
+                **({"per_month": budget.per_month} if budget.per_month < math.inf else {}),
+                **({"studies": dict(budget.studies)} if budget.studies else {}),
             },
         }
         with self._chain.transaction() as append:
@@ -327,6 +329,11 @@ class Ledger:
         with self._chain.reading() as tally:
             return self._chain.month(tally)
 
+    def last_month(self) -> str:
+        """Return the month of the latest time that the ledger knows: that of its last charges."""
+        with self._chain.reading() as tally:
+            return tally.month(0)
+
     def charges(self, cohort: str, window: Window | None = None) -> list[Charged]:
         """Return what the reservations of a cohort charged, in a window or ever; equal ones once, with their number."""
         with self._chain.reading() as tally:
@@ -358,6 +365,7 @@ class Ledger:
         tier: str | None = None,
         whole_ledger: bool = False,
         unit: UnitKind = "record",
+        window: Window | None = None,
     ) -> Account:
         """Return what was spent by whoever was in the cohort at every charge, by each rule (`filters.account`).
 
@@ -368,25 +376,40 @@ class Ledger:
             tier: units of this consent tier ("" for none); whoever paid most, also by changing tiers, when absent.
             whole_ledger: the charges of all cohorts of the file.
             unit: whose epsilon it is; infinite where a charge was for a weaker unit, of which they may have many.
+            window: of the charges in it alone.
 
         """
+        window = window or Window()
         with self._chain.reading() as tally:
-            charges, order = tally.charges(None if whole_ledger else cohort), tally.order
+            charges, order = tally.charges(None if whole_ledger else cohort, window.holds), tally.order
         if tier is not None:
             charges = [of_tier(charge, tier) for charge in charges]
+        charges = window.charged(charges)
         if holds_weaker(charges, unit):
             return Account(composed=math.inf, course=math.inf, renyi_filter=math.inf)
         return filters.account(charges, delta=delta, adjacency=adjacency, first_order=order)
 
-    def patients(self, *, delta: float, adjacency: Adjacency = "add-remove") -> list[tuple[int, float]]:
-        """Return how many patients have spent how much, most first. Private: it must not leave the site."""
+    def patients(
+        self, *, delta: float, adjacency: Adjacency = "add-remove", window: Window | None = None
+    ) -> list[tuple[int, float]]:
+        """Return how many patients have spent how much, most first. Private: it must not leave the site.
+
+        Args:
+            delta: at which epsilon is computed.
+            adjacency: for which it is computed.
+            window: of the charges in it alone.
+
+        """
+        window = window or Window()
         with self._chain.reading() as tally:
             membership, order = tally.membership, tally.order
             counts: dict[Standing, int] = {}
             for key in membership.patients:
                 standing = membership.standing(key)
                 counts[standing] = counts.get(standing, 0) + 1
-            charges = {standing: membership.charges(standing) for standing in counts}
+            charges = {
+                standing: window.charged(membership.charges(standing, chosen=window.holds)) for standing in counts
+            }
         spent = [
             (
                 count,

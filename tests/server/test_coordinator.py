@@ -1,12 +1,14 @@
 """One ledger a coordinator: nothing that a submitter chooses gives a site a new account, and no loss is a new start."""
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.superlink.grid import InMemoryGrid
 from support.federations import tiny_federation
@@ -24,10 +26,12 @@ from wardpose.server.coordinator import (
     import_ledger,
     load_coordinator,
 )
+from wardpose.server.course import with_noise
 from wardpose.server.journal import RunJournal, SiteRow
 from wardpose.server.summary import summarise
-from wardpose.shared.errors import ConfigError, LedgerError
+from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError
 from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.signing import create_key_pair
 from wardpose.simulation.cli import app as cli
 from wardpose.simulation.grid import InProcessGrid
 from wardpose.simulation.layout import prepare_sites
@@ -279,3 +283,56 @@ def test_the_commands(accounts: Accounts, tmp_path: Path) -> None:
         invoke("server", "accept-witness", "--why", " ")
     assert '"entries": 3' in invoke("server", "accept-witness", "--why", "its disk broke", "--json")
     assert accounts.ledger().epsilon("north", DELTA) > 0
+
+
+def test_a_plan_that_would_cross_a_limit_is_refused_at_submit_and_at_the_start(
+    accounts: Accounts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, rules = tmp_path / "plan.yaml", tmp_path / "coordinator.yaml"
+    config = tiny_federation(["north"])
+    plan.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    rules.write_text("state: books\nsites: {north: {epsilon: 0.5}}\n")
+    monkeypatch.setenv("WARDPOSE_COORDINATOR", str(rules))
+    with pytest.raises(
+        BudgetExceeded, match=r"site north: .* cross it in round 1 \(allowed: noise_multiplier = "
+    ) as told:
+        invoke("server", "submit", plan, "--check")
+    strict = coordinator_accounts(load_coordinator())
+    with InProcessGrid(client_app, {}) as grid, pytest.raises(BudgetExceeded, match="cross it in round 1"):
+        run_federation(grid, config, tmp_path / "run", resume=False, accounts=strict)
+    assert not strict.ledger_path.exists()
+    sigma = float(str(told.value).split("noise_multiplier = ")[1].split()[0])
+    quiet = config.model_copy(update={"mechanism": with_noise(config.mechanism, sigma)})
+    plan.write_text(yaml.safe_dump(quiet.model_dump(mode="json")))
+    assert json.loads(invoke("server", "submit", plan, "--check", "--json")) == {
+        "federation": "tiny",
+        "rounds": 2,
+        "noise_multiplier": sigma,
+    }
+    rules.write_text("state: books\nfederations: {other: {}}\n")
+    with pytest.raises(ConfigError, match="federation 'tiny': is not in the coordinator's configuration"):
+        invoke("server", "submit", plan, "--check")
+
+
+class Keyed(InProcessGrid):
+    """A grid whose nodes are registered with keys, as a SuperLink's are."""
+
+    keys: dict[str, bytes]
+
+    def get_nodes(self) -> list[NodeInfo]:
+        return [
+            NodeInfo(node_id=node.node_id, name=node.name, public_key=self.keys.get(node.name, b""))
+            for node in super().get_nodes()
+        ]
+
+
+def test_a_site_with_anothers_key_leaves_the_run_and_is_not_charged(accounts: Accounts, tmp_path: Path) -> None:
+    north, stranger = (create_key_pair(tmp_path / name, tmp_path / f"{name}.pub").public for name in ("n", "s"))
+    accounts.ledger().bind("north", north)
+    config = tiny_federation(["north", "south"], rounds=1)
+    paths = prepare_sites(config, tmp_path / "sites")
+    with Keyed(client_app, paths) as grid:
+        grid.keys = {"north": stranger.text.encode(), "south": north.text.encode()}
+        run_federation(grid, config, tmp_path / "run", resume=False, accounts=accounts)
+        assert accounts.ledger().cohorts() == ("north",)
+        assert (steps(accounts.ledger()), steps(accounts.ledger(), "south")) == (1, 0)
