@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,9 +33,12 @@ from wardpose.server.summary import summarise
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.signing import create_key_pair
+from wardpose.shared.yaml_config import load_yaml
 from wardpose.simulation.cli import app as cli
 from wardpose.simulation.grid import InProcessGrid
 from wardpose.simulation.layout import prepare_sites
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -73,6 +77,19 @@ def test_the_coordinators_processes_say_where_its_file_is_and_no_run_does(
     (tmp_path / "other.yaml").write_text("stat: books\n")
     with pytest.raises(ConfigError, match="stat: unknown key"):
         load_coordinator()
+
+
+def test_the_example_that_is_deployed_is_one(tmp_path: Path) -> None:
+    text = (REPOSITORY / "deploy" / "coordinator.yaml").read_text()
+    example = tmp_path / "coordinator.yaml"
+    example.write_text(text)
+    config = load_yaml(example, CoordinatorConfig)
+    assert (config.budget.epsilon, str(config.state)) == (8.0, "/var/lib/wardpose/coordinator")
+    lines = [line.replace("# ", "", 1) if re.match(r" *# {1,}\S*:", line) else line for line in text.splitlines()]
+    example.write_text("\n".join(lines))
+    allowed = load_yaml(example, CoordinatorConfig)
+    assert len(allowed.of("north", "gait")) == 3
+    assert allowed.federations["gait"].overlap == 2
 
 
 def test_only_grids_that_are_known_to_simulate_have_a_ledger_of_their_own(tmp_path: Path) -> None:
