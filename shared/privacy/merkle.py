@@ -1,4 +1,4 @@
-"""A Merkle tree over a ledger's entries: short proofs that an entry is in it, and that a longer ledger extends a shorter.
+"""A Merkle tree over a ledger's entries: short proofs that one is in it, and that a longer ledger extends a shorter.
 
 The tree and its proofs are those of Certificate Transparency (RFC 6962, section 2.1; RFC 9162, sections 2.1.3 and
 2.1.4), over SHA-256. A leaf is the hash of an entry's own hash, so that whoever sees no more of an entry than its hash
@@ -39,8 +39,8 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 class MerkleTree:
     """A tree that only grows; the roots of all its perfect subtrees are kept, 64 bytes a leaf.
 
-    Appending costs two hashes on average, a root or a proof O(log^2 n) at most. What was once computed of a smaller tree
-    stays right, so proofs of any size up to `size` may be made while another thread appends.
+    Appending costs two hashes on average, a root or a proof O(log^2 n) at most. What was once computed of a smaller
+    tree stays right, so proofs of any size up to `size` may be made while another thread appends.
 
     Examples:
         >>> tree = MerkleTree()

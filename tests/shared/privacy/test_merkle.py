@@ -1,4 +1,4 @@
-"""The tree against the definition of RFC 6962, written down as it stands there, and proofs against those who bend them."""
+"""The tree against the definition of RFC 6962 as it stands there, and proofs against those who bend them."""
 
 import hashlib
 import random
