@@ -28,8 +28,10 @@ class GlobalBudget:
 
     """
 
-    def __init__(self, path: Path, *, delta: float, overlap: int, unit: str = "record", readonly: bool = False) -> None:
-        self.ledger = Ledger(path, readonly=readonly)
+    def __init__(
+        self, path: Path | Ledger, *, delta: float, overlap: int, unit: str = "record", readonly: bool = False
+    ) -> None:
+        self.ledger = path if isinstance(path, Ledger) else Ledger(path, readonly=readonly)
         self.unit: UnitKind = next((known for known in UNITS if known == unit), UNITS[0])  # of a journal: any text
         self.delta = delta
         self.overlap = overlap

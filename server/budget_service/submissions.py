@@ -1,0 +1,199 @@
+"""What sites state of their own ledgers: believed if signed, fresh, and in line with everything that was seen before.
+
+A head that cannot be the continuation of an earlier one (a fork, a rollback, a lost file) is refused, and stays
+written down as an alarm until staff accept another ledger (`wardpose server accept-ledger`).
+
+Heads that were stated here are kept apart from those that the coordinator saw in releases (`heads.sqlite`): there, a
+release must show that the ledger grew since the last one, and a site may state its head in between.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from wardpose.server.budget_service.identity import Refused
+from wardpose.server.heads import Heads
+from wardpose.shared.errors import ConfigError, LedgerError
+from wardpose.shared.head_statements import CLOCK_SECONDS, SITE_HEAD, SiteHead
+from wardpose.shared.privacy.entries import NOTHING
+from wardpose.shared.signing import PublicKey, SignatureError, load_public_key
+from wardpose.shared.sqlite import as_rows, read_rows, transaction
+
+STATED = "stated-heads.sqlite"
+ALARMS = "ledger-alarms.sqlite"
+
+_MOST_ALARMS = 100  # different ones that are kept of a site
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS alarms (
+    site TEXT NOT NULL, what TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, times INTEGER NOT NULL,
+    settled TEXT NOT NULL DEFAULT '', PRIMARY KEY (site, what)
+);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """A site's ledger was found not to be the one that it was.
+
+    Attributes:
+        site: whose.
+        what: happened.
+        first: Unix time when it was first found.
+        last: when it was last found.
+        times: how often.
+
+    """
+
+    site: str
+    what: str
+    first: int
+    last: int
+    times: int
+
+
+class Alarms:
+    """Remember alarms.
+
+    Attributes:
+        path: an SQLite file, made with the first.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def of(self, site: str | None = None) -> list[Alarm]:
+        """Return the alarms of a site that nobody settled yet, oldest first; of all sites when absent."""
+        query = (
+            "SELECT site, what, first, last, times FROM alarms WHERE settled = '' AND (? IS NULL OR site = ?) "
+            "ORDER BY first, what"
+        )
+        return as_rows(Alarm, read_rows(self.path, query, site, site), self.path)
+
+    def raise_(self, site: str, what: str, now: int) -> None:
+        """Write one down, durably; the same one again is counted."""
+        with transaction(self.path, _SCHEMA) as connection:
+            connection.execute(
+                "INSERT INTO alarms SELECT ?, ?, ?, ?, 1, '' WHERE (SELECT count(*) FROM alarms WHERE site = ?) < ? "
+                "OR EXISTS (SELECT 1 FROM alarms WHERE site = ? AND what = ?) "
+                "ON CONFLICT (site, what) DO UPDATE SET last = excluded.last, times = times + 1, settled = ''",
+                (site, what, now, now, site, _MOST_ALARMS, site, what),
+            )
+
+    def settle(self, site: str, why: str) -> None:
+        """Take a site's alarms off the list: staff know what happened, and said so."""
+        if self.path.exists():
+            with transaction(self.path, _SCHEMA) as connection:
+                connection.execute("UPDATE alarms SET settled = ? WHERE site = ? AND settled = ''", (why, site))
+
+
+class Submissions:
+    """Check and remember what sites state.
+
+    Attributes:
+        alarms: what was found.
+
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        *,
+        released: Heads | None,
+        keys: Callable[[], Mapping[str, PublicKey]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Keep what is stated.
+
+        Args:
+            state: folder of the service's own files.
+            released: heads that the coordinator saw in releases, if it keeps any; only read.
+            keys: node keys of the sites, by name.
+            clock: Unix time.
+
+        """
+        self.alarms = Alarms(state / ALARMS)
+        self._stated = Heads(state / STATED)
+        self._released = released
+        self._keys = keys
+        self._clock = clock
+
+    def last(self, site: str) -> tuple[int, str]:
+        """Return the newest head that was seen of a site's ledger, (0, 64 zeros) before the first."""
+        seen = [heads.last(site) for heads in (self._stated, self._released) if heads is not None]
+        return max((head for head in seen if head is not None), default=(0, NOTHING))
+
+    def submit(self, head: SiteHead, signature: str) -> None:
+        """Believe a head, or refuse it.
+
+        Args:
+            head: what the caller states; its site is the caller.
+            signature: of the site's node key.
+
+        Raises:
+            Refused: no key is known, the signature is not of it, the statement is old, or it does not continue what
+                was seen before.
+
+        """
+        now = int(self._clock())
+        self._check_signature(head, signature)
+        if abs(now - head.time) > CLOCK_SECONDS:
+            raise Refused(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"time is {head.time}, here it is {now} (allowed: {CLOCK_SECONDS} seconds apart; set the clock)",
+            )
+        last = self.last(head.site)
+        if head.sequence >= last[0] != head.seen_sequence:
+            raise Refused(
+                grpc.StatusCode.ABORTED,
+                f"seen_sequence is {head.seen_sequence} (allowed: {last[0]}, seen last; ask GetAccount again)",
+            )
+        try:
+            self._check_continues(head, last)
+        except LedgerError as error:
+            self.alarms.raise_(head.site, str(error), now)
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, f"site {head.site!r}: {error}") from error
+        if head.sequence:
+            self._stated.remember(head.site, head.sequence, head.hash)
+
+    def _check_continues(self, head: SiteHead, last: tuple[int, str]) -> None:
+        if head.sequence < last[0]:
+            raise LedgerError(f"its ledger went back from {last[0]} to {head.sequence} entries")
+        if head.seen_hash != last[1] or (head.sequence == last[0] and head.hash != last[1]):
+            raise LedgerError(f"entry {last[0]} of its ledger is not the one that was seen before")
+
+    def _check_signature(self, head: SiteHead, signature: str) -> None:
+        key = self._keys().get(head.site)
+        if key is None:
+            raise Refused(
+                grpc.StatusCode.FAILED_PRECONDITION, f"the coordinator has no node key of site {head.site!r} yet"
+            )
+        try:
+            key.verify(SITE_HEAD, head.content(), signature)
+        except SignatureError as error:
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, str(error)) from error
+
+
+def accept_another(state: Path, site: str, why: str) -> bool:
+    """Let a site state another ledger from now on, and take its alarms back; `False` where it never stated one."""
+    stated = Heads(state / STATED)
+    Alarms(state / ALARMS).settle(site, why)
+    if stated.last(site) is None:
+        return False
+    stated.accept_another(site, why)
+    return True
+
+
+def keys_in(folder: Path) -> dict[str, PublicKey]:
+    """Read the node keys of all sites: `SITE.pub` each.
+
+    Raises:
+        ConfigError: the folder is missing, or a file in it is no key.
+
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: is no folder (allowed: one with a SITE.pub for each site)")
+    return {path.stem: load_public_key(path) for path in sorted(folder.glob("*.pub"))}
