@@ -177,14 +177,14 @@ class Submissions:
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, str(error)) from error
 
 
-def accept_another(state: Path, site: str, why: str) -> bool:
-    """Let a site state another ledger from now on, and take its alarms back; `False` where it never stated one."""
+def accept_another(state: Path, site: str, why: str) -> tuple[int, str] | None:
+    """Let a site state another ledger from now on, and settle its alarms; return the last head that it stated."""
     stated = Heads(state / STATED)
+    last = stated.last(site)
+    if last is not None:
+        stated.accept_another(site, why)
     Alarms(state / ALARMS).settle(site, why)
-    if stated.last(site) is None:
-        return False
-    stated.accept_another(site, why)
-    return True
+    return last
 
 
 def keys_in(folder: Path) -> dict[str, PublicKey]:
