@@ -1,5 +1,6 @@
 """How a Budget service is started: paths and terms, put together and checked before anything listens."""
 
+import functools
 import logging
 import math
 import sys
@@ -118,7 +119,7 @@ def build(settings: ServiceSettings) -> BudgetService:
     submissions = Submissions(
         settings.state_folder,
         released=None if settings.directory is None else Heads(settings.directory / "heads.sqlite"),
-        keys=(lambda: {}) if folder is None else (lambda: keys_in(folder)),
+        keys=dict if folder is None else functools.partial(keys_in, folder),
     )
     view = LedgerView(settings.ledger_file, settings.terms, shown)
     return BudgetService(view, submissions, signer=signer, insecure=settings.insecure)
