@@ -34,7 +34,7 @@ _ANSWER_BYTES = 1 << 24
 _SECONDS = 60.0  # for an answer, the epsilon of an old ledger included
 _STREAM_SECONDS = 600.0
 _TRIES = 4
-_PAUSE_SECONDS = 0.2
+_PAUSE_SECONDS = 0.1
 _COME_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
 
 import grpc
@@ -137,15 +138,15 @@ class Server:
 
     def run(self) -> None:
         """Answer until the process is told to end."""
-        ended = threading.Event()
+        ended: SimpleQueue[int] = SimpleQueue()  # the one queue that a signal's handler may put into
 
-        def end(_number: int, _frame: FrameType | None) -> None:
-            ended.set()
+        def end(number: int, _frame: FrameType | None) -> None:
+            ended.put(number)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, end)
         self.start()
-        ended.wait()
+        logger.info("signal %d: ending", ended.get())
         self.stop()
 
     def _read(self) -> None:

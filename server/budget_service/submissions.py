@@ -168,9 +168,7 @@ class Submissions:
     def _check_signature(self, head: SiteHead, signature: str) -> None:
         key = self._keys().get(head.site)
         if key is None:
-            raise Refused(
-                grpc.StatusCode.FAILED_PRECONDITION, f"the coordinator has no node key of site {head.site!r} yet"
-            )
+            raise Refused(grpc.StatusCode.NOT_FOUND, f"the coordinator has no node key of site {head.site!r} yet")
         try:
             key.verify(SITE_HEAD, head.content(), signature)
         except SignatureError as error:

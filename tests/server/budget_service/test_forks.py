@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from support.budget_service import Coordinator, charge, create_coordinator
+from support.ledgers import write_history
 
 from wardpose.server.budget_service.process import Server
 from wardpose.server.budget_service.service import BudgetService
@@ -18,9 +19,10 @@ from wardpose.shared.budget_wire import budget_pb2 as wire
 from wardpose.shared.errors import DamagedError, LedgerError
 from wardpose.shared.head_statements import SERVER_HEAD, ServerHead
 from wardpose.shared.known_server import KnownServer
+from wardpose.shared.privacy.entries import entry_hash
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.remote_ledger import RemoteError, RemoteRow
-from wardpose.shared.signing import SignatureError, create_key_pair
+from wardpose.shared.signing import SignatureError, create_key_pair, load_public_key
 
 
 @pytest.fixture
@@ -101,8 +103,6 @@ def test_two_signed_heads_of_one_length_prove_that_two_histories_were_shown(coor
     swap(coordinator, backup)
     ask(coordinator, "south")
     heads = [coordinator.known(name).last() for name in ("north", "south")]
-    from wardpose.shared.signing import load_public_key
-
     key = load_public_key(coordinator.folder / "coordinator.pub")
     for head in heads:
         assert head is not None
@@ -145,11 +145,24 @@ def test_a_ledger_that_is_swapped_under_a_running_service_is_not_shown(coordinat
             assert error.value.code() == grpc.StatusCode.DATA_LOSS
 
 
-def test_a_row_that_is_rewritten_under_a_running_service_is_not_shown(coordinator: Coordinator) -> None:
+@pytest.mark.parametrize("with_its_hash", [False, True])
+def test_a_row_that_is_rewritten_under_a_running_service_is_not_shown(tmp_path: Path, with_its_hash: bool) -> None:
+    """In a ledger so long that no more than its new entries are read at each call."""
+    coordinator = create_coordinator(tmp_path)
+    write_history(coordinator.ledger, 600, ["north"])
     with coordinator.serving(), coordinator.stub("north") as stub:
         stub.GetAccount(wire.GetAccountRequest(), timeout=10)
         connection = sqlite3.connect(coordinator.ledger)
-        connection.executescript("DROP TRIGGER entries_stay; UPDATE entries SET body = '{}' WHERE sequence = 3")
+        kind, body, previous = connection.execute(
+            "SELECT kind, body, previous FROM entries WHERE sequence = 3"
+        ).fetchone()
+        body = body.replace('"steps":5', '"steps":1')
+        connection.execute("DROP TRIGGER entries_stay")
+        connection.execute("UPDATE entries SET body = ? WHERE sequence = 3", (body,))
+        if with_its_hash:
+            digest = entry_hash(3, kind, body, previous)
+            connection.execute("UPDATE entries SET hash = ? WHERE sequence = 3", (digest,))
+        connection.commit()
         connection.close()
         with pytest.raises(grpc.RpcError) as error:
             list(stub.StreamEntries(wire.StreamEntriesRequest(from_sequence=1), timeout=10))
@@ -157,7 +170,10 @@ def test_a_row_that_is_rewritten_under_a_running_service_is_not_shown(coordinato
         with pytest.raises(grpc.RpcError) as error:
             stub.VerifyInclusion(wire.VerifyInclusionRequest(sequence=3), timeout=10)
         assert error.value.code() == grpc.StatusCode.DATA_LOSS
-        stub.VerifyInclusion(wire.VerifyInclusionRequest(sequence=2), timeout=10)
+        stub.VerifyInclusion(wire.VerifyInclusionRequest(sequence=599), timeout=10)
+    with coordinator.serving(), coordinator.stub("north") as stub, pytest.raises(grpc.RpcError) as error:
+        stub.GetAccount(wire.GetAccountRequest(), timeout=10)
+    assert error.value.code() == grpc.StatusCode.DATA_LOSS
 
 
 def test_a_head_that_the_coordinator_did_not_sign_is_not_believed(coordinator: Coordinator) -> None:
