@@ -79,6 +79,20 @@ def create_server_certificate(authority: Path, folder: Path, *, hosts: Sequence[
     return folder / "server.crt", folder / "server.key"
 
 
+def client_role(text: str) -> ClientRole:
+    """Return the role that a text names.
+
+    Raises:
+        ConfigError: it names none.
+
+    """
+    roles: tuple[ClientRole, ...] = get_args(ClientRole)
+    for role in roles:
+        if role == text:
+            return role
+    raise ConfigError(f"role is {one_line(text)!r} (allowed: {', '.join(roles)})")
+
+
 def create_client_certificate(
     authority: Path, folder: Path, *, name: str, role: ClientRole, days: int
 ) -> tuple[Path, Path]:
@@ -95,7 +109,7 @@ def create_client_certificate(
         Certificate and key.
 
     Raises:
-        ConfigError: the name or the role is none.
+        ConfigError: the name is none, or the folder holds no authority.
 
     """
     key = ec.generate_private_key(ec.SECP256R1())
@@ -111,7 +125,7 @@ def sign_client_request(authority: Path, request: Path, *, name: str, role: Clie
     Of the request, only the key is taken: who its holder is and what they may see is said by whoever signs.
 
     Raises:
-        ConfigError: the request cannot be read, or is not signed by its own key; the name or the role is none.
+        ConfigError: the request cannot be read, or is not signed by its own key; the name is none.
 
     """
     try:
@@ -141,8 +155,6 @@ def _client_certificate(
 ) -> bytes:
     if _NAME.fullmatch(name) is None:
         raise ConfigError(f"name is {one_line(name)!r} (allowed: letters, digits and _.- , a letter or digit first)")
-    if role not in get_args(ClientRole):
-        raise ConfigError(f"role is {one_line(role)!r} (allowed: {', '.join(get_args(ClientRole))})")
     signer, issuer = _authority(authority)
     subject = x509.Name(
         [
@@ -156,6 +168,8 @@ def _client_certificate(
 
 
 def _authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    if not (folder / "ca.key").is_file():
+        raise ConfigError(f"{folder / 'ca.key'}: is missing (allowed: a folder with an authority)")
     signer = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{folder / 'ca.key'}: is not an elliptic-curve key")

@@ -93,6 +93,9 @@ def accept_ledger(
     site: Annotated[str, typer.Argument(help="The site whose ledger was lost, or restored from an old backup.")],
     directory: Directory,
     why: Annotated[str, typer.Option("--why", help="What happened, and who at the hospital says so; it is kept.")],
+    budget_state: Annotated[
+        Path | None, typer.Option(help="The Budget service's --state.", show_default="the directory")
+    ] = None,
 ) -> None:
     """Let a site go on with another ledger than the one seen before; what the server charged it stays charged."""
     from wardpose.server.budget_service.submissions import accept_another
@@ -103,7 +106,7 @@ def accept_ledger(
     last = heads.last(site)
     if not why.strip():
         raise ConfigError("--why: is empty (allowed: what happened, and who says so)")
-    last = accept_another(directory, site, why) or last
+    last = accept_another(budget_state or directory, site, why) or last
     if last is None:
         raise ConfigError(f'{heads.path}: no ledger of site "{site}" was seen, so that none has to be accepted')
     heads.accept_another(site, why)
