@@ -22,7 +22,8 @@ CREATE TABLE IF NOT EXISTS heads (
     signature TEXT NOT NULL, PRIMARY KEY (epoch, sequence)
 );
 CREATE TABLE IF NOT EXISTS epochs (epoch INTEGER PRIMARY KEY, began INTEGER NOT NULL, why TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS alarms (what TEXT PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS alarms (what TEXT PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL,
+    settled TEXT NOT NULL DEFAULT '');
 """
 _COLUMNS = "SELECT sequence, hash, root, time, signature FROM heads WHERE epoch = ?"
 
@@ -113,13 +114,14 @@ class KnownServer:
         now = int(self._clock())
         with transaction(self.path, _SCHEMA) as connection:
             connection.execute(
-                "INSERT INTO alarms VALUES (?, ?, ?) ON CONFLICT (what) DO UPDATE SET last = excluded.last",
+                "INSERT INTO alarms VALUES (?, ?, ?, '') "
+                "ON CONFLICT (what) DO UPDATE SET last = excluded.last, settled = ''",
                 (what, now, now),
             )
 
     def alarms(self) -> list[KnownAlarm]:
-        """Return what was found, oldest first."""
-        rows = read_rows(self.path, "SELECT what, first, last FROM alarms ORDER BY first, what")
+        """Return what was found and nobody settled yet, oldest first."""
+        rows = read_rows(self.path, "SELECT what, first, last FROM alarms WHERE settled = '' ORDER BY first, what")
         return as_rows(KnownAlarm, rows, self.path)
 
     def accept_another(self, why: str) -> None:
@@ -127,6 +129,7 @@ class KnownServer:
         epoch = self._epoch() + 1
         with transaction(self.path, _SCHEMA) as connection:
             connection.execute("INSERT INTO epochs VALUES (?, ?, ?)", (epoch, int(self._clock()), why))
+            connection.execute("UPDATE alarms SET settled = ? WHERE settled = ''", (why,))
 
     def _epoch(self) -> int:
         rows = read_rows(self.path, "SELECT coalesce(max(epoch), 0) AS epoch FROM epochs")

@@ -42,16 +42,12 @@ class Peer:
 
     Attributes:
         name: of the site, or of the auditor.
-        role: what they may see.
+        role: what they may see: a site its own rows, an auditor all.
 
     """
 
     name: str
     role: Role
-
-    def sees(self, site: str) -> bool:
-        """Tell whether rows of a site are theirs to see."""
-        return self.role == "auditor" or self.name == site
 
 
 def peer_of(context: grpc.ServicerContext) -> Peer:

@@ -26,8 +26,7 @@ SERVICE = budget_pb2.DESCRIPTOR.services_by_name["BudgetService"].full_name
 REQUEST_BYTES = 1 << 14
 ANSWER_BYTES = 1 << 23
 
-_CALLS_AT_ONCE = 48
-_THREADS = 16
+_CALLS_AT_ONCE = 48  # each may hold a thread: no call that is let in waits for another to end
 _GRACE_SECONDS = 5.0
 _OPTIONS = (
     ("grpc.max_receive_message_length", REQUEST_BYTES),
@@ -99,7 +98,7 @@ class Server:
         self._health = health.HealthServicer()
         self._set_health(serving=False)
         self._server = grpc.server(
-            ThreadPoolExecutor(_THREADS, thread_name_prefix="budget"),
+            ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="budget"),
             options=_OPTIONS,
             maximum_concurrent_rpcs=_CALLS_AT_ONCE,
         )

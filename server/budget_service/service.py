@@ -9,7 +9,9 @@ import logging
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import grpc
@@ -18,7 +20,7 @@ from wardpose.server.budget_service.identity import Peer, Refused, peer_of
 from wardpose.server.budget_service.submissions import Submissions
 from wardpose.server.budget_service.view import LedgerView, Snapshot, Terms, owner
 from wardpose.shared.budget_wire import budget_pb2 as wire
-from wardpose.shared.errors import ConfigError, DataError, LedgerError, one_line
+from wardpose.shared.errors import DataError, LedgerError, one_line
 from wardpose.shared.head_statements import SERVER_HEAD, ServerHead, SiteHead
 from wardpose.shared.signing import Signer
 
@@ -59,16 +61,13 @@ def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
     if isinstance(error, Refused):
         logger.info("refused: %s: %s", error.code.name, one_line(error.text, 400))
         context.abort(error.code, error.text)
-    logger.error("%s: %s", type(error).__name__, one_line(error, 1000), exc_info=not _is_expected(error))
-    if _is_expected(error):
+    damaged = isinstance(error, LedgerError | DataError | sqlite3.Error)
+    logger.error("%s: %s", type(error).__name__, one_line(error, 1000), exc_info=not damaged)
+    if damaged:
         locked = "locked" in str(error.__cause__ or error)
         context.abort(grpc.StatusCode.UNAVAILABLE if locked else grpc.StatusCode.DATA_LOSS, _DAMAGED)
     context.abort(grpc.StatusCode.INTERNAL, "the service failed; its log says why")
     raise AssertionError from error  # `abort` raises
-
-
-def _is_expected(error: Exception) -> bool:
-    return isinstance(error, LedgerError | DataError | ConfigError | sqlite3.Error)
 
 
 class BudgetService:
@@ -96,14 +95,14 @@ class BudgetService:
             submissions: of sites.
             signer: the coordinator's key, which signs heads; unsigned without one.
             insecure: take everybody for an auditor: on loopback alone.
-            streams: most that run at once; each holds a thread.
+            streams: most that run at once, a quarter of them for one caller; each holds a thread.
 
         """
         self.view = view
         self.submissions = submissions
         self._signer = signer
         self._insecure = insecure
-        self._streams = threading.BoundedSemaphore(streams)
+        self._places = _Places(streams)
 
     @_answers
     def GetAccount(  # noqa: N802 (a call's name)
@@ -126,9 +125,7 @@ class BudgetService:
         """Send the ledger from an entry on, as it was when the call began."""
         peer, snapshot = self._peer(context), self.view.snapshot()
         _require("from_sequence", request.from_sequence, 1, snapshot.sequence + 1)
-        if not self._streams.acquire(blocking=False):
-            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams at once; try again later")
-        try:
+        with self._places.taken(peer):
             yield wire.StreamEntriesResponse(head=self._head(snapshot))
             first = request.from_sequence
             last = min(snapshot.sequence, first - 1 + request.limit) if request.limit else snapshot.sequence
@@ -136,8 +133,6 @@ class BudgetService:
                 if not context.is_active():  # cancelled, or past its deadline
                     return
                 yield wire.StreamEntriesResponse(rows=rows)
-        finally:
-            self._streams.release()
 
     @_answers
     def VerifyInclusion(  # noqa: N802
@@ -210,9 +205,9 @@ class BudgetService:
         )
 
     def _rows(self, peer: Peer, after: int, until: int) -> Iterator[wire.EntryRow]:
+        mine = self.view.account_of(peer.name)
         for entry, body in self.view.entries(after, until):
-            site = owner(entry)
-            if peer.role == "auditor" or (site is not None and peer.sees(site)):
+            if peer.role == "auditor" or owner(entry) == mine:
                 yield wire.EntryRow(hash=entry.hash, kind=entry.kind, body=body)
             else:
                 yield wire.EntryRow(hash=entry.hash)
@@ -223,6 +218,29 @@ class BudgetService:
         return wire.ServerHead(
             sequence=head.sequence, hash=head.hash, root=head.root, time=head.time, signature=signature
         )
+
+
+class _Places:
+    """How many streams run, in all and for each caller."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._each = max(1, most // 4)
+        self._taken = Counter[Peer]()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def taken(self, peer: Peer) -> Iterator[None]:
+        """Hold a place while the block runs."""
+        with self._lock:
+            if self._taken.total() >= self._most or self._taken[peer] >= self._each:
+                raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams at once; try again later")
+            self._taken[peer] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken[peer] -= 1
 
 
 def _chosen(peer: Peer, site: str, charged: tuple[str, ...]) -> tuple[str, ...]:

@@ -121,13 +121,17 @@ class LedgerView:
         """Return what figures are stated at now."""
         return self._terms()
 
+    def account_of(self, site: str) -> str:
+        """Return the ledger's name for a site's account: its rows are those that `owner` says are this account's."""
+        return site
+
     def sites(self) -> tuple[str, ...]:
         """Sites that were ever charged, as of the last snapshot."""
         with self._lock:
             return tuple(self._rows)
 
     def figures(self, site: str, terms: Terms) -> Figures:
-        """Return what a site was charged; nothing for one that is not known.
+        """Return what a site was charged, never less than the last snapshot says; nothing for one that is not known.
 
         Raises:
             LedgerError: as for `snapshot`.
@@ -136,12 +140,12 @@ class LedgerView:
         with self._lock:
             if self._ledger is None:
                 return Figures(epsilon=0.0, budget=None, rows=0, seeded=False, unprotected=False)
-            budget = self._budget(self._ledger, terms)
-            events = [event for charge in self._ledger.charges(site) for event in charge.events]
+            budget, account = self._budget(self._ledger, terms), self.account_of(site)
+            events = [event for charge in self._ledger.charges(account) for event in charge.events]
             return Figures(
                 epsilon=self._once((site, terms), lambda: budget.epsilon(site)),
-                budget=self._budgets.get(site),
-                rows=self._rows.get(site, 0),
+                budget=self._budgets.get(account),
+                rows=self._rows.get(account, 0),
                 seeded=any(event.seeded for event in events),
                 unprotected=any(event.is_unprotected for event in events),
             )
@@ -227,7 +231,7 @@ class LedgerView:
                 self._budgets[site] = _limit(entry)
 
     def _budget(self, ledger: Ledger, terms: Terms) -> GlobalBudget:
-        return GlobalBudget(ledger, delta=terms.delta, overlap=terms.overlap, unit=terms.unit, readonly=True)
+        return GlobalBudget(ledger, delta=terms.delta, overlap=terms.overlap, unit=terms.unit)
 
     def _once(self, key: tuple[object, ...], compute: Callable[[], Any]) -> Any:
         """Compute a figure once for each state of the ledger."""
@@ -237,7 +241,7 @@ class LedgerView:
 
 
 def owner(entry: Entry) -> str | None:
-    """Return the site that an entry is about; `None` where it is about the ledger itself, or nobody can tell."""
+    """Return the account that an entry is about; `None` where it is about the ledger itself, or nobody can tell."""
     site = entry.body.get("cohort")
     return site if isinstance(site, str) else None
 

@@ -82,6 +82,19 @@ def test_a_ledger_that_went_back_is_found_until_staff_say_why(coordinator: Coord
     assert ask(coordinator).sequence == 7
 
 
+def test_a_contradiction_is_not_forgotten_when_the_right_ledger_is_shown_again(coordinator: Coordinator) -> None:
+    backup = copied(coordinator, "backup.sqlite")
+    charge(coordinator.ledger, "north", 1, first=3)
+    right = copied(coordinator, "right.sqlite")
+    ask(coordinator)
+    swap(coordinator, backup)
+    with pytest.raises(LedgerError):
+        ask(coordinator)
+    swap(coordinator, right)
+    assert ask(coordinator).sequence == 7
+    assert [alarm.what for alarm in coordinator.known("north").alarms()] == ["went back from 7 to 5 entries"]
+
+
 @pytest.mark.parametrize("rounds", [1, 2, 5])
 def test_a_fork_is_found_whatever_its_length(coordinator: Coordinator, rounds: int) -> None:
     backup = copied(coordinator, "backup.sqlite")
