@@ -12,6 +12,7 @@ from typing import Any
 from prometheus_client.core import Metric
 
 from wardpose.server.budget import GlobalBudget
+from wardpose.server.budget_service.alarms import ALARMS, Alarms
 from wardpose.server.journal import Reason, RunJournal, SiteRow
 from wardpose.server.spent import refuse_lost, state_of
 from wardpose.server.superlink import registered_nodes
@@ -63,6 +64,7 @@ METRICS = {
     "wardpose_ledger_entries": "Entries of the server's ledger.",
     "wardpose_ledger_verified": "1 when the ledger's hash chain is unbroken.",
     "wardpose_ledger_state": "1 for the state that the ledger is in; all but ok and none need somebody.",
+    "wardpose_ledger_alarms": "Ledgers that a site stated and that do not continue the one seen before, not settled.",
     "wardpose_sites_online": "Registered SuperNodes with a good heartbeat.",
     "wardpose_sites_registered": "Registered SuperNodes.",
     "wardpose_site_online": "1 when a registered SuperNode has a good heartbeat.",
@@ -86,6 +88,7 @@ class ServerExporter:
     def collector(self) -> FileCollector:
         """Return what `serve` needs."""
         sources: dict[str, Source] = {"journal": self.journal, "ledger": self.ledger, "chain": self.chain}
+        sources["alarms"] = self.alarms
         if self.superlink is not None:
             sources["superlink"] = self.nodes
         return FileCollector(sources)
@@ -198,6 +201,16 @@ class ServerExporter:
         state, _ = state_of(self.directory)
         yield _gauge("wardpose_ledger_verified", verified_sample(state))
         yield _gauge("wardpose_ledger_state", state_samples(state))
+
+    def alarms(self) -> Iterable[Metric]:
+        """Read what the Budget service found of sites' ledgers.
+
+        Raises:
+            DamagedError: the file cannot be read.
+
+        """
+        found = Counter(alarm.site for alarm in Alarms(self.directory / ALARMS).of())
+        yield _gauge("wardpose_ledger_alarms", [({"site": site}, number) for site, number in sorted(found.items())])
 
     def nodes(self) -> Iterable[Metric]:
         """Read which sites are connected.

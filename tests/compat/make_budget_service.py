@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from wardpose.server.budget_service.submissions import ALARMS, STATED, Alarms, Submissions
+from wardpose.server.budget_service.alarms import ALARMS, Alarms
+from wardpose.server.budget_service.submissions import STATED, Submissions
 from wardpose.shared.head_statements import SITE_HEAD, ServerHead, SiteHead
 from wardpose.shared.known_server import FILE, KnownServer
 from wardpose.shared.privacy.entries import NOTHING

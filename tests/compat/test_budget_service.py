@@ -3,7 +3,8 @@
 import shutil
 from pathlib import Path
 
-from wardpose.server.budget_service.submissions import Alarm, Alarms, Submissions
+from wardpose.server.budget_service.alarms import Alarm, Alarms
+from wardpose.server.budget_service.submissions import Submissions
 from wardpose.shared.known_server import FILE, KnownAlarm, KnownHead, KnownServer
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.privacy.merkle import Frontier

@@ -12,7 +12,8 @@ from support.budget_service import Coordinator, charge, create_coordinator
 from support.ledgers import BUDGET, COURSE, EVENT
 from typer.testing import CliRunner
 
-from wardpose.server.budget_service.submissions import ALARMS, Alarms
+from wardpose.server.budget_service.alarms import ALARMS, Alarms
+from wardpose.server.exporter import ServerExporter
 from wardpose.server.heads import Heads
 from wardpose.shared.budget_wire import budget_pb2 as wire
 from wardpose.shared.errors import LedgerError
@@ -106,6 +107,8 @@ def test_an_alarm_is_seen_by_the_site_and_by_auditors_and_by_nobody_else(coordin
         assert "ledger is not" not in str(stub.GetAccount(wire.GetAccountRequest(), timeout=10))
     (alarm,) = Alarms(coordinator.directory / ALARMS).of()
     assert (alarm.site, alarm.times) == ("north", 3)
+    (metric,) = ServerExporter(coordinator.directory).alarms()
+    assert [(sample.labels, sample.value) for sample in metric.samples] == [({"site": "north"}, 1)]
 
 
 def test_a_site_cannot_fill_the_disk_with_alarms(tmp_path: Path) -> None:
