@@ -173,6 +173,9 @@ def compare(
     key: Key,
     state: State,
     server_key: ServerKey = None,
+    name: Annotated[
+        str, typer.Option(help="The site's name, where an auditor asks.", show_default="the certificate's")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Hold the site's ledger against the coordinator's account of it. Exits 1 where that believes less was spent."""
@@ -186,7 +189,7 @@ def compare(
     theirs: list[Any] = []
     with _remote(service, ca, certificate, key, state, server_key) as (remote, _):
         remote.entries(lambda row: None if row.entry is None else theirs.append(row.entry))
-    say_differences(differences_of(mine.entries(), theirs, name_in(certificate)), as_json=as_json)
+    say_differences(differences_of(mine.entries(), theirs, name or name_in(certificate)), as_json=as_json)
 
 
 @app.command("accept-another")

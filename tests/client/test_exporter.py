@@ -95,6 +95,7 @@ def test_nothing_about_patients_is_exposed(site: Path) -> None:
         "wardpose_site_ledger_entries",
         "wardpose_site_ledger_verified",
         "wardpose_site_ledger_state",
+        "wardpose_site_server_alarms",
         "wardpose_site_orders",
         "wardpose_site_orders_open",
         "wardpose_site_bytes_up",

@@ -22,6 +22,7 @@ from wardpose.server.budget_service.service import BudgetService
 from wardpose.server.budget_service.settings import build
 from wardpose.server.journal import RunJournal
 from wardpose.shared.budget_wire import budget_pb2 as wire
+from wardpose.shared.budget_wire import budget_pb2_grpc
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy.entries import NOTHING
 from wardpose.shared.privacy.ledger import Ledger
@@ -273,6 +274,25 @@ def test_nobody_is_served_unasked_off_loopback(listen: str) -> None:
     check_address(listen, insecure=False)
     check_address("127.0.0.1:0", insecure=True)
     check_address("[::1]:0", insecure=True)
+
+
+def test_without_tls_everybody_on_loopback_reads_all_and_states_nothing(tmp_path: Path) -> None:
+    coordinator = create_coordinator(tmp_path)
+    charge(coordinator.ledger, "north", 1)
+    charge(coordinator.ledger, "south", 1)
+    settings = coordinator.settings(insecure=True, certificate=None, key=None, authority=None)
+    server = Server(build(settings), settings.listen, settings.tls())
+    server.start()
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stub = budget_pb2_grpc.BudgetServiceStub(channel)  # type: ignore[no-untyped-call]
+            answer = stub.GetAccount(wire.GetAccountRequest(), timeout=20)
+            assert [account.site for account in answer.sites] == ["north", "south"]
+            with pytest.raises(grpc.RpcError) as error:
+                stub.SubmitHead(wire.SubmitHeadRequest(), timeout=10)
+    finally:
+        server.stop()
+    assert error.value.code() == grpc.StatusCode.PERMISSION_DENIED
 
 
 @pytest.mark.parametrize("listen", ["9443", ":9443", "host:", "host:70000", "host:-1", "host:x", "host:\u0663"])

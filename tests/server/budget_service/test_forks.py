@@ -308,6 +308,22 @@ def test_rows_that_were_bent_or_cut_off_are_found(coordinator: Coordinator, bend
         read(coordinator, bend)
 
 
+@pytest.mark.parametrize("place", [0, 5, 6, 8])
+def test_a_row_of_somebody_else_that_was_bent_is_found_by_the_root(coordinator: Coordinator, place: int) -> None:
+    """No row of the reader's own follows that could show it."""
+    charge(coordinator.ledger, "south", 2)
+
+    def bend(parts: Iterator[Any], _request: Any, _context: Any) -> Iterator[Any]:
+        for part in parts:
+            if part.rows:
+                part.rows[place].hash = "ab" * 32
+            yield part
+
+    with pytest.raises(LedgerError, match="root that it states" if place else "does not continue the chain"):
+        read(coordinator, bend)
+    assert len(read(coordinator, whole)) == 9
+
+
 def test_a_stream_that_breaks_off_is_taken_up_where_it_ended(coordinator: Coordinator) -> None:
     asked = []
 

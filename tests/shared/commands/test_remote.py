@@ -125,6 +125,7 @@ def test_a_site_holds_its_ledger_against_the_coordinators(coordinator: Coordinat
     Ledger(site).reserve("ward", [EVENT], run_id="run", round=9, budget=BUDGET, course=COURSE)
     result = run(coordinator, "north", "compare", site, "--json")
     assert result.exit_code == 1
+    assert run(coordinator, "inspector", "compare", site, "--name", "north", "--json").stdout == result.stdout
     (difference,) = json.loads(result.stdout)["differences"]
     assert (difference["round"], difference["what"], difference["alarming"]) == (9, "only at the site", True)
 
