@@ -1,6 +1,5 @@
 """How a Budget service is started: paths and terms, put together and checked before anything listens."""
 
-import functools
 import logging
 import math
 import sys
@@ -11,6 +10,7 @@ from wardpose.server.budget_service.process import Server, TlsFiles, check_addre
 from wardpose.server.budget_service.service import BudgetService
 from wardpose.server.budget_service.submissions import Submissions, keys_in
 from wardpose.server.budget_service.view import LedgerView, Shown, Terms
+from wardpose.server.coordinator import coordinator_accounts, load_coordinator
 from wardpose.server.heads import Heads
 from wardpose.server.journal import RunJournal
 from wardpose.shared.errors import ConfigError
@@ -18,6 +18,7 @@ from wardpose.shared.privacy.accounting import UNITS
 from wardpose.shared.signing import load_signer
 
 SHOWN = "shown-heads.sqlite"
+COORDINATOR_KEY = "coordinator.key"
 
 logger = logging.getLogger("wardpose.budget_service")
 
@@ -28,14 +29,14 @@ class ServiceSettings:
 
     Attributes:
         listen: `host:port`.
-        directory: the coordinator's folder: `ledger.sqlite`, `heads.sqlite`, `journal.sqlite`.
-        ledger: of the coordinator, where it is elsewhere.
-        state: folder of the service's own files; the directory, or the ledger's folder, when absent.
+        directory: a run's folder, whose journal says at what figures are stated.
+        ledger: the one to show; the coordinator's (`coordinator`) when absent.
+        state: folder of the service's own files; the ledger's folder when absent.
         certificate: of the service.
         key: of the certificate.
         authority: certificate of the authority that signs clients' certificates.
-        site_keys: folder of the sites' node keys.
-        signing_key: the coordinator's private key.
+        site_keys: folder of the sites' node keys; the keys that accounts are bound to in the ledger when absent.
+        signing_key: the coordinator's private key; `coordinator.key` beside the ledger when absent, if there is one.
         delta: of the figures, where no journal says it.
         overlap: at how many sites a patient may be, likewise.
         unit: whose epsilon it is, likewise.
@@ -65,8 +66,6 @@ class ServiceSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         check_address(self.listen, insecure=self.insecure)
-        if self.directory is None and self.ledger is None:
-            raise ConfigError("--directory, --ledger: both are missing (allowed: one of them, or both)")
         given = [path is not None for path in (self.certificate, self.key, self.authority)]
         if any(given) if self.insecure else not all(given):
             raise ConfigError(
@@ -79,15 +78,9 @@ class ServiceSettings:
         if self.accept_another is not None and not self.accept_another.strip():
             raise ConfigError("--accept-another: is empty (allowed: what happened, and who says so)")
 
-    @property
     def ledger_file(self) -> Path:
-        """The coordinator's ledger."""
-        return self.ledger or (self.directory or Path()) / "ledger.sqlite"
-
-    @property
-    def state_folder(self) -> Path:
-        """Where the service remembers."""
-        return self.state or self.directory or self.ledger_file.parent
+        """Return where the coordinator's ledger is."""
+        return self.ledger or coordinator_accounts(load_coordinator()).ledger_path
 
     def terms(self) -> Terms:
         """Return what figures are stated at: as the latest run has it, so far as a journal knows one."""
@@ -110,18 +103,21 @@ def build(settings: ServiceSettings) -> BudgetService:
         ConfigError: a key cannot be read.
 
     """
-    signer = None if settings.signing_key is None else load_signer(settings.signing_key)
-    folder, shown = settings.site_keys, Shown(settings.state_folder / SHOWN)
+    ledger, folder = settings.ledger_file(), settings.site_keys
+    state = settings.state or ledger.parent
+    key = settings.signing_key or ledger.with_name(COORDINATOR_KEY)
+    signer = load_signer(key) if settings.signing_key is not None or key.exists() else None
+    shown = Shown(state / SHOWN)
     if folder is not None:
         keys_in(folder)  # a wrong one is found now, not at the first call
     if settings.accept_another is not None:
         shown.accept_another(settings.accept_another)
+    view = LedgerView(ledger, settings.terms, shown)
     submissions = Submissions(
-        settings.state_folder,
-        released=None if settings.directory is None else Heads(settings.directory / "heads.sqlite"),
-        keys=dict if folder is None else functools.partial(keys_in, folder),
+        state,
+        released=Heads(ledger.with_name("heads.sqlite")),
+        key_of=view.key_of if folder is None else lambda site: keys_in(folder).get(site),
     )
-    view = LedgerView(settings.ledger_file, settings.terms, shown)
     return BudgetService(view, submissions, signer=signer, insecure=settings.insecure)
 
 
@@ -135,5 +131,5 @@ def start(settings: ServiceSettings) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     server = Server(build(settings), settings.listen, settings.tls())
     host = settings.listen.rpartition(":")[0]
-    logger.info("budget service on %s:%d, ledger %s", host, server.port, settings.ledger_file)
+    logger.info("budget service on %s:%d, ledger %s", host, server.port, settings.ledger_file())
     server.run()

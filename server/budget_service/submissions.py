@@ -8,7 +8,7 @@ release must show that the ledger grew since the last one, and a site may state 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -37,7 +37,7 @@ class Submissions:
         state: Path,
         *,
         released: Heads | None,
-        keys: Callable[[], Mapping[str, PublicKey]],
+        key_of: Callable[[str], PublicKey | None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Keep what is stated.
@@ -45,14 +45,14 @@ class Submissions:
         Args:
             state: folder of the service's own files.
             released: heads that the coordinator saw in releases, if it keeps any; only read.
-            keys: node keys of the sites, by name.
+            key_of: node key of a site, by its name; `None` where none is known.
             clock: Unix time.
 
         """
         self.alarms = Alarms(state / ALARMS)
         self._stated = Heads(state / STATED)
         self._released = released
-        self._keys = keys
+        self._key_of = key_of
         self._clock = clock
 
     def last(self, site: str) -> tuple[int, str]:
@@ -100,7 +100,7 @@ class Submissions:
             raise LedgerError(f"entry {last[0]} of its ledger is not the one that was seen before")
 
     def _check_signature(self, head: SiteHead, signature: str) -> None:
-        key = self._keys().get(head.site)
+        key = self._key_of(head.site)
         if key is None:
             raise Refused(grpc.StatusCode.NOT_FOUND, f"the coordinator has no node key of site {head.site!r} yet")
         try:

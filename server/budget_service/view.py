@@ -13,10 +13,11 @@ from typing import Any
 
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.heads import Heads
+from wardpose.server.ledger import ServerLedger
 from wardpose.shared.errors import LedgerError
 from wardpose.shared.privacy.entries import NOTHING, RESERVE, Entry, Row, next_entry
-from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.privacy.merkle import MerkleTree, leaf_hash
+from wardpose.shared.signing import PublicKey, read_public_key
 
 _PAGE = 512  # rows that are read at once
 _THIS_LEDGER = "ledger"
@@ -99,7 +100,7 @@ class LedgerView:
         self._terms = terms
         self._shown = shown
         self._lock = threading.Lock()
-        self._ledger: Ledger | None = None
+        self._ledger: ServerLedger | None = None
         self._tree = MerkleTree()
         self._head = NOTHING
         self._rows: dict[str, int] = {}
@@ -123,7 +124,14 @@ class LedgerView:
 
     def account_of(self, site: str) -> str:
         """Return the ledger's name for a site's account: its rows are those that `owner` says are this account's."""
-        return site
+        with self._lock:
+            return site if self._ledger is None else self._ledger.account_of(site)
+
+    def key_of(self, site: str) -> PublicKey | None:
+        """Return the node key that a site's account is bound to; `None` where it is bound to none yet."""
+        with self._lock:
+            text = "" if self._ledger is None else self._ledger.key_of(self._ledger.account_of(site))
+        return read_public_key(text, self.path) if text else None
 
     def sites(self) -> tuple[str, ...]:
         """Sites that were ever charged, as of the last snapshot."""
@@ -140,7 +148,7 @@ class LedgerView:
         with self._lock:
             if self._ledger is None:
                 return Figures(epsilon=0.0, budget=None, rows=0, seeded=False, unprotected=False)
-            budget, account = self._budget(self._ledger, terms), self.account_of(site)
+            budget, account = self._budget(self._ledger, terms), self._ledger.account_of(site)
             events = [event for charge in self._ledger.charges(account) for event in charge.events]
             return Figures(
                 epsilon=self._once((site, terms), lambda: budget.epsilon(site)),
@@ -206,7 +214,7 @@ class LedgerView:
         if self._ledger is None:
             if not self.path.exists() and self._shown.head() is None:
                 return  # nobody was ever charged
-            self._ledger = Ledger(self.path, readonly=True, witness=self._shown)
+            self._ledger = ServerLedger(self.path, readonly=True, witness=self._shown)
         count, head = self._ledger.head()
         if count < self._tree.size or (count == self._tree.size and head != self._head):
             raise LedgerError(
@@ -230,7 +238,7 @@ class LedgerView:
             if entry.kind == RESERVE:
                 self._budgets[site] = _limit(entry)
 
-    def _budget(self, ledger: Ledger, terms: Terms) -> GlobalBudget:
+    def _budget(self, ledger: ServerLedger, terms: Terms) -> GlobalBudget:
         return GlobalBudget(ledger, delta=terms.delta, overlap=terms.overlap, unit=terms.unit)
 
     def _once(self, key: tuple[object, ...], compute: Callable[[], Any]) -> Any:

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from wardpose.shared.terminal import console, line, table
+from wardpose.shared.terminal import Json, console, line, say, table
 
 app = typer.Typer(no_args_is_help=True)
 
+Why = Annotated[str, typer.Option("--why", help="What happened, and who at the hospital says so; it is kept.")]
 Directory = Annotated[Path, typer.Option("--directory", help="The coordinator's run directory.")]
 
 
@@ -33,14 +34,14 @@ def metrics(
 def budget_service(
     listen: Annotated[str, typer.Option(help="Address to listen on, host:port.")] = "127.0.0.1:9443",
     directory: Annotated[
-        Path | None, typer.Option(help="The coordinator's run directory: ledger, heads and journal.", show_default="")
+        Path | None, typer.Option(help="A run's folder, whose journal says delta, overlap and unit.", show_default="")
     ] = None,
     ledger: Annotated[
-        Path | None, typer.Option(help="The ledger, where it is not in the directory.", show_default="")
+        Path | None, typer.Option(help="The ledger.", show_default="the run's, else the coordinator's")
     ] = None,
     state: Annotated[
         Path | None,
-        typer.Option(help="Folder of what the service remembers: heads and alarms.", show_default="the directory"),
+        typer.Option(help="Folder of what the service remembers: heads and alarms.", show_default="the ledger's"),
     ] = None,
     certificate: Annotated[
         Path | None, typer.Option(help="The service's certificate, which names its host.", show_default="")
@@ -50,10 +51,11 @@ def budget_service(
         Path | None, typer.Option(help="Certificate of the authority that signs sites' and auditors'.", show_default="")
     ] = None,
     site_keys: Annotated[
-        Path | None, typer.Option(help="Folder of the sites' node keys, SITE.pub each; read anew.", show_default="")
+        Path | None,
+        typer.Option(help="Folder of the sites' node keys, SITE.pub each.", show_default="as bound in the ledger"),
     ] = None,
     signing_key: Annotated[
-        Path | None, typer.Option(help="The coordinator's key, which signs the heads that are shown.", show_default="")
+        Path | None, typer.Option(help="The key that signs heads that are shown.", show_default="the coordinator's")
     ] = None,
     delta: Annotated[float, typer.Option(help="Delta of the figures, where no journal says it.")] = 1e-5,
     overlap: Annotated[int, typer.Option(min=1, help="At how many sites a patient may be, likewise.")] = 1,
@@ -88,29 +90,100 @@ def budget_service(
     )
 
 
+@app.command()
+def key(
+    directory: Annotated[
+        Path | None, typer.Option("--directory", help="A simulated run's folder.", show_default="the coordinator's")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+) -> None:
+    """Show the key that signs orders, made on first use; sites need its public half as coordinator.pub."""
+    from wardpose.server.coordinator import coordinator_accounts, folder_accounts, load_coordinator
+
+    accounts = coordinator_accounts(load_coordinator()) if directory is None else folder_accounts(directory)
+    public, path = accounts.signer().public, accounts.ledger_path.with_name("coordinator.pub")
+    if as_json:
+        typer.echo(json.dumps({"public": str(path), "fingerprint": public.fingerprint, "key": public.text}))
+        return
+    typer.echo(public.text)
+    typer.echo(f"{path}: fingerprint {public.fingerprint}; give it to each site by a way you trust", err=True)
+
+
 @app.command("accept-ledger")
 def accept_ledger(
     site: Annotated[str, typer.Argument(help="The site whose ledger was lost, or restored from an old backup.")],
-    directory: Directory,
-    why: Annotated[str, typer.Option("--why", help="What happened, and who at the hospital says so; it is kept.")],
+    why: Why,
+    directory: Annotated[
+        Path | None, typer.Option("--directory", help="A simulated run's folder.", show_default="the coordinator's")
+    ] = None,
     budget_state: Annotated[
-        Path | None, typer.Option(help="The Budget service's --state.", show_default="the directory")
+        Path | None, typer.Option(help="The Budget service's --state.", show_default="the ledger's folder")
     ] = None,
 ) -> None:
     """Let a site go on with another ledger than the one seen before; what the server charged it stays charged."""
     from wardpose.server.budget_service.submissions import accept_another
-    from wardpose.server.heads import Heads
+    from wardpose.server.coordinator import coordinator_accounts, folder_accounts, load_coordinator
     from wardpose.shared.errors import ConfigError
 
-    heads = Heads(directory / "heads.sqlite")
-    last = heads.last(site)
-    if not why.strip():
-        raise ConfigError("--why: is empty (allowed: what happened, and who says so)")
-    last = accept_another(budget_state or directory, site, why) or last
+    _refuse_empty(why)
+    accounts = coordinator_accounts(load_coordinator()) if directory is None else folder_accounts(directory)
+    heads = accounts.heads
+    last = accept_another(budget_state or accounts.ledger_path.parent, site, why) or heads.last(site)
     if last is None:
         raise ConfigError(f'{heads.path}: no ledger of site "{site}" was seen, so that none has to be accepted')
     heads.accept_another(site, why)
     typer.echo(f"{site}: in the next run its ledger is believed, whatever it is; the last one had {last[0]} entries")
+
+
+@app.command("import-ledger")
+def import_ledger(
+    old: Annotated[Path, typer.Argument(help="The ledger of an old run folder.", metavar="LEDGER.sqlite")],
+    as_json: Json = False,
+) -> None:
+    """Charge in the coordinator's ledger, once, all that a run folder's own ledger holds."""
+    from wardpose.server.coordinator import coordinator_accounts, load_coordinator
+    from wardpose.server.coordinator import import_ledger as imported
+
+    accounts = coordinator_accounts(load_coordinator())
+    number = imported(accounts, old)
+    say({"ledger": str(accounts.ledger_path), "reservations": number}, as_json=as_json)
+
+
+@app.command("accept-witness")
+def accept_witness(why: Why, as_json: Json = False) -> None:
+    """Begin with a new witness of the coordinator's ledger, because the old one was lost: vouch that it is whole."""
+    from wardpose.server.coordinator import accept_ledger_as_it_is, coordinator_accounts, load_coordinator
+
+    _refuse_empty(why)
+    sequence, digest = accept_ledger_as_it_is(coordinator_accounts(load_coordinator()), why)
+    say({"entries": sequence, "head": f"{sequence}:{digest}"}, as_json=as_json)
+
+
+@app.command("accept-key")
+def accept_key(
+    site: Annotated[str, typer.Argument(help="The site, as it is registered.")],
+    key: Annotated[Path, typer.Argument(help="Its new public key.", metavar="NODE.pub")],
+    why: Why,
+    account: Annotated[
+        str, typer.Option(help="The account, where the hospital has another name now.", show_default="the site's own")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Let a site go on with another key; its account stays, with all that was charged."""
+    from wardpose.server.coordinator import coordinator_accounts, load_coordinator
+    from wardpose.shared.signing import load_public_key
+
+    _refuse_empty(why)
+    public = load_public_key(key)
+    bound = coordinator_accounts(load_coordinator()).ledger().bind(site, public, why=why, account=account)
+    say({"site": site, "account": bound, "key": public.fingerprint}, as_json=as_json)
+
+
+def _refuse_empty(why: str) -> None:
+    from wardpose.shared.errors import ConfigError
+
+    if not why.strip():
+        raise ConfigError("--why: is empty (allowed: what happened, and who says so)")
 
 
 @app.command()
@@ -146,6 +219,28 @@ def status(
     screen.print(table(("site", "status", "epsilon spent", "budget", "delta", "steps", "why"), rows, left=7))
     if summary["not_private"]:
         screen.print(line(("NOT PRIVATE", "bold red"), f": {summary['not_private']}"))
+
+
+@app.command()
+def submit(
+    plan: Annotated[Path, typer.Argument(help="The federation.yaml of the run.", metavar="PLAN")],
+    connection: Annotated[
+        str | None, typer.Argument(help="Flower's name of the SuperLink's connection.", show_default="Flower's default")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether it would be refused.")] = False,
+    directory: Annotated[
+        Path | None, typer.Option("--directory", help="The run's folder.", show_default="in Wardpose's home")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Hold a plan against the coordinator's limits, and hand it to Flower; exits 2 when it would cross one."""
+    from wardpose.server.submission import check_plan, submit_plan
+
+    found = check_plan(plan, directory=directory, resume=resume)
+    if not check:
+        found |= {"flower_run": submit_plan(plan, connection, directory=directory, resume=resume)}
+    say(found, as_json=as_json)
 
 
 @app.command()

@@ -17,7 +17,7 @@ def write(folder: Path) -> None:
     """Make the files; no private key stays."""
     folder.mkdir()
     signer = create_key_pair(folder / "key", folder / "key.pub")
-    submissions = Submissions(folder, released=None, keys=lambda: {"north": signer.public}, clock=lambda: 100.0)
+    submissions = Submissions(folder, released=None, key_of=lambda site: signer.public, clock=lambda: 100.0)
     head = SiteHead(site="north", sequence=3, hash=A, seen_sequence=0, seen_hash=NOTHING, time=100)
     submissions.submit(head, signer.sign(SITE_HEAD, head.content()))
     Alarms(folder / ALARMS).raise_("north", "its ledger went back from 3 to 2 entries", 7)

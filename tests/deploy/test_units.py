@@ -100,7 +100,7 @@ def test_the_budget_service_asks_everybody_for_a_certificate(compose: dict[str, 
         [program("wardpose"), "server", "budget-service", "--help"], capture_output=True, text=True, check=True
     )
     for words in found:
-        assert flags(words) >= {"--certificate", "--key", "--ca", "--site-keys", "--signing-key"}
+        assert flags(words) >= {"--certificate", "--key", "--ca"}
         assert "--insecure" not in words
         for flag in flags(words):
             assert re.search(rf"(?<!\S){flag}\b", known.stdout), flag

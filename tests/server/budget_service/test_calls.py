@@ -306,7 +306,6 @@ def test_an_address_that_is_none_is_refused(listen: str) -> None:
     [
         ({"certificate": None}, "--certificate, --key, --ca"),
         ({"insecure": True}, "--certificate, --key, --ca"),
-        ({"directory": None}, "--directory, --ledger"),
         ({"delta": 0.0}, "--delta"),
         ({"delta": float("nan")}, "--delta"),
         ({"unit": "ward"}, "--unit"),
