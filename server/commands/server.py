@@ -36,9 +36,7 @@ def budget_service(
     directory: Annotated[
         Path | None, typer.Option(help="A run's folder, whose journal says delta, overlap and unit.", show_default="")
     ] = None,
-    ledger: Annotated[
-        Path | None, typer.Option(help="The ledger.", show_default="the run's, else the coordinator's")
-    ] = None,
+    ledger: Annotated[Path | None, typer.Option(help="The ledger to show.", show_default="the coordinator's")] = None,
     state: Annotated[
         Path | None,
         typer.Option(help="Folder of what the service remembers: heads and alarms.", show_default="the ledger's"),
@@ -52,7 +50,7 @@ def budget_service(
     ] = None,
     site_keys: Annotated[
         Path | None,
-        typer.Option(help="Folder of the sites' node keys, SITE.pub each.", show_default="as bound in the ledger"),
+        typer.Option(help="Folder of sites' node keys, SITE.pub each.", show_default="as bound in the ledger"),
     ] = None,
     signing_key: Annotated[
         Path | None, typer.Option(help="The key that signs heads that are shown.", show_default="the coordinator's")

@@ -65,6 +65,7 @@ class Coordinator:
             **{
                 "listen": "127.0.0.1:0",
                 "directory": self.directory,
+                "ledger": self.ledger,
                 "certificate": self.folder / "server.crt",
                 "key": self.folder / "server.key",
                 "authority": self.authority / "ca.crt",

@@ -337,7 +337,7 @@ def test_the_command_serves_until_it_is_told_to_end(tmp_path: Path) -> None:
     coordinator = create_coordinator(tmp_path)
     charge(coordinator.ledger, "north", 1)
     code = "from wardpose.simulation.cli import main; main()"
-    command = [sys.executable, "-c", code, "server", "budget-service", "--directory", coordinator.directory,
+    command = [sys.executable, "-c", code, "server", "budget-service", "--ledger", coordinator.ledger,
                "--listen", "127.0.0.1:0", "--certificate", tmp_path / "server.crt", "--key", tmp_path / "server.key",
                "--ca", coordinator.authority / "ca.crt", "--site-keys", tmp_path / "keys"]  # fmt: skip
     process = subprocess.Popen(

@@ -87,7 +87,7 @@ def refusal(coordinator: Coordinator, method: str, files: tuple[Path, Path]) -> 
 
 
 def test_a_site_sees_its_own_account_and_the_federations_totals(coordinator: Coordinator) -> None:
-    budget = GlobalBudget(coordinator.ledger, delta=DELTA, overlap=2, unit="patient", readonly=True)
+    budget = GlobalBudget(coordinator.ledger, delta=DELTA, overlap=2, unit="patient")
     with coordinator.stub("north") as stub:
         answer = stub.GetAccount(wire.GetAccountRequest(), timeout=10)
     (account,) = answer.sites
