@@ -26,7 +26,7 @@ from wardpose.simulation.cli import app
 
 _PRIVACY = (
     "mechanisms", "units", "sampling", "clipping", "noise", "accounting", "composition", "filters", "course",
-    "schedules", "budget", "ledger", "chain", "entries", "tally", "membership",
+    "schedules", "budget", "ledger", "chain", "entries", "tally", "membership", "merkle",
 )  # fmt: skip
 
 
