@@ -128,15 +128,6 @@ class GlobalBudget:
         """
         return self.ledger.expire(statement, signature, public_key, site=site, run=run, round_number=round_number)
 
-    def bind(self, site: str, public_key: PublicKey) -> str:
-        """Bind a site's account to the key that it is registered with, and return the account.
-
-        Raises:
-            LedgerError: name and key belong to different accounts, or the key is not the account's.
-
-        """
-        return self.ledger.bind(site, public_key)
-
     def steps(self, site: str, run: str, round_number: int | None = None) -> int:
         """Noised gradients that a site was charged for in a run, or in one round of it, tries that were lost included.
 
