@@ -127,8 +127,8 @@ def configuration() -> str:
         "A hospital's own file. Its policy beats whatever a server asks; `wardpose site policy` shows it knob by knob.",
         *_models(SiteConfig),
         "## coordinator.yaml",
-        "Where the coordinator's ledger is, and what it lets sites and federations spend: found by `WARDPOSE_COORDINATOR`, else in "
-        "Wardpose's home. No plan and no run changes it.",
+        "Where the ledger is, and what the coordinator lets sites and federations spend; no plan and no run changes it. "
+        "Found by `WARDPOSE_COORDINATOR`, else in Wardpose's home.",
         *_models(CoordinatorConfig),
     ]
     return "\n\n".join(parts) + "\n"
