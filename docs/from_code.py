@@ -127,7 +127,7 @@ def configuration() -> str:
         "A hospital's own file. Its policy beats whatever a server asks; `wardpose site policy` shows it knob by knob.",
         *_models(SiteConfig),
         "## coordinator.yaml",
-        "Where the ledger is, and what the coordinator lets sites and federations spend; no plan and no run changes it. "
+        "Where the ledger is, and what the coordinator lets sites and federations spend; no plan changes it. "
         "Found by `WARDPOSE_COORDINATOR`, else in Wardpose's home.",
         *_models(CoordinatorConfig),
     ]
