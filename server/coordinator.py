@@ -164,7 +164,8 @@ class Accounts:
             old |= set((wardpose_home() / "server").glob("*/ledger.sqlite"))
         for path in sorted(old):
             refuse_unimported(ledger, path)
-        refuse_lost(folder, LedgerPlace(path=self.ledger_path, witness=self.witness))
+        if (folder / "journal.sqlite").exists():
+            refuse_lost(folder, LedgerPlace(path=self.ledger_path, witness=self.witness))
 
 
 def refuse_unimported(ledger: ServerLedger, old: Path) -> None:

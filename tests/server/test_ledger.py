@@ -297,6 +297,24 @@ def test_sums_and_checkpoints_know_what_was_taken_back(
         assert opened.key_of("north") == north.public.text
 
 
+def test_a_charge_while_somebody_looks_is_no_rollback(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+
+    class Busy(LedgerWitness):
+        """A coordinator charges just before its exporter asks the witness."""
+
+        def head(self) -> tuple[int, str] | None:
+            reserve(ServerLedger(path, witness=LedgerWitness(self.path)))
+            return super().head()
+
+    witness = Busy(tmp_path / "witness.sqlite")
+    witness.begin()
+    assert ledger_state(path, set(), witness=witness) == ("ok", "")
+    assert ledger_state(path, set(), witness=witness) == ("ok", "")
+    witness.path.write_bytes(b"not a witness" * 99)
+    assert ledger_state(path, set(), witness=LedgerWitness(witness.path))[0] == "broken"
+
+
 def test_an_import_leaves_out_what_was_taken_back_and_keeps_keys(
     tmp_path: Path, ledger: ServerLedger, north: Signer
 ) -> None:
