@@ -15,7 +15,8 @@ from pathlib import Path
 
 from flwr.proto.node_pb2 import NodeInfo
 
-from wardpose.server.folder import shared_use
+from wardpose.server.contact import Contact
+from wardpose.server.folder import coordinator_key, shared_use
 from wardpose.server.heads import Heads
 from wardpose.server.ledger import ServerLedger
 from wardpose.server.limits import Limits
@@ -24,7 +25,7 @@ from wardpose.server.witness import LedgerWitness
 from wardpose.shared.config import wardpose_home
 from wardpose.shared.errors import ConfigError, LedgerError
 from wardpose.shared.privacy.ledger import Ledger
-from wardpose.shared.signing import read_public_key
+from wardpose.shared.signing import Signer, read_public_key
 from wardpose.shared.yaml_config import load_yaml
 
 VARIABLE = "WARDPOSE_COORDINATOR"
@@ -84,7 +85,7 @@ class Accounts:
 
         """
         if self.witness is None:
-            return ServerLedger(self.ledger_path)
+            return ServerLedger(self.ledger_path, signer=self.signer())
         there = self.ledger_path.exists() or self.heads.path.exists()  # first: the witness is made before them
         if self.witness.head() is None:
             if there:
@@ -93,7 +94,20 @@ class Accounts:
                     "(restore the newest backup, or see wardpose server accept-witness)"
                 )
             self.witness.begin()
-        return ServerLedger(self.ledger_path, witness=self.witness)
+        return ServerLedger(self.ledger_path, witness=self.witness, signer=self.signer())
+
+    def signer(self) -> Signer:
+        """Return the coordinator's key, `coordinator.key` beside the ledger; made on first use.
+
+        Raises:
+            ConfigError: what is there is no key, or others may read it.
+
+        """
+        return coordinator_key(self.ledger_path.parent)
+
+    def contact(self, ledger: ServerLedger) -> Contact:
+        """Return what passed between the coordinator and each site."""
+        return Contact(self.ledger_path.with_name("contact.sqlite"), self.signer(), ledger, self.heads)
 
     def bind_registered(
         self, ledger: ServerLedger, nodes: Iterable[NodeInfo], sites: Collection[str]

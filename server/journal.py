@@ -48,6 +48,7 @@ class Reason(StrEnum):
     FINITE = "finite"
     NORM = "norm"
     LEDGER = "ledger"
+    SIGNATURE = "signature"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,7 +98,7 @@ class Deployment:
         if self.processes.alive():
             raise ConfigError(f"{self.folder}: is up already (allowed: wardpose dev down first)")
         self.processes.forget()
-        sites = prepare_sites(config, self.folder)
+        sites = prepare_sites(config, self.folder, coordinator=self.ledger.parent)
         write_text(self.folder / "federation.yaml", to_yaml(config))
         if not self.coordinator.exists():
             write_text(self.coordinator, "state: coordinator\n")

@@ -210,7 +210,7 @@ def test_what_an_answer_came_to_is_not_taken_back(ledger: ServerLedger, north: S
     budget.answered("north", "run", 1)
     assert ledger.open_reservations("north") == []
     with pytest.raises(LedgerError, match="stays charged"):
-        budget.expire("north", "run", 1, said.text(), said.sign(north), north.public)
+        expire(ledger, said, north)
     assert steps(ledger) == EVENT.steps
 
 
@@ -218,7 +218,7 @@ def test_a_site_that_answers_after_its_word_pays_again(ledger: ServerLedger, nor
     budget = GlobalBudget(ledger, delta=DELTA, overlap=1)
     assert budget.reserve("north", [EVENT], course=COURSE, round_number=1, epsilon=99.0)
     (said,) = ledger.open_reservations("north")
-    budget.expire("north", "run", 1, said.text(), said.sign(north), north.public)
+    expire(ledger, said, north)
     assert steps(ledger) == 0
     budget.answered("north", "run", 1)
     assert steps(ledger) == EVENT.steps
