@@ -117,6 +117,7 @@ def run_federation(
         model = initial_model(config, folder, reuse=resume)
         state = starting_state(config, folder, journal, model, resume=resume)
         ledger = accounts.ledger()
+        accounts.bind_registered(ledger, grid.get_nodes(), [entry.name for entry in config.sites])
         course = declare(config, ledger, run=state.run, rounds_done=state.round, before=state.course)
         if accounts.config is not None:
             check_limits(config, accounts.config, ledger, course, rounds_done=state.round)

@@ -20,10 +20,8 @@ from wardpose.server.limits import Limits
 from wardpose.shared.errors import BudgetExceeded, LedgerError
 from wardpose.shared.privacy.accounting import UNITS, Adjacency, Event, UnitKind
 from wardpose.shared.privacy.course import Course
-from wardpose.shared.privacy.entries import Entry
 from wardpose.shared.privacy.filters import federation_epsilon
 from wardpose.shared.privacy.ledger import Budget, Reservation
-from wardpose.shared.signing import PublicKey
 
 logger = logging.getLogger("wardpose.server")
 
@@ -112,35 +110,6 @@ class GlobalBudget:
                 reservation.cohort, reservation.events, run_id=run, round=round_number, budget=unlimited
             )
             self.ledger.commit(again)
-
-    def expire(
-        self, site: str, run: str, round_number: int, statement: str, signature: str, public_key: PublicKey
-    ) -> Entry:
-        """Take back a reservation of a round that never began, by its site's signed word.
-
-        Args:
-            site: who signed.
-            run: of the reservation.
-            round_number: of the reservation.
-            statement: `NothingReleased.text()`, as the site signed it.
-            signature: the site's.
-            public_key: the site's, as it is registered.
-
-        Raises:
-            SignatureError: the statement is not signed by this key.
-            LedgerError: the statement is for something else, an answer came, or the charge was taken back before.
-
-        """
-        return self.ledger.expire(statement, signature, public_key, site=site, run=run, round_number=round_number)
-
-    def bind(self, site: str, public_key: PublicKey) -> str:
-        """Bind a site's account to the key that it is registered with, and return the account.
-
-        Raises:
-            LedgerError: name and key belong to different accounts, or the key is not the account's.
-
-        """
-        return self.ledger.bind(site, public_key)
 
     def steps(self, site: str, run: str, round_number: int | None = None) -> int:
         """Noised gradients that a site was charged for in a run, or in one round of it, tries that were lost included.

@@ -10,13 +10,13 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 
+from wardpose.server.ledger import ServerLedger
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import BudgetExceeded, ConfigError
 from wardpose.shared.privacy import filters
 from wardpose.shared.privacy.accounting import calibrate
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.filters import Charged
-from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.privacy.mechanisms import Mechanism, with_values
 
 logger = logging.getLogger("wardpose.server")
@@ -25,7 +25,9 @@ _DIGITS = 4
 _LARGEST = 2.0**19
 
 
-def declare(config: FederationConfig, ledger: Ledger, *, run: str, rounds_done: int = 0, before: str = "") -> Course:
+def declare(
+    config: FederationConfig, ledger: ServerLedger, *, run: str, rounds_done: int = 0, before: str = ""
+) -> Course:
     """Return the course of the rounds that are left.
 
     Args:
@@ -41,7 +43,7 @@ def declare(config: FederationConfig, ledger: Ledger, *, run: str, rounds_done: 
 
     """
     first = min(rounds_done + 1, config.rounds)
-    spent = {entry.name: ledger.charges(entry.name) for entry in config.sites}
+    spent = {entry.name: ledger.charges(ledger.account_of(entry.name)) for entry in config.sites}
     old = Course.model_validate_json(before) if before else None
     if old is not None and old.last_round == config.rounds and _holds(old, spent, config.rounds - rounds_done):
         return old

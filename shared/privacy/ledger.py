@@ -585,8 +585,9 @@ def _refuse_overlap(tally: Tally, cohort: str, new: Charged, limit: OverlapBudge
         total = limit.spent({name: window.charged(found) for name, found in charges.items()})
         allowed = limit.budget.epsilon if window.limit is None else window.limit
         if total > allowed:
+            sites = min(limit.overlap, len(charges))
             raise BudgetExceeded(
-                f"cohort {cohort!r}{window.words}: epsilon of a patient at {limit.overlap} sites would be {total:.4g} "
+                f"cohort {cohort!r}{window.words}: epsilon of a patient at {sites} sites would be {total:.4g} "
                 f"of {allowed:.4g} at delta {limit.budget.delta:g}"
             )
 
