@@ -14,6 +14,7 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from wardpose.client.evaluation import evaluate_cohort
 from wardpose.client.policy import charged_events, check_order, check_weights
 from wardpose.client.release import at_declared_times, build_release, build_status
 from wardpose.client.site import Site, locate_site, open_cohort_data, open_public_data, open_site
@@ -28,8 +29,9 @@ from wardpose.shared.errors import (
     WardposeError,
     WireError,
 )
+from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import Refusal, RoundOrder, hash_arrays, refusal, unpack
+from wardpose.shared.wire import EvaluationOrder, Refusal, RoundOrder, hash_arrays, refusal, unpack
 
 logger = logging.getLogger("wardpose.client")
 app = ClientApp()
@@ -49,6 +51,12 @@ def train(message: Message, context: Context) -> Message:
     return answer_order(message, lambda: locate_site(context.node_config))
 
 
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Answer an `EvaluationOrder` by an `EvaluationRelease` or a `Refusal`."""
+    return answer_evaluation(message, lambda: locate_site(context.node_config))
+
+
 @app.query("preflight")
 def preflight(message: Message, context: Context) -> Message:
     """Answer a `RoundOrder` without weights by a `SiteStatus` or the `Refusal` it would meet, at no cost."""
@@ -58,6 +66,11 @@ def preflight(message: Message, context: Context) -> Message:
 def answer_order(message: Message, locate: Callable[[], Path]) -> Message:
     """Answer a `RoundOrder` for the site whose site.yaml `locate` finds."""
     return _answer(message, locate, _train)
+
+
+def answer_evaluation(message: Message, locate: Callable[[], Path]) -> Message:
+    """Answer an `EvaluationOrder` for the site whose site.yaml `locate` finds."""
+    return _answer(message, locate, _evaluate)
 
 
 def answer_preflight(message: Message, locate: Callable[[], Path]) -> Message:
@@ -142,6 +155,22 @@ def _round(site: Site, path: Path, order: RoundOrder, weights: dict[str, Any], n
         logger.warning("round %d of run %s: %s", order.round, order.run, basis)
     site.journal.finished(number, "released", detail="" if basis is None else str(basis), bytes_up=size)
     return content
+
+
+def _evaluate(message: Message, path: Path) -> Message:
+    order, weights = unpack(message.content, EvaluationOrder)
+    if hash_arrays(weights) != order.weights_hash:
+        raise WireError("the weights are not those that the order names")
+    site = open_site(path)
+    number = site.journal.received(
+        run=order.run, round_number=order.number, federation=order.course.federation, mechanism=EVALUATION
+    )
+    if order.code_hash != code_hash():
+        site.journal.finished(number, "refused", detail="the server runs other code")
+        return refusal(Refusal.CODE, message)
+    with at_declared_times(site.config.answer_seconds):
+        content = evaluate_cohort(site, path, order, weights, number)
+    return Message(content, reply_to=message)
 
 
 def _check(site: Site, order: RoundOrder) -> None:

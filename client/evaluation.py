@@ -1,0 +1,140 @@
+"""Scores on the hospital's own patients, in the order of things of a round: judge, charge, open, measure, release.
+
+Nothing private is read before the cost is reserved, durably, and nothing leaves before it is committed. An evaluation
+is answered once: an order that comes again is refused before anything is charged.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+from numpy.typing import NDArray
+
+from wardpose.client.policy import charged_events, check_evaluation, check_weights
+from wardpose.client.release import build_scores
+from wardpose.client.site import Site, network, open_cohort_data
+from wardpose.client.tiers import patient_tiers
+from wardpose.client.training import everybody, patients_of, site_seed
+from wardpose.shared.data.source import check_paths
+from wardpose.shared.errors import BudgetExceeded, PolicyViolation, WireError
+from wardpose.shared.privacy.evaluation import EVALUATION
+from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.privacy.noise import secure_streams, seeded_streams, self_test
+from wardpose.shared.training.cohort import index_units
+from wardpose.shared.training.evaluation import candidates, noised_scores
+from wardpose.shared.wire import EvaluationOrder, part_arrays
+
+Weights = list[dict[str, NDArray[np.float32]]]
+
+
+def evaluate_cohort(
+    site: Site, path: Path, order: EvaluationOrder, arrays: dict[str, Any], journal_number: int
+) -> RecordDict:
+    """Charge, measure and build what leaves; the journal's entry `journal_number` says how it ended.
+
+    Args:
+        site: the opened site.
+        path: of its site.yaml.
+        order: what to measure; its weights' hash was checked.
+        arrays: the weights, of one network or of two.
+        journal_number: of the order in the site's journal.
+
+    Raises:
+        PolicyViolation: the site does not allow it, or it was answered before; nothing is charged.
+        BudgetExceeded: it cannot be paid; nothing is charged.
+        WireError: the weights are not those of the ordered network; nothing is charged.
+        DataError: frames cannot be read; it is charged.
+
+    """
+    refusals: tuple[type[Exception], ...] = (PolicyViolation, BudgetExceeded, WireError)
+    try:
+        weights = _judge(site, order, arrays)
+        refusals = (PolicyViolation, BudgetExceeded)  # whatever else goes wrong from here on may be charged
+        content, size = _evaluate(site, path, order, weights, journal_number)
+    except BaseException as error:
+        refused = isinstance(error, refusals)
+        said = str(error) if refused else f"{type(error).__name__}: {error}"
+        site.journal.finished(journal_number, "refused" if refused else "failed", detail=said)
+        raise
+    site.journal.finished(journal_number, "released", bytes_up=size)
+    return content
+
+
+def _judge(site: Site, order: EvaluationOrder, arrays: dict[str, Any]) -> Weights:
+    """Hold the order and its weights against the site's policy; returns the weights of each network."""
+    check_evaluation(site.config, order)
+    weights = part_arrays(arrays, pair=order.pair)
+    for each in weights:
+        check_weights(site.config, order, each)
+    check_paths(site.config.cohort.data, "cohort.data")
+    return weights
+
+
+def _evaluate(
+    site: Site, path: Path, order: EvaluationOrder, weights: Weights, journal_number: int
+) -> tuple[RecordDict, int]:
+    config, cohort = site.config, site.config.cohort
+    ledger = site.ledger()
+    _refuse_repeated(site, ledger, order, journal_number)
+    mechanism = order.course.mechanism
+    budget = site.budget(private=mechanism.is_private or not mechanism.reads_private)
+    reservation = ledger.reserve(
+        cohort.name,
+        charged_events(config, order),
+        run_id=order.run,
+        round=order.number,
+        budget=budget,
+        course=order.course,
+    )
+    data = open_cohort_data(path, order.model.skeleton)  # from here on every answer may tell about patients' files
+    spent = ledger.declare(
+        cohort.name,
+        identity=data.identity(),
+        units=cohort.declared_patients,
+        reservation=reservation,
+        patients=patients_of(cohort, data),
+        budget=budget,
+    )
+    seed = config.simulation_seed
+    streams = (
+        secure_streams() if seed is None else seeded_streams(site_seed(seed, f"{config.site}/scores", order.number))
+    )
+    self_test(streams)
+    units = index_units(
+        data,
+        unit=mechanism.unit,
+        multi_owner=cohort.multi_owner,
+        tiers=patient_tiers(cohort, everybody(data)),
+        without=spent,
+    )
+    scores = noised_scores(
+        candidates(network(order.model, site.device()), weights),
+        data,
+        units,
+        order.evaluation,
+        discrete=mechanism.discrete,
+        stream=streams.noise,
+    )
+    ledger.commit(reservation)
+    return build_scores(
+        site=config, order=order, scores=scores, secure=streams.secure, ledger=ledger, reservation=reservation
+    )
+
+
+def _refuse_repeated(site: Site, ledger: Ledger, order: EvaluationOrder, journal_number: int) -> None:
+    """Refuse a number that was answered before, and more evaluations than the course declares.
+
+    Raises:
+        PolicyViolation: says which.
+
+    """
+    if site.journal.answered(journal_number, run=order.run, round_number=order.number, mechanism=EVALUATION):
+        raise PolicyViolation(f"evaluation {order.number} of run {order.run} came before (allowed: each number once)")
+    charges = [c for c in ledger.charges(site.config.cohort.name) if c.course == order.course.identity]
+    made = sum(event.steps for charge in charges for event in charge.total if event.mechanism == EVALUATION)
+    if made >= order.evaluation.times:
+        raise PolicyViolation(
+            f"evaluation {order.number} of run {order.run}: {made} were made "
+            f"(allowed: course.evaluation.times = {order.evaluation.times})"
+        )
