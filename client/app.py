@@ -15,7 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from wardpose.client.evaluation import evaluate_cohort
-from wardpose.client.policy import charged_events, check_order, check_weights
+from wardpose.client.policy import charged_events, check_evaluation, check_order, check_weights
 from wardpose.client.release import at_declared_times, build_release, build_status
 from wardpose.client.site import Site, locate_site, open_cohort_data, open_public_data, open_site
 from wardpose.client.training import patients_of, train_round
@@ -31,7 +31,15 @@ from wardpose.shared.errors import (
 )
 from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import EvaluationOrder, Refusal, RoundOrder, hash_arrays, refusal, unpack
+from wardpose.shared.wire import (
+    PREFLIGHT_EVALUATION,
+    EvaluationOrder,
+    Refusal,
+    RoundOrder,
+    hash_arrays,
+    refusal,
+    unpack,
+)
 
 logger = logging.getLogger("wardpose.client")
 app = ClientApp()
@@ -55,6 +63,12 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Answer an `EvaluationOrder` by an `EvaluationRelease` or a `Refusal`."""
     return answer_evaluation(message, lambda: locate_site(context.node_config))
+
+
+@app.query("evaluation")
+def preflight_evaluation(message: Message, context: Context) -> Message:
+    """Answer an `EvaluationOrder` without weights by a `SiteStatus` or the `Refusal` it would meet, at no cost."""
+    return answer_preflight(message, lambda: locate_site(context.node_config))
 
 
 @app.query("preflight")
@@ -185,16 +199,23 @@ def _check(site: Site, order: RoundOrder) -> None:
 
 
 def _preflight(message: Message, path: Path) -> Message:
-    order, _ = unpack(message.content, RoundOrder)
-    site = open_site(path)
+    order: RoundOrder | EvaluationOrder
+    if message.metadata.message_type == PREFLIGHT_EVALUATION:
+        order, _ = unpack(message.content, EvaluationOrder)
+    else:
+        order, _ = unpack(message.content, RoundOrder)
+    site, mechanism = open_site(path), order.course.mechanism
     if order.code_hash != code_hash():
         return refusal(Refusal.CODE, message)
-    _check(site, order)
+    if isinstance(order, RoundOrder):
+        _check(site, order)
+    else:
+        check_evaluation(site.config, order)
     ledger = site.ledger()
     ledger.check(
         site.config.cohort.name,
         charged_events(site.config, order),
-        budget=site.budget(private=order.mechanism.is_private or not order.mechanism.reads_private),
+        budget=site.budget(private=mechanism.is_private or not mechanism.reads_private),
         course=order.course,
     )
     return Message(build_status(site=site.config, ledger=ledger), reply_to=message)

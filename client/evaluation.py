@@ -18,6 +18,7 @@ from wardpose.client.tiers import patient_tiers
 from wardpose.client.training import everybody, patients_of, site_seed
 from wardpose.shared.data.source import check_paths
 from wardpose.shared.errors import BudgetExceeded, PolicyViolation, WireError
+from wardpose.shared.privacy.budget import evaluations_made
 from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.privacy.noise import secure_streams, seeded_streams, self_test
@@ -131,8 +132,7 @@ def _refuse_repeated(site: Site, ledger: Ledger, order: EvaluationOrder, journal
     """
     if site.journal.answered(journal_number, run=order.run, round_number=order.number, mechanism=EVALUATION):
         raise PolicyViolation(f"evaluation {order.number} of run {order.run} came before (allowed: each number once)")
-    charges = [c for c in ledger.charges(site.config.cohort.name) if c.course == order.course.identity]
-    made = sum(event.steps for charge in charges for event in charge.total if event.mechanism == EVALUATION)
+    made = evaluations_made(ledger.charges(site.config.cohort.name), order.course)
     if made >= order.evaluation.times:
         raise PolicyViolation(
             f"evaluation {order.number} of run {order.run}: {made} were made "

@@ -22,7 +22,7 @@ from wardpose.server.aggregation import Arrays
 from wardpose.server.exchange import Garbage
 from wardpose.server.heads import Heads
 from wardpose.server.journal import Reason
-from wardpose.server.norm_bound import Trained, largest_norm
+from wardpose.server.norm_bound import Trained, largest_norm, largest_scores
 from wardpose.server.uplink import UplinkDecoder
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import ConfigError, LedgerError, WireError
@@ -32,7 +32,10 @@ from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.training.step import expected_batch_size
 from wardpose.shared.wire import (
     COEFFICIENTS,
+    SCORES,
     ArrayForm,
+    EvaluationOrder,
+    EvaluationRelease,
     RoundOrder,
     SiteRelease,
     SiteStatus,
@@ -93,7 +96,7 @@ class Admission:
         self._uplink = uplink
         self._trained = trainable_names(model, config.training.strategy)
 
-    def status(self, answer: Message | Garbage, *, order: RoundOrder, registered: str) -> SiteStatus:
+    def status(self, answer: Message | Garbage, *, order: RoundOrder | EvaluationOrder, registered: str) -> SiteStatus:
         """Read an answer to a preflight, and remember the head of the site's ledger.
 
         Args:
@@ -158,6 +161,45 @@ class Admission:
         size = sum(array.nbytes for array in received.values())
         return Admitted(release=release, update=update, size=size, norm=norm)
 
+    def scores(
+        self, answer: Message | Garbage, *, site: str, order: EvaluationOrder, declared_units: Mapping[str, int]
+    ) -> tuple[EvaluationRelease, NDArray[np.float64]]:
+        """Read a release of scores, and remember the head of the site's ledger.
+
+        Args:
+            answer: what came.
+            site: who was asked.
+            order: what was asked.
+            declared_units: as the site stated them in its preflight.
+
+        Raises:
+            Rejected: the release is not believed; nothing is remembered.
+
+        """
+        with _reading(Reason.PAYLOAD):
+            content = _content(answer)
+            release = unpack_body(content, EvaluationRelease, arrays=True)
+        asked = {"site": site, "run": order.run, "number": order.number}
+        _check_facts_of(release, asked | {"weights_hash": order.weights_hash, "code_hash": order.code_hash})
+        _check_delta(release)
+        self._check_head(site, release, grown=True)
+        form = ArrayForm(shape=(order.layout.size,), dtype=np.dtype(np.float64))
+        with _reading(Reason.ARRAYS):
+            received = unpack_arrays(content, [{SCORES: form}])
+        _check_finite(received)
+        bound = largest_scores(
+            order.evaluation,
+            order.layout,
+            unit=self.mechanism.unit,
+            declared_units=sum(declared_units.values()),
+            admission=self.config.server.admission,
+        )
+        norm = _norm(received)
+        if norm > bound:
+            raise Rejected(Reason.NORM, f"its scores are {norm:.3g} long (allowed: {bound:.3g})")
+        self.heads.remember(site, release.ledger_sequence, release.ledger_head)
+        return release, received[SCORES]
+
     def _check_facts(self, status: SiteStatus) -> None:
         """Hold what a site declares of itself against what the arithmetic of budgets and bounds can use."""
         units, smallest = sum(status.declared_units.values()), self.config.server.admission.smallest_cohort
@@ -171,7 +213,7 @@ class Admission:
         except ConfigError as error:
             raise Rejected(Reason.FACTS, str(error)) from error
 
-    def _check_head(self, site: str, stated: SiteStatus | SiteRelease, *, grown: bool) -> None:
+    def _check_head(self, site: str, stated: SiteStatus | SiteRelease | EvaluationRelease, *, grown: bool) -> None:
         try:
             self.heads.check(site, stated.ledger_sequence, stated.ledger_head, grown=grown)
         except LedgerError as error:
@@ -243,12 +285,16 @@ def _check_answers(release: SiteRelease, site: str, order: RoundOrder) -> None:
         "weights_hash": order.weights_hash,
         "code_hash": order.code_hash,
     }
+    _check_facts_of(release, asked)
+
+
+def _check_facts_of(release: SiteRelease | EvaluationRelease, asked: Mapping[str, object]) -> None:
     other = [name for name, value in asked.items() if getattr(release, name) != value]
     if other:
         raise Rejected(Reason.ORDER, f"the release does not answer the order: another {', '.join(other)}")
 
 
-def _check_delta(stated: SiteStatus | SiteRelease) -> None:
+def _check_delta(stated: SiteStatus | SiteRelease | EvaluationRelease) -> None:
     if stated.delta < MINIMUM_DELTA:
         raise Rejected(Reason.FACTS, f"its delta is {stated.delta:g} (allowed: {MINIMUM_DELTA:g} or more)")
 

@@ -19,7 +19,17 @@ from wardpose.server.budget import GlobalBudget
 from wardpose.server.exchange import Answer, exchange
 from wardpose.server.journal import Reason, SiteRow
 from wardpose.shared.config import FederationConfig
-from wardpose.shared.wire import PREFLIGHT, Refusal, RoundOrder, SiteRelease, SiteStatus, pack
+from wardpose.shared.wire import (
+    PREFLIGHT,
+    PREFLIGHT_EVALUATION,
+    EvaluationOrder,
+    EvaluationRelease,
+    Refusal,
+    RoundOrder,
+    SiteRelease,
+    SiteStatus,
+    pack,
+)
 
 logger = logging.getLogger("wardpose.server")
 
@@ -52,7 +62,7 @@ class Member:
     epsilon_spent: float
     secure: bool
 
-    def hears(self, stated: SiteStatus | SiteRelease) -> None:
+    def hears(self, stated: SiteStatus | SiteRelease | EvaluationRelease) -> None:
         """Take over what the site last said of its budget and its noise."""
         self.epsilon_budget, self.delta, self.secure = stated.epsilon_budget, stated.delta, stated.secure
         self.epsilon_spent = max(self.epsilon_spent, stated.epsilon_spent)
@@ -96,11 +106,11 @@ class Roll:
         names = [entry.name for entry in self.config.sites]
         return [name for name in names if name not in self.present and name not in self.dropped]
 
-    def call(self, order: RoundOrder, *, patient: bool) -> list[SiteRow]:
+    def call(self, order: RoundOrder | EvaluationOrder, *, patient: bool) -> list[SiteRow]:
         """Ask the missing sites whether they would take part in `order`; returns the journal's rows of round 0.
 
         Args:
-            order: of the next round.
+            order: of the next round, or of an evaluation.
             patient: wait for all of them to come online, and as long as a round for their answers.
 
         """
@@ -111,7 +121,8 @@ class Roll:
         server = self.config.server
         seconds = server.deadline_seconds if patient else min(server.wait_seconds, server.deadline_seconds)
         body = pack(order)
-        messages = [Message(body, node, PREFLIGHT, group_id="preflight", ttl=seconds) for node in nodes]
+        asked = PREFLIGHT if isinstance(order, RoundOrder) else PREFLIGHT_EVALUATION
+        messages = [Message(body, node, asked, group_id="preflight", ttl=seconds) for node in nodes]
         rows = []
         for node, answer in exchange(self.grid, messages, seconds=seconds).items():
             row = self._answered(node, nodes[node], answer, order, wanted)
@@ -173,7 +184,7 @@ class Roll:
         )
 
     def _answered(
-        self, node: int, registered: str, answer: Answer, order: RoundOrder, wanted: Set[str]
+        self, node: int, registered: str, answer: Answer, order: RoundOrder | EvaluationOrder, wanted: Set[str]
     ) -> SiteRow | None:
         """Judge one answer to a preflight; `None` where no site of the plan can be named."""
         if answer is None:

@@ -19,6 +19,7 @@ from wardpose.server.admission import Admission, Admitted, Rejected
 from wardpose.server.aggregation import Aggregator, Arrays, clip_to_median
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.checkpoint import Checkpoint
+from wardpose.server.evaluation import Evaluator
 from wardpose.server.exchange import Answer, exchange
 from wardpose.server.heads import Heads
 from wardpose.server.journal import Reason, RoundRow, RunJournal, SiteRow
@@ -81,6 +82,9 @@ class Coordinator:
             run=state.run,
             dropped=state.dropped,
         )
+        self.evaluator = Evaluator(
+            grid, config, course, roll=self.roll, budget=self.budget, admission=self.admission, journal=self.journal
+        )
 
     def run(self) -> str:
         """Take the rounds that are left; return `completed`, or `stopped` when too few sites are left."""
@@ -91,6 +95,7 @@ class Coordinator:
             self.journal.site(*self.roll.call(order, patient=patient))
             if not self.round(order):
                 return "stopped"
+            self.evaluator.after_round(self.state.round, self.state.weights)
             first = False
         return "completed"
 

@@ -32,6 +32,7 @@ from wardpose.shared.yaml_config import describe
 TRAIN = "train"
 EVALUATE = "evaluate"
 PREFLIGHT = "query.preflight"
+PREFLIGHT_EVALUATION = "query.evaluation"
 PROTOCOL = 2
 COEFFICIENTS = "coefficients"
 SCORES = "scores"

@@ -23,6 +23,12 @@ def evaluate(message: Message, context: Context) -> Message:
     return answer_evaluation(message, lambda: _site(context))
 
 
+@app.query("evaluation")
+def preflight_evaluation(message: Message, context: Context) -> Message:
+    """Answer a preflight of an evaluation as a hospital does."""
+    return answer_preflight(message, lambda: _site(context))
+
+
 @app.query("preflight")
 def preflight(message: Message, context: Context) -> Message:
     """Answer a preflight as a hospital does."""

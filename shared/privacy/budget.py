@@ -102,6 +102,12 @@ def charge_of(before: Sequence[Charged], events: Sequence[Event], course: Course
     return Charged(course=course.identity, events=tuple(events), covers=(*course.set_aside(), *covers))
 
 
+def evaluations_made(charges: Sequence[Charged], course: Course) -> int:
+    """Return how often the patients of these charges were charged for an evaluation that a course declares."""
+    mine = [event for charge in charges if charge.course == course.identity for event in charge.total]
+    return sum(event.steps for event in mine if event.mechanism == EVALUATION)
+
+
 def _steps(events: Sequence[Event]) -> dict[tuple[str, str, float, float, str], int]:
     found: dict[tuple[str, str, float, float, str], int] = {}
     for event in events:
