@@ -6,7 +6,7 @@ second try would be a second charge. The sum of all believed releases is what is
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,6 +246,14 @@ def scores_on_patients(row: EvaluationRow) -> tuple[dict[str, Any], dict[str, An
 
 def shown(estimate: Estimate, *, digits: int = 3) -> str:
     """Write an estimate for people."""
-    if estimate.value is None or estimate.error is None:
+    return shown_values(estimate.to_json(), digits)
+
+
+def shown_values(estimate: Mapping[str, float | None] | None, digits: int = 3) -> str:
+    """Write an estimate, in its JSON form, for people; absent where nothing was released."""
+    if estimate is None:
+        return "no release"
+    value, error = estimate["value"], estimate["error"]
+    if value is None or error is None:
         return "not measurable at this noise"
-    return f"{estimate.value:.{digits}f} ± {estimate.error:.{digits}f}"
+    return f"{value:.{digits}f} ± {error:.{digits}f}"

@@ -286,9 +286,9 @@ class RunJournal:
             raise
         stored = as_rows(_StoredEvaluation, [{**row, "last": bool(row["last"])} for row in rows], self.path)
         with understood(self.path):
-            texts = [(row, json.loads(row.sites), json.loads(row.scores)) for row in stored]
             return [
-                EvaluationRow(**{**vars(row), "sites": dict(sites), "scores": scores}) for row, sites, scores in texts
+                EvaluationRow(**(vars(row) | {"sites": dict(json.loads(row.sites)), "scores": json.loads(row.scores)}))
+                for row in stored
             ]
 
     def sites(self, run: str) -> list[SiteRow]:

@@ -46,6 +46,7 @@ def summarise(folder: Path, run: str | None = None) -> dict[str, Any]:
         "federation": chosen["federation"],
         "status": chosen["status"],
         "score_name": chosen["score_name"],
+        "score_on": final.get("on", "test"),
         "score_initial": initial.get("score"),
         "score_final": final.get("score"),
         "score_initial_by_group": initial.get("by_group", {}),
