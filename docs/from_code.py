@@ -21,12 +21,13 @@ from wardpose.shared import wire
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.privacy import accounting, mechanisms
 from wardpose.shared.privacy.course import Course
+from wardpose.shared.privacy.evaluation import Evaluation
 from wardpose.shared.site_config import SiteConfig
 from wardpose.simulation.cli import app
 
 _PRIVACY = (
     "mechanisms", "units", "sampling", "clipping", "noise", "accounting", "composition", "filters", "course",
-    "schedules", "budget", "ledger", "chain", "entries", "tally", "membership",
+    "evaluation", "schedules", "budget", "ledger", "chain", "entries", "tally", "membership",
 )  # fmt: skip
 
 
@@ -245,7 +246,15 @@ def wire_records() -> str:
         "weights or an update come along, also one `ArrayRecord` named `arrays`. A key that is not in these tables is "
         "refused.",
     ]
-    for model in (wire.RoundOrder, Course, wire.SiteRelease, wire.SiteStatus):
+    for model in (
+        wire.RoundOrder,
+        Course,
+        wire.SiteRelease,
+        wire.SiteStatus,
+        wire.EvaluationOrder,
+        Evaluation,
+        wire.EvaluationRelease,
+    ):
         meanings = attributes_of(wire.SiteRelease) | attributes_of(model)
         fields = [(f"`{name}`", _value(field, ""), meanings[name]) for name, field in model.model_fields.items()]
         parts += [f"## {model.__name__}", summary_of(model), _table(("key", "value", "meaning"), fields)]
@@ -260,7 +269,7 @@ def wire_records() -> str:
     text = "\n\n".join(parts) + "\n"
     for name in ("Mechanism", "LocalTraining", "ModelConfig"):  # the plan's own
         text = text.replace(f"({name.lower()})", f"(configuration.md#federationconfig-{name.lower()})")
-    return text.replace("(course)", "(#course)")
+    return text.replace("(course)", "(#course)").replace("(evaluation)", "(#evaluation)")
 
 
 def privacy() -> str:

@@ -76,7 +76,8 @@ class Evaluator:
 
     def after_round(self, round_number: int, weights: Arrays) -> None:
         """Score the weights after a round, if the plan says so."""
-        if round_number in rounds_between(self._config, first=self._course.first_round):
+        due = rounds_between(self._config, first=self._course.first_round)
+        if self._course.evaluation is not None and round_number in due:
             self._evaluate(round_number, weights, None)
 
     def after_last(self, round_number: int, weights: Arrays, start: Arrays) -> EvaluationRow | None:

@@ -53,7 +53,7 @@ def test_the_summary_is_literal(name: str) -> None:
     print_summary(screen, summary(name), Path("/runs") / "x")
     printed = screen.file.getvalue()
     assert all(character.isprintable() or character == "\n" for character in printed)
-    assert printed.count(one_line(name)) == 5
+    assert printed.count(one_line(name)) == 8
 
 
 class Page(HTMLParser):
