@@ -89,7 +89,7 @@ class PolicyConfig(Strict):
 
     """
 
-    mechanisms: tuple[MechanismName | Literal["evaluation"], ...] = ("dp-sgd",)
+    mechanisms: tuple[Literal[MechanismName, "evaluation"], ...] = ("dp-sgd",)
     unit: UnitKind = "patient"
     epsilon: float = Field(default=8.0, gt=0, allow_inf_nan=False)
     delta: float = Field(default=1e-5, gt=0, lt=1)

@@ -20,9 +20,10 @@ from wardpose.client import evaluation as site_evaluation
 from wardpose.client import release as door
 from wardpose.client.journal import SiteJournal
 from wardpose.client.policy import knobs
-from wardpose.client.site import open_site
+from wardpose.client.site import open_cohort_data, open_site
 from wardpose.shared.pose.model import ModelConfig, build_model
 from wardpose.shared.privacy.accounting import epsilon
+from wardpose.shared.privacy.clipping import GRID
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.evaluation import Evaluation
 from wardpose.shared.privacy.filters import COURSE_SHARE
@@ -307,3 +308,34 @@ def test_a_patient_who_has_nothing_left_is_left_out(
     assert not ask(site, weights).has_error()
     assert (asked, measured) == ([frozenset()], [1])
     assert math.isfinite(Ledger(site.parent / "ledger.sqlite").epsilon("north-ward", delta=1e-3))
+
+
+@pytest.mark.parametrize("kind", ["tiers", "exact and replaced", "frames", "public views alone"])
+def test_every_kind_of_unit_tier_and_noise_is_charged_as_what_it_is(tmp_path: Path, weights: Arrays, kind: str) -> None:
+    changes: dict[str, dict[str, Any]] = {
+        "tiers": {"tiers": {"strict": 0.05}},
+        "exact and replaced": {"exact_noise": True, "adjacency": "replace-one"},
+        "frames": {"unit": "frame"},
+        "public views alone": {"name": "public-only", "noise_multiplier": 0.0},
+    }
+    site = write(tmp_path, unit="frame" if kind == "frames" else "patient", epsilon=50.0,
+                 mechanisms=["dp-sgd", "public-only", "evaluation"])  # fmt: skip
+    if kind == "tiers":
+        content = yaml.safe_load(site.read_text())
+        patient = open_cohort_data(site, "lsp14").record(0).patient_id
+        (tmp_path / "tiers.json").write_text(json.dumps({patient: "strict"}))
+        content["cohort"] |= {"tiers": "tiers.json", "declared_tiers": {"strict": 1}}
+        content["policy"]["tiers"] = {"strict": 20.0}
+        site.write_text(yaml.safe_dump(content))
+        os.utime(site, ns=(3, 3))
+    mechanism = Mechanism.model_validate({"noise_multiplier": 2.0, "sample_rate": 0.2} | changes[kind])
+    asked = order(weights).model_copy(update={"course": course().model_copy(update={"mechanism": mechanism})})
+    answer = send(site, asked.model_dump_json(), weights)
+    assert not answer.has_error(), answer.error
+    (event,) = Ledger(tmp_path / "ledger.sqlite").events("north-ward")
+    assert (event.mechanism, event.tier, event.unit) == ("evaluation", "", mechanism.unit)
+    assert event.adjacency == mechanism.adjacency
+    assert event.noise == ("discrete-gaussian" if kind.startswith("exact") else "gaussian")
+    _, arrays = unpack(answer.content, EvaluationRelease)
+    on_grid = arrays[SCORES] * GRID
+    assert bool((on_grid == np.round(on_grid)).all()) == kind.startswith("exact")
