@@ -86,7 +86,9 @@ def test_a_federation_without_public_data_is_scored_on_its_patients(tmp_path: Pa
     assert found["chosen"] is None
 
 
-@pytest.mark.parametrize("kind", ["crash-after-training", "straggle"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("crash-after-training", marks=[pytest.mark.slow, pytest.mark.guard]), "straggle"]
+)
 def test_an_answer_that_is_lost_stays_lost_and_charged(tmp_path: Path, kind: Any) -> None:
     folder = tmp_path / "run"
     server = {"deadline_seconds": 1, "wait_seconds": 1, "evaluation": LOUD}

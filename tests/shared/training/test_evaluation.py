@@ -98,14 +98,14 @@ def without(patient: str) -> list[PoseRecord]:
     return [record for record in PEOPLE if patient not in (record.patient_id, *record.also_patients)]
 
 
-@pytest.mark.parametrize("kinds", [("random", "huge"), ("overflowing",)])
+@pytest.mark.parametrize("kinds", [("huge",), ("overflowing",)])
 def test_whoever_leaves_moves_the_sum_by_one_at_most(kinds: tuple[str, ...]) -> None:
     leave(kinds, ("ada", "ben", "gus"))  # the first, one who is seen beside another, the last
 
 
 @pytest.mark.slow
 @pytest.mark.guard
-@pytest.mark.parametrize("kinds", [("random",), ("huge",), ("zero", "constant"), ("overflowing", "random")])
+@pytest.mark.parametrize("kinds", [("random",), ("random", "huge"), ("zero", "constant"), ("overflowing", "random")])
 @pytest.mark.parametrize("rule", ["drop", "one-owner-group"])
 def test_whoever_leaves_moves_the_sum_by_one_at_most_whatever_the_weights(kinds: tuple[str, ...], rule: str) -> None:
     leave(kinds, EVERYBODY, rule=rule)
