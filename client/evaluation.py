@@ -11,6 +11,7 @@ import numpy as np
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
+from wardpose.client.contact import Conversation, LedgersApartError, facts_hash
 from wardpose.client.policy import charged_events, check_evaluation, check_weights
 from wardpose.client.release import build_scores
 from wardpose.client.site import Site, network, open_cohort_data
@@ -22,15 +23,18 @@ from wardpose.shared.privacy.budget import evaluations_made
 from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.privacy.noise import secure_streams, seeded_streams, self_test
+from wardpose.shared.signing import SignatureError
 from wardpose.shared.training.cohort import index_units
 from wardpose.shared.training.evaluation import candidates, noised_scores
-from wardpose.shared.wire import EvaluationOrder, part_arrays
+from wardpose.shared.wire import EVALUATE, EvaluationOrder, part_arrays
+
+_REFUSALS = (PolicyViolation, BudgetExceeded, SignatureError, LedgersApartError)
 
 Weights = list[dict[str, NDArray[np.float32]]]
 
 
 def evaluate_cohort(
-    site: Site, path: Path, order: EvaluationOrder, arrays: dict[str, Any], journal_number: int
+    site: Site, path: Path, order: EvaluationOrder, arrays: dict[str, Any], journal_number: int, asked: RecordDict
 ) -> RecordDict:
     """Charge, measure and build what leaves; the journal's entry `journal_number` says how it ended.
 
@@ -40,19 +44,31 @@ def evaluate_cohort(
         order: what to measure; its weights' hash was checked.
         arrays: the weights, of one network or of two.
         journal_number: of the order in the site's journal.
+        asked: the message, whose seal says who asks.
 
     Raises:
+        SignatureError: the coordinator did not sign it for this site, once, in a course that the site accepted.
+        LedgersApartError: the coordinator's ledger and the site's do not agree.
         PolicyViolation: the site does not allow it, or it was answered before; nothing is charged.
         BudgetExceeded: it cannot be paid; nothing is charged.
         WireError: the weights are not those of the ordered network; nothing is charged.
         DataError: frames cannot be read; it is charged.
 
     """
-    refusals: tuple[type[Exception], ...] = (PolicyViolation, BudgetExceeded, WireError)
+    refusals: tuple[type[Exception], ...] = (*_REFUSALS, WireError)
     try:
+        ledger = site.ledger()
+        conversation = site.contact.opened(
+            asked, site=site.config.site, kind=EVALUATE, ledger=ledger, signer=site.signer
+        )
         weights = _judge(site, order, arrays)
-        refusals = (PolicyViolation, BudgetExceeded)  # whatever else goes wrong from here on may be charged
-        content, size = _evaluate(site, path, order, weights, journal_number)
+        site.contact.refuse_unknown(order.course)
+        site.contact.refuse_unconfirmed(conversation)
+        _refuse_repeated(site, ledger, order, journal_number)
+        site.contact.begin(conversation)
+        refusals = _REFUSALS  # whatever else goes wrong from here on may be charged
+        content, size = _evaluate(site, path, order, weights, ledger, conversation)
+        site.contact.sent(facts_hash(content), order=conversation.seal.order, run=order.run, round_number=order.number)
     except BaseException as error:
         refused = isinstance(error, refusals)
         said = str(error) if refused else f"{type(error).__name__}: {error}"
@@ -73,11 +89,9 @@ def _judge(site: Site, order: EvaluationOrder, arrays: dict[str, Any]) -> Weight
 
 
 def _evaluate(
-    site: Site, path: Path, order: EvaluationOrder, weights: Weights, journal_number: int
+    site: Site, path: Path, order: EvaluationOrder, weights: Weights, ledger: Ledger, conversation: Conversation
 ) -> tuple[RecordDict, int]:
     config, cohort = site.config, site.config.cohort
-    ledger = site.ledger()
-    _refuse_repeated(site, ledger, order, journal_number)
     mechanism = order.course.mechanism
     budget = site.budget(private=mechanism.is_private or not mechanism.reads_private)
     reservation = ledger.reserve(
@@ -119,7 +133,13 @@ def _evaluate(
     )
     ledger.commit(reservation)
     return build_scores(
-        site=config, order=order, scores=scores, secure=streams.secure, ledger=ledger, reservation=reservation
+        site=config,
+        order=order,
+        scores=scores,
+        secure=streams.secure,
+        ledger=ledger,
+        reservation=reservation,
+        conversation=conversation,
     )
 
 

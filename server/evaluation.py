@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import Message
@@ -28,9 +28,10 @@ from wardpose.shared.privacy.accounting import as_seeded
 from wardpose.shared.privacy.budget import evaluations_made
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.evaluation import EVALUATION
+from wardpose.shared.seals import Head, OrderSeal, Receipt, body_text, text_hash
 from wardpose.shared.skeleton import get_skeleton
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import EVALUATE, EvaluationOrder, hash_arrays, pack, pair_arrays
+from wardpose.shared.wire import EVALUATE, EvaluationOrder, Refusal, hash_arrays, pack, pair_arrays
 
 logger = logging.getLogger("wardpose.server")
 
@@ -42,7 +43,8 @@ PRIVATE, PUBLIC = "private", "public-only"
 class _Answered:
     """What a site's answer came to."""
 
-    status: str
+    status: Literal["released", "refused", "rejected", "failed", "late"]
+    facts: str | None = None
     scores: NDArray[np.float64] | None = None
 
 
@@ -112,12 +114,29 @@ class Evaluator:
         self._journal.site(*self.roll.call(order, patient=not self.roll.members()))
         members = self._charge(order)
         answers: dict[int, Answer] = {}
+        seals: dict[str, OrderSeal] = {}
         if members:
             content, seconds = pack(order, arrays), self._config.server.deadline_seconds
             group = f"{EVALUATION}-{order.number}"
-            messages = [Message(content, member.node_id, EVALUATE, group_id=group, ttl=seconds) for member in members]
+            sealed = {
+                member.name: self._admission.contact.sealed(
+                    content,
+                    site=member.name,
+                    kind=EVALUATE,
+                    charge=self.budget.charge(member.name, order.run, order.number),
+                )
+                for member in members
+            }
+            messages = [
+                Message(sealed[member.name][0], member.node_id, EVALUATE, group_id=group, ttl=seconds)
+                for member in members
+            ]
             answers = exchange(self._grid, messages, seconds=seconds)
-        answered = {member.name: self._judge(order, member, answers[member.node_id]) for member in members}
+            seals = {name: seal for name, (_, seal) in sealed.items()}
+        answered = {
+            member.name: self._judge(order, member, answers[member.node_id], seals[member.name]) for member in members
+        }
+        self._give_receipts(order, seals, answered)
         releases = [answer.scores for answer in answered.values() if answer.scores is not None]
         scores = self._scores(order, releases)
         size = sum(array.nbytes for array in arrays.values())
@@ -160,7 +179,8 @@ class Evaluator:
         for member in self.roll.members():
             events = order.events() if member.secure else as_seeded(order.events())
             limit = float("inf") if unbounded else member.epsilon_budget
-            made = evaluations_made(self.budget.ledger.charges(member.name), order.course)
+            account = self.budget.ledger.account_of(member.name)
+            made = evaluations_made(self.budget.ledger.charges(account), order.course)
             paid = made < order.evaluation.times and self.budget.reserve(
                 member.name, events, course=order.course, round_number=order.number, epsilon=limit
             )
@@ -171,18 +191,27 @@ class Evaluator:
                 logger.warning("site %s: budget or course cannot pay for evaluation %d", member.name, order.number)
         return able
 
-    def _judge(self, order: EvaluationOrder, member: Member, answer: Answer) -> _Answered:
+    def _judge(self, order: EvaluationOrder, member: Member, answer: Answer, seal: OrderSeal) -> _Answered:
         """Judge one site's answer; the cost is charged already, whatever it is."""
         code = error_code(answer)
+        if answer is not None and code is None:  # believed or not, it may hold something private
+            self.budget.answered(member.name, order.run, order.number)
         if answer is None:
             self.roll.missed(member.name, "it missed the evaluation's deadline", failed=False)
             return _Answered(status="late")
         if code is not None:
+            if code == Refusal.APART:
+                self._admission.contact.alarm(member.name, sentence(code))
             logger.warning("site %s: no scores (%s)", member.name, sentence(code))
             return _Answered(status="refused" if code in LEAVES else "failed")
         try:
             release, scores = self._admission.scores(
-                answer, site=member.name, order=order, declared_units=member.declared_units
+                answer,
+                site=member.name,
+                order=order,
+                seal=seal,
+                key=member.key,
+                declared_units=member.declared_units,
             )
         except Rejected as error:
             if error.reason is Reason.SENDER:
@@ -191,7 +220,29 @@ class Evaluator:
                 self.roll.drop(member.name, str(error))
             return _Answered(status="rejected")
         member.hears(release)
-        return _Answered(status="released", scores=scores)
+        facts = text_hash(body_text(answer.content)) if isinstance(answer, Message) else None
+        return _Answered(status="released", facts=facts, scores=scores)
+
+    def _give_receipts(
+        self, order: EvaluationOrder, seals: Mapping[str, OrderSeal], answered: Mapping[str, _Answered]
+    ) -> None:
+        """Sign for each site that was ordered what became of its evaluation."""
+        head = Head(*self.budget.ledger.head())
+        self._admission.contact.give(
+            [
+                Receipt(
+                    site=name,
+                    run=order.run,
+                    round=order.number,
+                    order=seals[name].order,
+                    release=answer.facts,
+                    outcome=answer.status,
+                    ledger=head,
+                    issued=time.time(),
+                )
+                for name, answer in answered.items()
+            ]
+        )
 
     def _scores(self, order: EvaluationOrder, releases: Sequence[NDArray[np.float64]]) -> Scores | None:
         if not releases:

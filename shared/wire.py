@@ -2,9 +2,9 @@
 
 `RoundOrder` (server -> site) carries the global weights and how to train. `SiteRelease` (site -> server) carries a
 noised update and facts that do not depend on any patient's data: they follow from the order, the site's own
-configuration and the ledger. `EvaluationOrder` and `EvaluationRelease` are the same for scores on private patients. A
-site that does not do what is asked answers with a `Refusal`: a number and a fixed sentence, never the text of an
-exception.
+configuration and the ledger. `EvaluationOrder` and `EvaluationRelease` are the same for scores on private patients. All
+are signed (`seals`). A site that does not do what is asked answers with a `Refusal`: a number and a fixed sentence,
+never the text of an exception.
 """
 
 import hashlib
@@ -25,6 +25,8 @@ from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.evaluation import Evaluation, Layout
 from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.seals import MOST_CHARGES, MOST_RECEIPTS, Digest, Head, Word, body_text
+from wardpose.shared.signing import PublicKey, Signer
 from wardpose.shared.skeleton import get_skeleton
 from wardpose.shared.training.settings import LocalTraining, refuse_uplink
 from wardpose.shared.yaml_config import describe
@@ -33,7 +35,8 @@ TRAIN = "train"
 EVALUATE = "evaluate"
 PREFLIGHT = "query.preflight"
 PREFLIGHT_EVALUATION = "query.evaluation"
-PROTOCOL = 2
+RECEIPTS = "query.receipts"
+PROTOCOL = 3
 COEFFICIENTS = "coefficients"
 SCORES = "scores"
 FIRST, SECOND = "first/", "second/"
@@ -60,6 +63,8 @@ class Refusal(IntEnum):
     ORDER = 1004
     SITE = 1005
     FAILED = 1006
+    SEAL = 1007
+    APART = 1008
 
     @property
     def sentence(self) -> str:
@@ -74,6 +79,8 @@ _SENTENCES = {
     Refusal.ORDER: "the order cannot be read",
     Refusal.SITE: "the site's configuration cannot be used",
     Refusal.FAILED: "the site failed; its own journal says why",
+    Refusal.SEAL: "the order is not one that the site's coordinator signed for it, once, in a course it accepted",
+    Refusal.APART: "the coordinator's ledger and the site's do not agree",
 }
 
 
@@ -145,22 +152,23 @@ class RoundOrder(_Body):
         return self.course.events(self.round)
 
 
-class SiteRelease(_Body):
-    """What leaves a site after a round, beside the update itself.
+class SiteAnswer(_Body):
+    """What a site says of itself in every answer; signed by its node key.
 
     Attributes:
         protocol: version of this message.
         site: the site's name.
-        run: identity of the run.
-        round: counted from 1.
-        mechanism: as ordered.
-        steps: noised gradients taken; as ordered.
-        weights_hash: weights that the update starts from.
+        key: public half of its node key.
+        nonce: of the seal that it answers.
+        order: hash of the order that it answers.
         code_hash: SHA-256 of the site's code.
-        secure: whether the noise came from a cryptographically secure generator; `False` is stamped "not private".
+        secure: whether the noise comes from a cryptographically secure generator; `False` is stamped "not private".
         ledger_sequence: entries in the site's ledger.
         ledger_head: hash of the last entry; a later, shorter ledger is thereby found out.
-        epsilon_spent: of the cohort, all runs composed, after this round.
+        server_ledger: head of the coordinator's ledger that the site remembers.
+        receipts: hashes of the receipts that it has kept.
+        words: that nothing was released for charges that the seal asked about; such an order is never carried out.
+        epsilon_spent: of the cohort, all runs composed.
         epsilon_budget: of the cohort.
         delta: at which both are stated.
 
@@ -168,18 +176,60 @@ class SiteRelease(_Body):
 
     protocol: int = PROTOCOL
     site: str
+    key: Annotated[str, Field(max_length=400)]
+    nonce: Digest
+    order: Digest
+    code_hash: Hash
+    secure: bool
+    ledger_sequence: Entries
+    ledger_head: Hash
+    server_ledger: Head
+    receipts: Annotated[tuple[Digest, ...], Field(max_length=MOST_RECEIPTS)] = ()
+    words: Annotated[tuple[Word, ...], Field(max_length=MOST_CHARGES)] = ()
+    epsilon_spent: float = Field(ge=0)
+    epsilon_budget: float = Field(gt=0)
+    delta: float = Field(gt=0, lt=1)
+
+
+class ReceiptsOrder(_Body):
+    """Nothing is asked: the seal brings receipts, and the answer says which of them were kept.
+
+    Attributes:
+        protocol: version of this message.
+        run: that has ended.
+
+    """
+
+    protocol: int = PROTOCOL
+    run: str
+
+
+class ReceiptsKept(SiteAnswer):
+    """A site's answer to receipts; its attributes are those of every answer."""
+
+
+class SiteRelease(SiteAnswer):
+    """What leaves a site after a round, beside the update itself.
+
+    Attributes:
+        run: identity of the run.
+        round: counted from 1.
+        mechanism: as ordered.
+        steps: noised gradients taken; as ordered.
+        weights_hash: weights that the update starts from.
+        arrays: SHA-256 of the arrays that come along (`hash_arrays`).
+        paid: the row of the site's ledger that charged the round. The other attributes are those of every answer.
+
+    """
+
     run: str
     round: int = Field(ge=1)
     mechanism: Mechanism
     steps: int = Field(ge=1)
     weights_hash: Hash
-    code_hash: Hash
-    secure: bool
+    arrays: Hash
+    paid: Head
     ledger_sequence: Entries = Field(ge=1)
-    ledger_head: Hash
-    epsilon_spent: float = Field(ge=0)
-    epsilon_budget: float = Field(gt=0)
-    delta: float = Field(gt=0, lt=1)
 
 
 class EvaluationOrder(_Body):
@@ -237,48 +287,37 @@ class EvaluationOrder(_Body):
         return self.course.evaluation_events()
 
 
-class EvaluationRelease(_Body):
-    """What leaves a site after an evaluation, beside the noised sum itself; attributes as for `SiteRelease`.
+class EvaluationRelease(SiteAnswer):
+    """What leaves a site after an evaluation, beside the noised sum itself.
 
     Attributes:
+        run: identity of the run.
         number: of the evaluation, as ordered.
+        weights_hash: of the networks that were measured.
+        arrays: SHA-256 of the sum that comes along (`hash_arrays`).
+        paid: the row of the site's ledger that charged it. The other attributes are those of every answer.
 
     """
 
-    protocol: int = PROTOCOL
-    site: str
     run: str
     number: int = Field(ge=1)
     weights_hash: Hash
-    code_hash: Hash
-    secure: bool
+    arrays: Hash
+    paid: Head
     ledger_sequence: Entries = Field(ge=1)
-    ledger_head: Hash
-    epsilon_spent: float = Field(ge=0)
-    epsilon_budget: float = Field(gt=0)
-    delta: float = Field(gt=0, lt=1)
 
 
-class SiteStatus(_Body):
+class SiteStatus(SiteAnswer):
     """A site's answer to a preflight: it would train this order, and what its ledger says now.
 
     Attributes:
         declared_units: the numbers of units that its site.yaml declares, by consent tier (the plain tier is ""): what
             noised sums are divided by, hence what decides how long its updates can be. The other attributes are those
-            of `SiteRelease`.
+            of every answer.
 
     """
 
-    protocol: int = PROTOCOL
-    site: str
-    code_hash: Hash
-    secure: bool
     declared_units: dict[str, Units]
-    ledger_sequence: Entries
-    ledger_head: Hash
-    epsilon_spent: float = Field(ge=0)
-    epsilon_budget: float = Field(gt=0)
-    delta: float = Field(gt=0, lt=1)
 
 
 Body = TypeVar("Body", bound=_Body)
@@ -287,7 +326,7 @@ _LARGEST_HEADER = 4096  # bytes in front of an array's numbers
 _SHOWN = 160  # characters of what a stranger wrote
 
 
-def hash_arrays(arrays: Arrays) -> str:
+def hash_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256 over names, shapes, types and values, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
@@ -320,9 +359,13 @@ def part_arrays(arrays: Arrays, *, pair: bool) -> list[dict[str, NDArray[np.floa
     ]
 
 
-def pack(body: _Body, arrays: Mapping[str, NDArray[Any]] | None = None) -> RecordDict:
-    """Express a body, and arrays where it has some, in Flower's records."""
-    records: dict[str, ArrayRecord | ConfigRecord] = {"body": ConfigRecord({"json": body.model_dump_json()})}
+def pack(body: _Body, arrays: Mapping[str, NDArray[Any]] | None = None, *, signer: Signer | None = None) -> RecordDict:
+    """Express a body, and arrays where it has some, in Flower's records; signed where a site answers."""
+    text = body.model_dump_json()
+    fields = {"json": text}
+    if signer is not None:
+        fields["signature"] = signer.sign(type(body).__name__, text.encode())
+    records: dict[str, ArrayRecord | ConfigRecord] = {"body": ConfigRecord(dict(fields))}
     if arrays is not None:
         records["arrays"] = ArrayRecord({name: Array(np.ascontiguousarray(value)) for name, value in arrays.items()})
     return RecordDict(records)  # type: ignore[arg-type]  # Flower annotates an invariant dict of the union
@@ -398,9 +441,9 @@ def unpack_body(content: object, kind: type[Body], *, arrays: bool) -> Body:
     if len(content) != len(expected):
         raise WireError(f"{len(content)} records (allowed: {', '.join(expected)})")
     fields = dict(content.config_records["body"])
-    text = fields.pop("json", None)
-    if fields or not isinstance(text, str):
-        raise WireError('record "body" does not hold the one text "json"')
+    text = fields.get("json")
+    if set(fields) != {"json", "signature"} or not isinstance(text, str) or not isinstance(fields["signature"], str):
+        raise WireError('record "body" does not hold the two texts "json" and "signature"')
     if len(text) > _LARGEST_BODY:
         raise WireError(f"the body has {len(text)} characters (allowed: {_LARGEST_BODY})")
     try:
@@ -410,6 +453,16 @@ def unpack_body(content: object, kind: type[Body], *, arrays: bool) -> Body:
     if getattr(body, "protocol", PROTOCOL) != PROTOCOL:
         raise WireError(f"{kind.__name__}: protocol is not {PROTOCOL}")
     return body
+
+
+def check_signed(content: RecordDict, kind: type[_Body], key: PublicKey) -> None:
+    """Check that a body that `unpack_body` has read was signed by a site's key.
+
+    Raises:
+        SignatureError: it was not.
+
+    """
+    key.verify(kind.__name__, body_text(content).encode(), str(content.config_records["body"]["signature"]))
 
 
 def unpack_arrays(content: RecordDict, forms: Sequence[Mapping[str, ArrayForm]]) -> dict[str, NDArray[Any]]:

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +15,16 @@ import pytest
 import yaml
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from support.sealing import sealed, write_keys
 
 from wardpose.client import app as client
 from wardpose.client import evaluation as site_evaluation
 from wardpose.client import release as door
+from wardpose.client.contact import Contact
 from wardpose.client.journal import SiteJournal
 from wardpose.client.policy import knobs
 from wardpose.client.site import open_cohort_data, open_site
+from wardpose.shared.errors import WireError
 from wardpose.shared.pose.model import ModelConfig, build_model
 from wardpose.shared.privacy.accounting import epsilon
 from wardpose.shared.privacy.clipping import GRID
@@ -37,6 +41,8 @@ from wardpose.shared.wire import (
     EvaluationOrder,
     EvaluationRelease,
     Refusal,
+    SiteAnswer,
+    check_signed,
     hash_arrays,
     pair_arrays,
     unpack,
@@ -66,6 +72,7 @@ def write(folder: Path, **policy: Any) -> Path:
         "answer_seconds": 0.0,
     }
     (folder / "site.yaml").write_text(yaml.safe_dump(content))
+    write_keys(folder)
     return folder / "site.yaml"
 
 
@@ -88,12 +95,16 @@ def order(arrays: Arrays, number: int = 1, **declared: Any) -> EvaluationOrder:
 
 
 def send(site: Path, text: str, arrays: Arrays | None, kind: str = EVALUATE) -> Message:
-    """Hand a message to the hospital's ClientApp as Flower would."""
+    """Hand a message to the hospital's ClientApp as Flower would, sealed by its coordinator, its course accepted."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     records: dict[str, Any] = {"body": ConfigRecord({"json": text})}
     if arrays is not None:
         records["arrays"] = ArrayRecord({name: Array(value) for name, value in arrays.items()})
-    message = Message(RecordDict(records), 1, kind, group_id="evaluation-1")
+    with suppress(WireError):
+        _, coordinator = write_keys(site.parent)
+        contact = Contact(site.parent / "state" / "contact.sqlite", coordinator.public)
+        contact.accept(unpack(RecordDict(records), EvaluationOrder)[0].course)
+    message = Message(sealed(site.parent, RecordDict(records), kind), 1, kind, group_id="evaluation-1")
     message.metadata.__dict__["_message_id"] = "1"
     node = {"site-config": str(site)}
     context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config={})
@@ -126,10 +137,15 @@ def test_scores_leave_charged_and_noised_with_nothing_of_the_cohort(site: Path, 
     assert (release.ledger_sequence, release.ledger_head) == ledger.head()
     assert release.secure
     assert release.epsilon_spent == pytest.approx(ledger.epsilon("north-ward", delta=1e-3))
-    assert set(release.model_dump()) == {
-        "protocol", "site", "run", "number", "weights_hash", "code_hash", "secure", "ledger_sequence", "ledger_head",
-        "epsilon_spent", "epsilon_budget", "delta",
-    }  # fmt: skip
+    check_signed(answer.content, EvaluationRelease, write_keys(site.parent)[0].public)
+    assert set(release.model_dump()) - set(SiteAnswer.model_fields) == {
+        "run",
+        "number",
+        "weights_hash",
+        "arrays",
+        "paid",
+    }
+    assert (release.arrays, release.paid.sequence) == (hash_arrays(arrays), 2)
     assert statuses(site) == ["released"]
     assert [kind for kind in (entry.kind for entry in ledger.entries()) if kind in ("reserve", "cohort", "commit")] == [
         "reserve", "cohort", "commit",

@@ -16,6 +16,7 @@ from support.federations import charged_steps, tiny_federation
 from wardpose.client.app import app as client_app
 from wardpose.server import app as server_app
 from wardpose.server.admission import Admission, Rejected
+from wardpose.server.coordinator import folder_accounts
 from wardpose.server.course import declare
 from wardpose.server.evaluation import Evaluator
 from wardpose.server.heads import Heads
@@ -32,8 +33,9 @@ from wardpose.shared.pose.weights import load_model, read_metadata, save_model
 from wardpose.shared.privacy.accounting import epsilon
 from wardpose.shared.privacy.filters import COURSE_SHARE
 from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.signing import Signer, ensure_key_pair
 from wardpose.shared.site_config import load_site
-from wardpose.shared.wire import SCORES, EvaluationOrder, EvaluationRelease, unpack
+from wardpose.shared.wire import SCORES, EvaluationOrder, EvaluationRelease, hash_arrays, unpack
 from wardpose.simulation.grid import Fault, InProcessGrid
 from wardpose.simulation.layout import prepare_sites
 from wardpose.simulation.run import simulate
@@ -139,9 +141,12 @@ def opened(config: FederationConfig, folder: Path, grid: InProcessGrid) -> Opene
     """The coordinator of a run, as `run_federation` sets it up."""
     model = server_app.initial_model(config, folder, reuse=False)
     state = server_app.starting_state(config, folder, RunJournal(folder / "journal.sqlite"), model, resume=False)
-    course = declare(config, Ledger(folder / "ledger.sqlite"), run=state.run)
+    accounts = folder_accounts(folder)
+    course = declare(config, accounts.ledger(), run=state.run)
     scorer = Scorer(config, model)
-    return Opened(Coordinator(grid, config, folder, state=state, course=course, scorer=scorer), model)
+    return Opened(
+        Coordinator(grid, config, folder, state=state, course=course, scorer=scorer, accounts=accounts), model
+    )
 
 
 def test_the_private_model_is_kept_only_where_it_clearly_won(tmp_path: Path) -> None:
@@ -211,25 +216,29 @@ class Exchange:
     coordinator: Coordinator
     order: EvaluationOrder
     answer: Message
+    how: dict[str, Any]
+    signer: Signer
 
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Exchange:
     folder = tmp_path_factory.mktemp("honest")
     config = plan(LOUD)
-    seen: list[tuple[Message, Message]] = []
-
-    def keep(asked: Message, answer: Message) -> Message:
-        seen.append((asked, answer))
-        return answer
-
-    fault = Fault(site="north", round=1, kind="replace", replace=keep, evaluation=True)
-    with InProcessGrid(client_app, prepare_sites(config, folder), faults=[fault]) as grid:
+    seen: dict[str, tuple[Any, dict[str, Any]]] = {}
+    with InProcessGrid(client_app, prepare_sites(config, folder)) as grid:
         run = opened(config, folder, grid)
+        believed = run.coordinator.admission.scores
+
+        def keep(answer: Any, **how: Any) -> Any:
+            seen[how["site"]] = (answer, how)
+            return believed(answer, **how)
+
+        run.coordinator.admission.scores = keep  # type: ignore[method-assign]
         run.coordinator.evaluator.after_last(1, run.coordinator.state.weights, run.coordinator.state.weights)
-    ((asked, answer),) = seen
-    order, _ = unpack(asked.content, EvaluationOrder)
-    return Exchange(config, run.coordinator, order, answer)
+    answer, how = seen["north"]
+    keys = folder / "sites" / "north"
+    signer = ensure_key_pair(keys / "node.key", keys / "node.pub")
+    return Exchange(config, run.coordinator, how["order"], answer, how, signer)
 
 
 def body(**changes: Any) -> Callable[[dict[str, Any], np.ndarray], None]:
@@ -251,6 +260,8 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], np.ndarray], None], Reason]] = 
     "from other code": (body(code_hash="0" * 64), Reason.ORDER),
     "with more in it": (body(loss=0.1), Reason.PAYLOAD),
     "from a ledger that went back": (body(ledger_sequence=1), Reason.LEDGER),
+    "for another message": (body(nonce="0" * 64), Reason.ORDER),
+    "under another key": (body(key="nobody's"), Reason.SIGNATURE),
     "at no delta": (body(delta=1e-300), Reason.FACTS),
 }
 
@@ -261,23 +272,29 @@ def admission(honest: Exchange, folder: Path) -> Admission:
     heads.remember("north", 1, "a" * 64)
     course, model = honest.order.course, honest.coordinator.scorer.model
     uplink = UplinkDecoder(honest.config, course.mechanism, model, folder)
-    return Admission(honest.config, course.mechanism, model, uplink, heads)
+    return Admission(honest.config, course.mechanism, model, uplink, heads, honest.coordinator.contact)
 
 
 def changed_answer(honest: Exchange, change: Callable[[dict[str, Any], np.ndarray], None]) -> Message:
     release, arrays = unpack(honest.answer.content, EvaluationRelease)
     facts, numbers = json.loads(release.model_dump_json()), arrays[SCORES].copy()
     change(facts, numbers)
+    facts["arrays"] = hash_arrays({SCORES: numbers})
+    return signed(honest, facts, numbers)
+
+
+def signed(honest: Exchange, facts: dict[str, Any], numbers: np.ndarray) -> Message:
+    """What a site that lies would send, under its own key."""
+    text = json.dumps(facts)
     answer = copy.copy(honest.answer)
-    answer.content = RecordDict(
-        {"body": ConfigRecord({"json": json.dumps(facts)}), "arrays": ArrayRecord({SCORES: Array(numbers)})}
-    )
+    body = {"json": text, "signature": honest.signer.sign("EvaluationRelease", text.encode())}
+    answer.content = RecordDict({"body": ConfigRecord(dict(body)), "arrays": ArrayRecord({SCORES: Array(numbers)})})
     return answer
 
 
 def test_an_honest_release_is_believed(honest: Exchange, tmp_path: Path) -> None:
     release, numbers = admission(honest, tmp_path).scores(
-        changed_answer(honest, lambda facts, numbers: None), site="north", order=honest.order, declared_units={"": 2}
+        changed_answer(honest, lambda facts, numbers: None), **honest.how
     )
     assert (release.number, numbers.shape) == (1, (30,))
 
@@ -286,9 +303,7 @@ def test_an_honest_release_is_believed(honest: Exchange, tmp_path: Path) -> None
 def test_a_release_that_cannot_be_honest_is_rejected(honest: Exchange, tmp_path: Path, name: str) -> None:
     change, reason = WRONG[name]
     with pytest.raises(Rejected) as caught:
-        admission(honest, tmp_path).scores(
-            changed_answer(honest, change), site="north", order=honest.order, declared_units={"": 2}
-        )
+        admission(honest, tmp_path).scores(changed_answer(honest, change), **honest.how)
     assert caught.value.reason is reason
 
 
@@ -297,7 +312,7 @@ def test_scores_of_another_form_are_rejected(honest: Exchange, tmp_path: Path) -
         answer = changed_answer(honest, lambda facts, kept: None)
         answer.content["arrays"] = ArrayRecord({SCORES: Array(numbers)})
         with pytest.raises(Rejected) as caught:
-            admission(honest, tmp_path).scores(answer, site="north", order=honest.order, declared_units={"": 2})
+            admission(honest, tmp_path).scores(answer, **honest.how)
         assert caught.value.reason is Reason.ARRAYS
 
 
