@@ -88,6 +88,18 @@ class SiteJournal:
         )
         return as_rows(OrderRow, rows, self.path)
 
+    def answered(self, number: int, *, run: str, round_number: int, mechanism: str) -> bool:
+        """Tell whether an order of this run, round and mechanism came before order `number`, and was not refused."""
+        rows = read_rows(
+            self.path,
+            "SELECT id FROM orders WHERE run = ? AND round = ? AND mechanism = ? AND id < ? AND status != 'refused'",
+            run,
+            round_number,
+            mechanism,
+            number,
+        )
+        return bool(rows)
+
     def paid(self) -> set[tuple[str, int]]:
         """Return run and round of everything that left, which its ledger must know."""
         return {(order.run, order.round) for order in self.orders() if order.status == "released"}

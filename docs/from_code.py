@@ -22,12 +22,13 @@ from wardpose.shared import seals, wire
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.privacy import accounting, mechanisms
 from wardpose.shared.privacy.course import Course
+from wardpose.shared.privacy.evaluation import Evaluation
 from wardpose.shared.site_config import SiteConfig
 from wardpose.simulation.cli import app
 
 _PRIVACY = (
     "mechanisms", "units", "sampling", "clipping", "noise", "accounting", "composition", "filters", "course",
-    "schedules", "budget", "ledger", "chain", "entries", "tally", "membership", "merkle",
+    "evaluation", "schedules", "budget", "ledger", "chain", "entries", "tally", "membership", "merkle",
 )  # fmt: skip
 
 
@@ -251,6 +252,9 @@ _WIRE_MODELS: tuple[type[BaseModel], ...] = (
     Course,
     wire.SiteRelease,
     wire.SiteStatus,
+    wire.EvaluationOrder,
+    Evaluation,
+    wire.EvaluationRelease,
     wire.ReceiptsOrder,
     seals.Receipt,
     seals.SignedReceipt,

@@ -158,7 +158,10 @@ def _demands(limits: Limits, ledger: ServerLedger, course: Course, accounts: Seq
 def _charges(course: Course, first: int, last: int) -> list[Charged]:
     """Return what rounds cost, as the ledger would hold it."""
     rounds = Counter[tuple[Event, ...]](course.events(number) for number in range(first, last + 1))
-    return [Charged(course=course.identity, events=events, times=times) for events, times in rounds.items()]
+    aside = course.set_aside()
+    return [
+        Charged(course=course.identity, events=events, covers=aside, times=times) for events, times in rounds.items()
+    ]
 
 
 def _first_round(demand: _Demand, course: Course, first: int) -> int:

@@ -20,6 +20,7 @@ from wardpose.server.aggregation import Aggregator, Arrays, clip_to_median
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.coordinator import Accounts
+from wardpose.server.evaluation import Evaluator
 from wardpose.server.exchange import Answer, exchange
 from wardpose.server.journal import Reason, RoundRow, RunJournal, SiteRow
 from wardpose.server.roll import LEAVES, Member, Roll, error_code, sentence
@@ -90,6 +91,9 @@ class Coordinator:
             run=state.run,
             dropped=state.dropped,
         )
+        self.evaluator = Evaluator(
+            grid, config, course, roll=self.roll, budget=self.budget, admission=self.admission, journal=self.journal
+        )
 
     def run(self) -> str:
         """Take the rounds that are left; return `completed`, or `stopped` when too few sites are left."""
@@ -101,6 +105,7 @@ class Coordinator:
             if not self.round(order):
                 self.deliver_receipts()
                 return "stopped"
+            self.evaluator.after_round(self.state.round, self.state.weights)
             first = False
         self.deliver_receipts()
         return "completed"
