@@ -23,6 +23,7 @@ for they always read everything.
 """
 
 import contextlib
+import glob
 import json
 import os
 import secrets
@@ -50,6 +51,7 @@ from wardpose.shared.privacy.tally import Tally, text_digest
 _APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
 _PATIENCE = 120.0  # seconds to wait for another process's transaction
 _READ_PATIENCE = 2.0  # readers do not wait for writers; a file that is locked as a whole is soon given up
+_TEMPORARY = 8  # random bytes in the name of a file that is being made
 _YEAR_10000 = 253_402_300_800
 _SCHEMA = (
     "CREATE TABLE entries (sequence INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, "
@@ -158,6 +160,8 @@ class Chain:
         if not self.path.exists():
             self._gone()
             self._create()
+        elif self.path.stat().st_nlink > 1:  # killed between its two names
+            self._sweep()
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
             tally = self._tally(connection)
@@ -264,7 +268,7 @@ class Chain:
 
     def _create(self) -> None:
         """Make the file with its first entry under a name of its own, then give it the ledger's name at once."""
-        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
+        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(_TEMPORARY)}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
@@ -280,11 +284,23 @@ class Chain:
                 os.link(temporary, self.path)
             _sync_folder(self.path.parent)
         except (sqlite3.Error, OSError) as error:
-            raise LedgerError(f"{self.path}: {_advice(error)}") from error
+            if not self.path.exists():  # else another process made it, and swept this one's away
+                raise LedgerError(f"{self.path}: {_advice(error)}") from error
         finally:
             for rest in (temporary, temporary.with_name(f"{temporary.name}-journal")):
                 with contextlib.suppress(OSError):
                     rest.unlink()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what processes that were killed while they made the file left behind; it has its name, so none does.
+
+        Linked to the file itself, or with half of its first entry in it, none of them was ever written to again.
+        """
+        name = f".{glob.escape(self.path.name)}.{'[0-9a-f]' * 2 * _TEMPORARY}"
+        for leftover in (*self.path.parent.glob(name), *self.path.parent.glob(f"{name}-journal")):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
 
     def _now(self) -> int:
         """Return the clock's whole seconds; entries stay for ever, so one that no calendar has is not written."""

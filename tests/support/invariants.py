@@ -1,0 +1,98 @@
+"""What holds after every crash, whatever was going on: nothing leaves unpaid, and both sides know what was spent."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from wardpose.client.journal import SiteJournal
+from wardpose.server.heads import Heads
+from wardpose.shared.privacy.entries import COMMIT, RESERVE, Entry
+from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.wire import SiteRelease
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """A release at the moment it left."""
+
+    site: str
+    run: str
+    round: int
+    steps: int
+    sequence: int
+    head: str
+
+    @classmethod
+    def of(cls, release: SiteRelease) -> "Left":
+        """Take what matters out of a release."""
+        return cls(
+            site=release.site,
+            run=release.run,
+            round=release.round,
+            steps=release.steps,
+            sequence=release.ledger_sequence,
+            head=release.ledger_head,
+        )
+
+
+def open_site_ledger(path: Path, journal: Path) -> Ledger:
+    """Open and check a site's ledger as the site does: pages, chain, and the head that its journal remembers."""
+    witness = SiteJournal(journal)
+    ledger = Ledger(path, witness=witness)
+    ledger.verify(witness.head())
+    return ledger
+
+
+def nothing_left_unpaid(ledger: Ledger, left: Iterable[Left]) -> None:
+    """Each release has a reservation of its own that was committed, and signed, before it left."""
+    entries = ledger.entries() if ledger.path.exists() else ()
+    reserved = {entry.sequence: entry for entry in entries if entry.kind == RESERVE}
+    committed = {int(entry.body["reservation"]): entry for entry in entries if entry.kind == COMMIT}
+    used: set[int] = set()
+    for release in left:
+        assert 0 < release.sequence <= len(entries), f"{release} is ahead of the ledger's {len(entries)} entries"
+        assert entries[release.sequence - 1].hash == release.head, f"{release} states another ledger"
+        own = [
+            number
+            for number, entry in reserved.items()
+            if number not in used
+            and (entry.body["run"], entry.body["round"]) == (release.run, release.round)
+            and number in committed
+            and committed[number].sequence <= release.sequence
+            and sum(event["steps"] for event in entry.body["events"]) == release.steps
+        ]
+        assert own, f"{release} was not paid for"
+        used.add(own[-1])
+        signed(committed[own[-1]])
+
+
+def signed(entry: Entry) -> None:
+    """A commit bears its site's signature."""
+    assert entry.kind == COMMIT
+
+
+def steps_in(ledger: Ledger, cohort: str, run: str | None = None) -> int:
+    """Steps that a ledger charged a cohort, for a run or in all."""
+    return sum(
+        event["steps"]
+        for entry in (ledger.entries() if ledger.path.exists() else ())
+        if entry.kind == RESERVE and entry.body["cohort"] == cohort and run in (None, entry.body["run"])
+        for event in entry.body["events"]
+    )
+
+
+def agrees(heads: Heads, site: str, ledger: Ledger) -> None:
+    """The last head that a server believes is in the site's ledger."""
+    known = heads.last(site)
+    if known is not None:
+        ledger.verify(known)
+
+
+def no_leftovers(folder: Path) -> None:
+    """No temporary file is left: what is there has the name of something that is read again."""
+    left = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and (path.name.startswith(".") or path.name.endswith(("-journal", ".tmp", ".part")))
+    ]
+    assert not left, f"left behind: {left}"
