@@ -23,7 +23,6 @@ for they always read everything.
 """
 
 import contextlib
-import glob
 import json
 import os
 import secrets
@@ -47,11 +46,11 @@ from wardpose.shared.privacy.entries import (
     next_entry,
 )
 from wardpose.shared.privacy.tally import Tally, text_digest
+from wardpose.shared.sqlite import making, sweep
 
 _APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
 _PATIENCE = 120.0  # seconds to wait for another process's transaction
 _READ_PATIENCE = 2.0  # readers do not wait for writers; a file that is locked as a whole is soon given up
-_TEMPORARY = 8  # random bytes in the name of a file that is being made
 _YEAR_10000 = 253_402_300_800
 _SCHEMA = (
     "CREATE TABLE entries (sequence INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, "
@@ -160,8 +159,8 @@ class Chain:
         if not self.path.exists():
             self._gone()
             self._create()
-        elif self.path.stat().st_nlink > 1:  # killed between its two names
-            self._sweep()
+        else:
+            sweep(self.path)
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
             tally = self._tally(connection)
@@ -268,39 +267,18 @@ class Chain:
 
     def _create(self) -> None:
         """Make the file with its first entry under a name of its own, then give it the ledger's name at once."""
-        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(_TEMPORARY)}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
-                temporary.chmod(0o600)
-                connection.execute("PRAGMA synchronous = FULL")
+            with making(self.path, private=True) as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 append = Appender(connection, Tally(), self._now())
                 append(GENESIS, {"ledger": secrets.token_hex(16), "version": VERSION})
                 connection.execute("COMMIT")
-            with contextlib.suppress(FileExistsError):  # another process was first
-                os.link(temporary, self.path)
-            _sync_folder(self.path.parent)
+                connection.execute("PRAGMA journal_mode = WAL")  # a reader could not repair a switch that was cut off
         except (sqlite3.Error, OSError) as error:
-            if not self.path.exists():  # else another process made it, and swept this one's away
-                raise LedgerError(f"{self.path}: {_advice(error)}") from error
-        finally:
-            for rest in (temporary, temporary.with_name(f"{temporary.name}-journal")):
-                with contextlib.suppress(OSError):
-                    rest.unlink()
-        self._sweep()
-
-    def _sweep(self) -> None:
-        """Remove what processes that were killed while they made the file left behind; it has its name, so none does.
-
-        Linked to the file itself, or with half of its first entry in it, none of them was ever written to again.
-        """
-        name = f".{glob.escape(self.path.name)}.{'[0-9a-f]' * 2 * _TEMPORARY}"
-        for leftover in (*self.path.parent.glob(name), *self.path.parent.glob(f"{name}-journal")):
-            with contextlib.suppress(OSError):
-                leftover.unlink()
+            raise LedgerError(f"{self.path}: {_advice(error)}") from error
 
     def _now(self) -> int:
         """Return the clock's whole seconds; entries stay for ever, so one that no calendar has is not written."""
@@ -443,14 +421,6 @@ def _readonly_uri(path: Path) -> str:
     settled = not log.exists() or log.stat().st_size == 0
     alone = settled and not os.access(path.parent, os.W_OK)
     return f"{path.absolute().as_uri()}?{'immutable=1' if alone else 'mode=ro'}"
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _advice(error: Exception, patience: float = _PATIENCE) -> str:

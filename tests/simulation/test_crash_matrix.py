@@ -242,5 +242,3 @@ def test_a_server_whose_write_is_torn_or_refused_goes_on_from_there(server: Runs
     torn = [("tear", at) for at in writes(server.calls, "^write")]
     full = [("fail on", at) for at in writes(server.calls, "^(write|open|allocate|mkdir)")]
     all_of([*torn, *full], server.check)
-
-

@@ -25,7 +25,6 @@ from wardpose.client.app import app as client_app
 from wardpose.server.app import run_federation
 from wardpose.server.scoring import arrays_of
 from wardpose.shared.pose.model import ModelConfig, build_model
-from wardpose.shared.training.settings import LocalTraining
 from wardpose.shared.wire import TRAIN, RoundOrder, SiteRelease, hash_arrays, pack, unpack
 from wardpose.simulation.grid import InProcessGrid
 from wardpose.simulation.layout import prepare_sites
@@ -131,8 +130,9 @@ def serve() -> None:
         for line in sys.stdin:
             request = json.loads(line)
             read, write = os.pipe()
-            record_read, record_write = os.open(request["record"], os.O_RDONLY | os.O_CREAT), os.open(
-                request["record"], os.O_WRONLY | os.O_TRUNC
+            record_read, record_write = (
+                os.open(request["record"], os.O_RDONLY | os.O_CREAT),
+                os.open(request["record"], os.O_WRONLY | os.O_TRUNC),
             )
             pid = os.fork()
             if pid == 0:
