@@ -1,5 +1,6 @@
 """What holds after every crash, whatever was going on: nothing leaves unpaid, and both sides know what was spent."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,18 @@ def nothing_left_unpaid(ledger: Ledger, left: Iterable[Left]) -> None:
 def signed(entry: Entry) -> None:
     """A commit bears its site's signature."""
     assert entry.kind == COMMIT
+
+
+def nothing_left_uncharged(ledger: Ledger, site: str, left: Iterable[Left]) -> None:
+    """A server charged a site for each release that left it: round for round, tries that were lost included."""
+    charged, sent = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
+    for entry in ledger.entries() if ledger.path.exists() else ():
+        if entry.kind == RESERVE and entry.body["cohort"] == site:
+            charged[entry.body["run"], entry.body["round"]] += sum(event["steps"] for event in entry.body["events"])
+    for release in left:
+        sent[release.run, release.round] += release.steps
+    for key, steps in sent.items():
+        assert charged[key] >= steps, f"{site}: {steps} steps left in {key}, the server knows of {charged[key]}"
 
 
 def steps_in(ledger: Ledger, cohort: str, run: str | None = None) -> int:

@@ -91,7 +91,9 @@ class Disk:
 
 
 def _mount(folder: Path, flags: int, options: str) -> bool:
-    found: int = ctypes.CDLL(None).mount(b"tmpfs", os.fsencode(folder), b"tmpfs", ctypes.c_ulong(flags), options.encode())
+    found: int = ctypes.CDLL(None).mount(
+        b"tmpfs", os.fsencode(folder), b"tmpfs", ctypes.c_ulong(flags), options.encode()
+    )
     return found == 0
 
 
@@ -147,6 +149,7 @@ class Network:
             if kind == "answer twice":
                 return (answer, answer)
             if kind == "old answer first" and old is not None:
+                old.metadata.__dict__["_reply_to_message_id"] = "of an earlier round"  # grids here count from 0 again
                 return (old, answer)
             if kind == "replay" and old is not None and not old.has_error():
                 return (Message(old.content, reply_to=message),)
