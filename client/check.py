@@ -58,6 +58,7 @@ def check_site(path: Path, *, skeleton: str = "lsp14") -> list[Finding]:
     site = open_site(path)
     findings = [_ok("configuration", f'site "{site.config.site}", {path}'), _code()]
     checks: dict[str, Callable[[Site], Iterator[Finding]]] = {
+        "keys": _keys,
         "policy": _policy,
         "ledger": _ledger,
         "device": _device,
@@ -126,6 +127,14 @@ def _policy(site: Site) -> Iterator[Finding]:
         yield _warning(
             "policy", "simulation_seed is set: noise can be repeated by whoever knows it, so there is no privacy"
         )
+
+
+def _keys(site: Site) -> Iterator[Finding]:
+    yield _ok("keys", f"{site.config.node_key}: signs as {site.signer.public.fingerprint[:16]}")
+    coordinator = site.contact.coordinator
+    yield _ok("keys", f"{site.config.coordinator_key}: orders of {coordinator.fingerprint[:16]} are carried out")
+    for alarm in site.contact.alarms():
+        yield _failure("contact", f"{alarm.what}; no order is carried out until the ledgers agree (docs/errors.md)")
 
 
 def _ledger(site: Site) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_text
+from wardpose.shared.signing import ensure_key_pair
 
 _TEMPLATE = """\
 # What this hospital brings and what it allows. Nothing that a server sends can change it.
@@ -34,6 +35,8 @@ policy:
   # federations: [my-study] # only these may order; a name, which is no proof of who asks
   # code_hash: ...          # only this code may run (printed by: wardpose site check)
 
+node_key: node.key          # signs the ledger and every answer; its public half, node.pub, goes to the coordinator
+coordinator_key: coordinator.pub  # from the coordinator: only what this key signed is carried out
 ledger: ledger.sqlite       # back it up like a medical record: a lost ledger is a lost budget
 state: state                # caches of frames and the local journal; as confidential as the frames
 device: auto
@@ -46,7 +49,7 @@ answer_seconds: 300         # answers leave at whole multiples of this; longer t
 
 
 def write_template(folder: Path, name: str) -> Path:
-    """Write a commented site.yaml and return its path.
+    """Write a commented site.yaml, and a key of the site where there is none yet; returns the file's path.
 
     Raises:
         ConfigError: there is one already.
@@ -55,5 +58,6 @@ def write_template(folder: Path, name: str) -> Path:
     path = folder / "site.yaml"
     if path.exists():
         raise ConfigError(f"{path}: exists already (allowed: a folder without a site.yaml)")
+    ensure_key_pair(folder / "node.key", folder / "node.pub")
     write_text(path, _TEMPLATE.format(name=name))
     return path

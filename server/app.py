@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.course import declare
-from wardpose.server.folder import held, set_aside
+from wardpose.server.folder import coordinator_key, held, set_aside
 from wardpose.server.initial import initial_model
 from wardpose.server.journal import RunJournal
 from wardpose.server.rounds import Coordinator, catch_up
@@ -96,7 +96,7 @@ def run_federation(grid: Grid, config: FederationConfig, folder: Path, *, resume
         journal = RunJournal(folder / "journal.sqlite")
         model = initial_model(config, folder, reuse=resume)
         state = starting_state(config, folder, journal, model, resume=resume)
-        ledger = Ledger(folder / "ledger.sqlite")
+        ledger = Ledger(folder / "ledger.sqlite", signer=coordinator_key(folder))
         course = declare(config, ledger, run=state.run, rounds_done=state.round, before=state.course)
         state.course = course.model_dump_json()
         state.save(folder / CHECKPOINT)

@@ -15,6 +15,7 @@ from wardpose.shared.privacy.accounting import UNITS, Adjacency, Event, UnitKind
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.filters import federation_epsilon
 from wardpose.shared.privacy.ledger import Budget, Ledger
+from wardpose.shared.signing import Signer
 
 
 class GlobalBudget:
@@ -28,8 +29,17 @@ class GlobalBudget:
 
     """
 
-    def __init__(self, path: Path, *, delta: float, overlap: int, unit: str = "record", readonly: bool = False) -> None:
-        self.ledger = Ledger(path, readonly=readonly)
+    def __init__(
+        self,
+        path: Path,
+        *,
+        delta: float,
+        overlap: int,
+        unit: str = "record",
+        readonly: bool = False,
+        signer: Signer | None = None,
+    ) -> None:
+        self.ledger = Ledger(path, readonly=readonly, signer=signer)
         self.unit: UnitKind = next((known for known in UNITS if known == unit), UNITS[0])  # of a journal: any text
         self.delta = delta
         self.overlap = overlap

@@ -12,6 +12,7 @@ from typing import Any
 from prometheus_client.core import Metric
 
 from wardpose.server.budget import GlobalBudget
+from wardpose.server.contact import open_alarms, receipts_waiting
 from wardpose.server.journal import Reason, RunJournal, SiteRow
 from wardpose.server.spent import refuse_lost, state_of
 from wardpose.server.superlink import registered_nodes
@@ -63,6 +64,8 @@ METRICS = {
     "wardpose_ledger_entries": "Entries of the server's ledger.",
     "wardpose_ledger_verified": "1 when the ledger's hash chain is unbroken.",
     "wardpose_ledger_state": "1 for the state that the ledger is in; all but ok and none need somebody.",
+    "wardpose_ledgers_apart": "1 for a site whose ledger and the coordinator's do not agree; it takes no part.",
+    "wardpose_receipts_waiting": "Receipts that a site has not acknowledged yet.",
     "wardpose_sites_online": "Registered SuperNodes with a good heartbeat.",
     "wardpose_sites_registered": "Registered SuperNodes.",
     "wardpose_site_online": "1 when a registered SuperNode has a good heartbeat.",
@@ -85,7 +88,12 @@ class ServerExporter:
 
     def collector(self) -> FileCollector:
         """Return what `serve` needs."""
-        sources: dict[str, Source] = {"journal": self.journal, "ledger": self.ledger, "chain": self.chain}
+        sources: dict[str, Source] = {
+            "journal": self.journal,
+            "ledger": self.ledger,
+            "chain": self.chain,
+            "contact": self.contact,
+        }
         if self.superlink is not None:
             sources["superlink"] = self.nodes
         return FileCollector(sources)
@@ -198,6 +206,20 @@ class ServerExporter:
         state, _ = state_of(self.directory)
         yield _gauge("wardpose_ledger_verified", verified_sample(state))
         yield _gauge("wardpose_ledger_state", state_samples(state))
+
+    def contact(self) -> Iterable[Metric]:
+        """Read which sites' ledgers and the coordinator's do not agree, and which receipts wait.
+
+        Raises:
+            DataError: there is no run yet, or the record of contacts cannot be read.
+
+        """
+        path = self.directory / "contact.sqlite"
+        names, apart, waiting = _names(self._runs()[-1]), open_alarms(path), receipts_waiting(path)
+        everybody = sorted({*names, *(alarm.site for alarm in apart)})
+        alarmed = {alarm.site for alarm in apart}
+        yield _gauge("wardpose_ledgers_apart", [({"site": name}, float(name in alarmed)) for name in everybody])
+        yield _gauge("wardpose_receipts_waiting", [({"site": name}, waiting.get(name, 0)) for name in everybody])
 
     def nodes(self) -> Iterable[Metric]:
         """Read which sites are connected.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import storage_error
+from wardpose.shared.signing import Signer, ensure_key_pair
 
 LOCK = "coordinator.lock"
 _WRITTEN = ("checkpoint.safetensors", "model.safetensors", "initial.safetensors", "pretrain.checkpoint", "latest-run")
@@ -53,6 +54,16 @@ def _sweep(folder: Path) -> None:
     for name in _WRITTEN:
         for leftover in folder.glob(f".{name}.{_SUFFIX}"):
             leftover.unlink(missing_ok=True)
+
+
+def coordinator_key(folder: Path) -> Signer:
+    """Return the coordinator's key, made on first use; sites know its public half, `coordinator.pub`.
+
+    Raises:
+        ConfigError: what is there is no key, or others may read it.
+
+    """
+    return ensure_key_pair(folder / "coordinator.key", folder / "coordinator.pub")
 
 
 def set_aside(path: Path, run: str) -> Path:

@@ -47,6 +47,7 @@ class Reason(StrEnum):
     FINITE = "finite"
     NORM = "norm"
     LEDGER = "ledger"
+    SIGNATURE = "signature"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ one kind of message can never stand under another.
 
 import base64
 import binascii
+import fcntl
 import hashlib
 import os
 from pathlib import Path
@@ -163,6 +164,20 @@ def create_key_pair(private: Path, public: Path) -> Signer:
     write_bytes(public, f"{signer.public.text}\n".encode())
     write_bytes(private, key.private_bytes(*form), mode=0o600)
     return signer
+
+
+def ensure_key_pair(private: Path, public: Path) -> Signer:
+    """Read a key pair, or write a new one where there is none yet, whoever else does so at the same time.
+
+    Raises:
+        ConfigError: what is there is no key, or readable by others.
+        StorageError: they cannot be written.
+
+    """
+    private.parent.mkdir(parents=True, exist_ok=True)
+    with private.with_name(f".{private.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return load_signer(private) if private.exists() else create_key_pair(private, public)
 
 
 def _content(path: Path) -> bytes:

@@ -141,6 +141,9 @@ class SiteConfig(Strict):
         cohort: the patients and their frames.
         policy: what is allowed.
         ledger: SQLite file of the privacy ledger; back it up like a medical record.
+        node_key: the site's private key, by which its SuperNode proves itself; signs every row of the ledger and
+            everything that leaves.
+        coordinator_key: public key of the one coordinator whose orders are carried out.
         state: folder of caches and the local journal.
         cache: of crops and features, in `state`.
         device: `auto` takes CUDA where there is one.
@@ -158,6 +161,8 @@ class SiteConfig(Strict):
     cohort: CohortConfig
     policy: PolicyConfig = PolicyConfig()
     ledger: Path = Path("ledger.sqlite")
+    node_key: Path = Path("node.key")
+    coordinator_key: Path = Path("coordinator.pub")
     state: Path = Path("state")
     cache: CacheConfig = CacheConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -88,7 +88,7 @@ class Deployment:
         if self.processes.alive():
             raise ConfigError(f"{self.folder}: is up already (allowed: wardpose dev down first)")
         self.processes.forget()
-        sites = prepare_sites(config, self.folder)
+        sites = prepare_sites(config, self.folder, coordinator=self.run_directory)
         write_text(self.folder / "federation.yaml", to_yaml(config))
         self._write_keys(sites)
         try:

@@ -29,6 +29,23 @@ def metrics(
     serve(ServerExporter(directory, superlink_database).collector(), host=host, port=port)
 
 
+@app.command()
+def key(
+    directory: Directory,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+) -> None:
+    """Show the key that signs orders, made on first use; sites need its public half as coordinator.pub."""
+    from wardpose.server.folder import coordinator_key
+
+    public = coordinator_key(directory).public
+    path = directory / "coordinator.pub"
+    if as_json:
+        typer.echo(json.dumps({"public": str(path), "fingerprint": public.fingerprint, "key": public.text}))
+        return
+    typer.echo(public.text)
+    typer.echo(f"{path}: fingerprint {public.fingerprint}; give it to each site by a way you trust", err=True)
+
+
 @app.command("accept-ledger")
 def accept_ledger(
     site: Annotated[str, typer.Argument(help="The site whose ledger was lost, or restored from an old backup.")],

@@ -38,6 +38,7 @@ from wardpose.shared.privacy.entries import (
     CHECKPOINT,
     COMMIT,
     GENESIS,
+    KEY,
     NOTHING,
     VERSION,
     Entry,
@@ -45,7 +46,9 @@ from wardpose.shared.privacy.entries import (
     entry_hash,
     next_entry,
 )
+from wardpose.shared.privacy.row_signatures import check_all, check_row, sign_rows, signature_of
 from wardpose.shared.privacy.tally import Tally, text_digest
+from wardpose.shared.signing import PublicKey, Signer
 from wardpose.shared.sqlite import making, sweep
 
 _APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
@@ -93,11 +96,14 @@ class Chain:
         clock: Callable[[], float] = time.time,
         readonly: bool = False,
         witness: Witness | None = None,
+        signer: Signer | None = None,
     ) -> None:
         self.path = path
         self.readonly = readonly
         self._clock = clock
         self._witness = witness
+        self._signer = signer
+        self._signed = NOTHING  # head whose signature this process has checked
         self._checked: deque[Tally] = deque(maxlen=1)  # of this process; whoever works with it has taken it out
 
     def entries(self) -> tuple[Entry, ...]:
@@ -151,9 +157,49 @@ class Chain:
         finally:
             self._keep(tally)
 
+    def renew_key(self, signer: Signer, why: str) -> Entry:
+        """Let another key sign from here on, whoever signed the rows before.
+
+        Raises:
+            LedgerError: there is no ledger, or the key signs already.
+
+        """
+        if not self.path.exists():
+            raise LedgerError(f"{self.path}: there is no ledger")
+        with self.reading() as tally, self._connect() as connection:
+            found = signature_of(connection, tally.count)
+        if found is not None and found[0] == signer.public.fingerprint:
+            raise LedgerError(f"{self.path}: is signed by this key already")
+        self._signer = signer
+        with self.transaction(signed=False) as append:
+            return append(KEY, {"key": signer.public.text, "why": why})
+
+    def check_signatures(self, key: PublicKey) -> tuple[int, int]:
+        """Check the whole chain, that its last row is a key's, and every signature that this key made.
+
+        Returns:
+            How many rows it signed, and how many it did not.
+
+        Raises:
+            LedgerError: says what is wrong.
+
+        """
+        tally = self._read_all(lambda entry: None)
+        with self._connect() as connection:
+            try:
+                check_row(connection, tally.count, tally.head, key)
+                return check_all(connection, key)
+            except LedgerError as error:
+                raise LedgerError(f"{self.path}: {error}") from error
+
     @contextlib.contextmanager
-    def transaction(self) -> Iterator["Appender"]:
-        """Hold the write lock; what was appended is durable afterwards, or gone if the block raises."""
+    def transaction(self, *, signed: bool = True) -> Iterator["Appender"]:
+        """Hold the write lock; what was appended is durable afterwards, or gone if the block raises.
+
+        Args:
+            signed: whether the rows before must be signed by the key that signs the new ones.
+
+        """
         if self.readonly:
             raise LedgerError(f"{self.path}: opened read-only")
         if not self.path.exists():
@@ -163,14 +209,16 @@ class Chain:
             sweep(self.path)
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            tally = self._tally(connection)
+            tally = self._tally(connection, signed=signed)
             appender = Appender(connection, tally, self._now())
             try:
                 yield appender
                 appender.checkpoint_when_due()
+                if self._signer is not None:
+                    sign_rows(connection, appender.added, self._signer)
                 connection.execute("COMMIT")
             except BaseException:
-                if not appender.used:
+                if not appender.added:
                     self._keep(tally)
                 raise
         if self._witness is not None:
@@ -196,11 +244,18 @@ class Chain:
             self._must_be_ledger(connection)
             return self._read(connection, Tally(), None if self._witness is None else self._witness.head(), use)
 
-    def _tally(self, connection: sqlite3.Connection) -> Tally:
+    def _tally(self, connection: sqlite3.Connection, *, signed: bool = True) -> Tally:
         self._must_be_ledger(connection)
         known = None if self._witness is None else self._witness.head()  # before the rows: they only become more
         start = self._of_this_process(connection) or self._of_checkpoint(connection, known) or Tally()
-        return self._read(connection, start, known)
+        tally = self._read(connection, start, known)
+        if signed and self._signer is not None and self._signed != tally.head:
+            try:
+                check_row(connection, tally.count, tally.head, self._signer.public)
+            except LedgerError as error:
+                raise LedgerError(f"{self.path}: {error}") from error
+            self._signed = tally.head
+        return tally
 
     def _read(
         self,
@@ -275,6 +330,8 @@ class Chain:
                     connection.execute(statement)
                 append = Appender(connection, Tally(), self._now())
                 append(GENESIS, {"ledger": secrets.token_hex(16), "version": VERSION})
+                if self._signer is not None:
+                    sign_rows(connection, append.added, self._signer)
                 connection.execute("COMMIT")
                 connection.execute("PRAGMA journal_mode = WAL")  # a reader could not repair a switch that was cut off
         except (sqlite3.Error, OSError) as error:
@@ -305,6 +362,15 @@ class Chain:
             return
         with self._connect() as connection:
             yield from _entries_after(connection, sequence, kind, self.path)
+
+    def hash_at(self, sequence: int) -> str:
+        """Hash of an entry of the checked chain; 64 zeros where there is none, and for 0."""
+        with self.reading():
+            pass
+        if not self.path.exists():
+            return NOTHING
+        with self._connect() as connection:
+            return _hash_at(connection, sequence)
 
     @contextlib.contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
@@ -338,7 +404,7 @@ class Appender:
 
     Attributes:
         tally: what all entries add up to, those that were just added included.
-        used: whether anything was added.
+        added: the rows that were added.
 
     """
 
@@ -346,7 +412,7 @@ class Appender:
         self._connection = connection
         self._now = now
         self.tally = tally
-        self.used = False
+        self.added: list[Entry] = []
 
     def __call__(self, kind: str, body: Mapping[str, Any]) -> Entry:
         """Add an entry; durable when the transaction ends without an error."""
@@ -356,7 +422,7 @@ class Appender:
         text = json.dumps(stamped, sort_keys=True, separators=(",", ":"), allow_nan=False)
         row = (sequence, kind, text, previous, entry_hash(sequence, kind, text, previous))
         entry = next_entry(row, self.tally.count, previous, "new")
-        self.used = True
+        self.added.append(entry)
         self.tally.add(entry)
         self._connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", row)
         return entry

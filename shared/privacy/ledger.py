@@ -17,6 +17,7 @@
 * **Every entry holds the hash of the one before it.** A changed, deleted or reordered row is a
   `LedgerError` at every use. A ledger cut short, deleted, or rewritten from some row on is told by the witness that
   remembers its head (`chain`), and by `verify(expected_head=...)`.
+* **Every row is signed** where the ledger has a signer (`row_signatures`): nobody without the key can write one.
 * **Patients keep their own account** (`membership`), whatever the cohort is called and whoever else is in it.
 
 One file holds several cohorts; at the server each site is a cohort. A `Ledger` keeps no connection: it may be used
@@ -35,10 +36,11 @@ from wardpose.shared.privacy.accounting import Accountant, Adjacency, Event, Uni
 from wardpose.shared.privacy.budget import Budget, charge_of, holds_weaker, of_tier
 from wardpose.shared.privacy.chain import Chain, Witness
 from wardpose.shared.privacy.course import Course
-from wardpose.shared.privacy.entries import COHORT, COMMIT, RESERVE, Entry
+from wardpose.shared.privacy.entries import COHORT, COMMIT, NOTHING, RESERVE, Entry
 from wardpose.shared.privacy.filters import Account, Charged
 from wardpose.shared.privacy.membership import Standing, patient_keys, tiers_by_key
 from wardpose.shared.privacy.tally import Tally, events_of
+from wardpose.shared.signing import PublicKey, Signer
 
 __all__ = ["Budget", "Ledger", "Reservation"]
 
@@ -100,6 +102,7 @@ class Ledger:
         clock: Callable[[], float] = time.time,
         readonly: bool = False,
         witness: Witness | None = None,
+        signer: Signer | None = None,
     ) -> None:
         """Open a ledger, and check it when it exists.
 
@@ -108,15 +111,16 @@ class Ledger:
             clock: Unix time of new entries.
             readonly: refuse to write.
             witness: remembers the head elsewhere, so that a lost or old file is told from a new one.
+            signer: signs every row, and must have signed the last one that is there.
 
         Raises:
-            LedgerError: the file is no ledger, is empty, is damaged, was tampered with, or is not the one that the
-                witness remembers; or `readonly` and missing.
+            LedgerError: the file is no ledger, is empty, is damaged, was tampered with, is not signed by the signer, or
+                is not the one that the witness remembers; or `readonly` and missing.
 
         """
         self.path = Path(path)
         self.readonly = readonly
-        self._chain = Chain(self.path, clock=clock, readonly=readonly, witness=witness)
+        self._chain = Chain(self.path, clock=clock, readonly=readonly, witness=witness, signer=signer)
         if readonly and not self.path.is_file():
             raise LedgerError(f"{self.path}: there is no ledger")
         with self._chain.reading():
@@ -408,6 +412,29 @@ class Ledger:
         """
         with self._chain.reading() as tally:
             return tally.count, tally.head
+
+    def contains(self, head: tuple[int, str]) -> bool:
+        """Tell whether a head that was seen before is still in the chain."""
+        sequence, digest = head
+        return digest == NOTHING if sequence == 0 else self._chain.hash_at(sequence) == digest != NOTHING
+
+    def renewed(self, signer: Signer, why: str) -> Entry:
+        """Let another key sign from here on: the old one was replaced, or rows were not signed before.
+
+        Raises:
+            LedgerError: there is no ledger, or the key signs already.
+
+        """
+        return self._chain.renew_key(signer, why)
+
+    def check_signatures(self, key: PublicKey) -> tuple[int, int]:
+        """Check the chain and who signed it; returns how many rows a key signed, and how many it did not.
+
+        Raises:
+            LedgerError: the last row is not signed by this key, or one of its signatures is false.
+
+        """
+        return self._chain.check_signatures(key)
 
     def entries(self) -> tuple[Entry, ...]:
         """Every entry, in order, after checking the whole chain.
