@@ -1,4 +1,4 @@
-"""A site's ledger or journal that was deleted, emptied, cut, put back or changed by a bit: told, never taken for new."""
+"""A site's ledger or journal, deleted, emptied, cut, put back or changed by a bit: told, and never taken for new."""
 
 import random
 import shutil

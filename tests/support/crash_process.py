@@ -1,4 +1,4 @@
-"""A process that forks, for each line on its input, a child in which sites and server do their work and may be killed.
+"""A process that forks, for each line on its input, a child in which server and sites take rounds and may be killed.
 
 It has imported everything once and is started under `durable_writes.c`; see `durable_writes.Processes`.
 """
@@ -18,20 +18,15 @@ import flwr.serverapp.strategy.strategy_utils  # noqa: F401 (would be imported b
 from flwr.app import Context, Message
 from support.federations import tiny_federation
 from support.invariants import Left
-from support.orders import make_order
 from support.small_networks import small_networks
 
 from wardpose.client.app import app as client_app
 from wardpose.server.app import run_federation
-from wardpose.server.scoring import arrays_of
-from wardpose.shared.pose.model import ModelConfig, build_model
-from wardpose.shared.wire import TRAIN, RoundOrder, SiteRelease, hash_arrays, pack, unpack
+from wardpose.shared.wire import TRAIN, SiteRelease, unpack
 from wardpose.simulation.grid import InProcessGrid
 from wardpose.simulation.layout import prepare_sites
 
 ROUNDS = 2
-SITES = ("north", "south")
-MODEL = ModelConfig(weights="random", input_size=(32, 32))
 
 
 class Sending:
@@ -48,51 +43,11 @@ class Sending:
         return answer
 
 
-def hospitals(folder: Path, sites: Sequence[str]) -> dict[str, Path]:
-    """The site.yaml of each site below a folder, made when there is none."""
-    paths = {name: folder / "sites" / name / "site.yaml" for name in sites}
-    if not all(path.exists() for path in paths.values()):
-        prepare_sites(tiny_federation(sites), folder)
-    return paths
-
-
-def order_of(round_number: int) -> tuple[RoundOrder, dict[str, Any]]:
-    """What a server would ask of a site in a round; the same weights in each."""
-    plan = tiny_federation(SITES[:1], rounds=10)
-    weights = arrays_of(build_model(MODEL))
-    order = make_order(
-        plan.mechanism,
-        training=plan.training,
-        run="tiny-run",
-        federation="tiny",
-        round_number=round_number,
-        model=MODEL,
-        weights_hash=hash_arrays(weights),
-    )
-    return order, weights
-
-
-def answer_order(folder: Path, note: Callable[[Left], None], *, round: int) -> dict[str, Any]:  # noqa: A002
-    """One site answers one order."""
-    paths = hospitals(folder, SITES[:1])
-    order, weights = order_of(round)
-    with InProcessGrid(Sending(note), paths) as grid:  # type: ignore[arg-type]
-        (node,) = grid.get_node_ids()
-        message = Message(pack(order, weights), node, TRAIN, group_id=str(round))
-        (answer,) = grid.send_and_receive([message])
-    return {"code": answer.error.code if answer.has_error() else 0}
-
-
-def run_rounds(folder: Path, note: Callable[[Left], None], *, resume: bool) -> dict[str, Any]:
+def run_rounds(folder: Path, note: Callable[[Left], None], *, sites: Sequence[str], resume: bool) -> None:
     """A server takes the rounds of a run, the sites in the same process."""
-    plan = tiny_federation(SITES, rounds=ROUNDS)
-    paths = hospitals(folder.parent, SITES)
-    with InProcessGrid(Sending(note), paths) as grid:  # type: ignore[arg-type]
+    plan = tiny_federation(sites, rounds=ROUNDS)
+    with InProcessGrid(Sending(note), prepare_sites(plan, folder)) as grid:  # type: ignore[arg-type]
         run_federation(grid, plan, folder, resume=resume)
-    return {}
-
-
-WORK: dict[str, Callable[..., dict[str, Any]]] = {"order": answer_order, "run": run_rounds}
 
 
 def child(request: dict[str, Any], out: int) -> None:
@@ -105,10 +60,9 @@ def child(request: dict[str, Any], out: int) -> None:
     try:
         folder = Path(request["folder"])
         begin = ctypes.CDLL(None).begin
-        arguments = os.fsencode(request["below"]), request["at"], request["mode"], request["error"], request["log"]
-        begin(arguments[0], ctypes.c_long(arguments[1]), *arguments[2:])
-        said = WORK[request["work"]](folder, lambda left: say("left", vars(left)), **request["options"])
-        say("said", said)
+        below, but = os.fsencode(request["below"]), os.fsencode(request["but"])
+        begin(below, but, ctypes.c_long(request["at"]), request["mode"], request["error"], request["log"])
+        run_rounds(folder, lambda left: say("left", vars(left)), **request["options"])
     except BaseException as error:
         say("error", [type(error).__name__, str(error), traceback.format_exc()])
         status = 1
@@ -123,7 +77,7 @@ def serve() -> None:
     os.dup2(log, 2)
     with small_networks():
         warm = Path(sys.argv[1])
-        run_rounds(warm / "server", lambda left: None, resume=False)
+        run_rounds(warm, lambda left: None, sites=("north", "south"), resume=False)
         gc.collect()
         gc.freeze()  # a collector that walks over everything would copy it in each child
         os.write(answers, b"ready\n")

@@ -19,14 +19,16 @@
 enum { RECORD = 0, KILL = 1, TEAR = 2, FAIL_ONCE = 3, FAIL_ON = 4 };
 enum { ANY = 0, NEEDS_ROOM = 1 };
 
-static char root[4096];
+static char root[4096], except[256];
 static size_t root_length;
 static long at, count;
 static int what = RECORD, error_number, log_descriptor = -1, begun;
 
-void begin(const char *folder, long n, int mode, int error, int log) {
+/* Count below a folder, except where a path has something in it. */
+void begin(const char *folder, const char *not_in, long n, int mode, int error, int log) {
     root_length = strlen(folder);
     memcpy(root, folder, root_length + 1);
+    snprintf(except, sizeof except, "%s", not_in);
     at = n, what = mode, error_number = error, log_descriptor = log, count = 0, begun = 1;
 }
 
@@ -36,7 +38,8 @@ static void die(void) {
 }
 
 static int below(const char *path) {
-    return begun && path && strncmp(path, root, root_length) == 0;
+    if (!begun || !path || strncmp(path, root, root_length) != 0) return 0;
+    return !except[0] || !strstr(path + root_length, except);
 }
 
 static int behind(int descriptor, char *path, size_t size) {

@@ -26,7 +26,6 @@ class Outcome:
     Attributes:
         status: of its exit; negative: the signal that killed it.
         left: what it handed to Flower before.
-        said: what its work returned.
         error: type, text and traceback of what its work raised.
         calls: `write ledger.sqlite-wal` ..., where they were recorded.
 
@@ -34,7 +33,6 @@ class Outcome:
 
     status: int
     left: list[Left] = field(default_factory=list)
-    said: dict[str, Any] = field(default_factory=dict)
     error: tuple[str, str, str] | None = None
     calls: list[str] = field(default_factory=list)
 
@@ -47,30 +45,30 @@ class Processes:
 
     def __call__(
         self,
-        work: str,
         folder: Path,
         *,
         below: Path | None = None,
+        but: str = "",
         fault: str = "record",
         at: int = 0,
         error: int = errno.ENOSPC,
         **options: Any,
     ) -> Outcome:
-        """Let a child do its work in a folder.
+        """Let a child take the rounds of a run in a folder.
 
         Args:
-            work: a key of `crash_process.WORK`.
             folder: where.
             below: whose writes are counted; all of the folder when absent.
+            but: writes with this in their path are not.
             fault: `record` counts and lists; `kill` before the write; `tear` it and kill; `fail once`, `fail on`: the
                 write, or it and all behind it, is refused with `error`.
             at: the number of the write, from 1.
             error: of the operating system.
-            options: of the work.
+            options: of `crash_process.run_rounds`.
 
         """
         request = {
-            "work": work, "folder": str(folder), "below": str(below or folder), "mode": _MODES[fault], "at": at,
+            "folder": str(folder), "below": str(below or folder), "but": but, "mode": _MODES[fault], "at": at,
             "error": error, "record": str(self._record), "options": options,
         }  # fmt: skip
         assert self._process.stdin is not None
@@ -78,13 +76,12 @@ class Processes:
         self._process.stdin.write(f"{json.dumps(request)}\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
-        by_kind: dict[str, list[Any]] = {"left": [], "said": [], "error": []}
+        by_kind: dict[str, list[Any]] = {"left": [], "error": []}
         for kind, content in answer["said"]:
             by_kind[kind].append(content)
         return Outcome(
             status=answer["status"],
             left=[Left(**left) for left in by_kind["left"]],
-            said=by_kind["said"][0] if by_kind["said"] else {},
             error=tuple(by_kind["error"][0]) if by_kind["error"] else None,
             calls=answer["calls"],
         )
