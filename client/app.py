@@ -133,6 +133,7 @@ def _round(
         check_paths(site.config.cohort.data, "cohort.data")
         site.contact.refuse_unknown(order.course)
         site.contact.refuse_unconfirmed(conversation)
+        site.contact.begin(conversation)
         budget = site.budget(private=order.mechanism.is_private or not order.mechanism.reads_private)
         reservation = ledger.reserve(
             cohort.name,

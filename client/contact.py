@@ -21,14 +21,16 @@ from flwr.app import RecordDict
 
 from wardpose.shared.errors import DamagedError, LedgerError
 from wardpose.shared.privacy.course import Course
+from wardpose.shared.privacy.expiry import NothingReleased
 from wardpose.shared.privacy.ledger import Ledger
-from wardpose.shared.seals import Head, OrderSeal, Receipt, SignedReceipt, body_text, open_seal, text_hash
+from wardpose.shared.seals import Head, OrderSeal, Receipt, SignedReceipt, Word, body_text, open_seal, text_hash
 from wardpose.shared.signing import PublicKey, SignatureError, Signer
 from wardpose.shared.sqlite import as_rows, read_rows, transaction
 
 logger = logging.getLogger("wardpose.client")
 
 _NOTHING = Head(0, "0" * 64)
+_SERVED, _VOID = "served", "void"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS seals (nonce TEXT PRIMARY KEY, kind TEXT NOT NULL, received INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS courses (identity TEXT PRIMARY KEY, run TEXT NOT NULL, accepted INTEGER NOT NULL);
@@ -41,6 +43,7 @@ CREATE TABLE IF NOT EXISTS sent (
 CREATE TABLE IF NOT EXISTS receipts (
     digest TEXT PRIMARY KEY, text TEXT NOT NULL, signature TEXT NOT NULL, received INTEGER NOT NULL
 );
+CREATE TABLE IF NOT EXISTS charges (reservation TEXT PRIMARY KEY, state TEXT NOT NULL, since INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS alarms (number INTEGER PRIMARY KEY, what TEXT NOT NULL, raised INTEGER NOT NULL,
     cleared INTEGER);
 """
@@ -58,12 +61,14 @@ class Conversation:
         seal: of the order.
         signer: the site's.
         server_ledger: head of the coordinator's ledger that the site remembers.
+        words: what the site signs of charges that no answer came to.
 
     """
 
     seal: OrderSeal
     signer: Signer
     server_ledger: Head
+    words: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +143,40 @@ class Contact:
                     )
                 if self.remembered() in (_NOTHING, seal.confirmed):
                     self._remember(connection, seal)
-        return Conversation(seal=seal, signer=signer, server_ledger=self.remembered())
+        words = tuple(self._words(seal, site=site, ledger=ledger, signer=signer))
+        return Conversation(seal=seal, signer=signer, server_ledger=self.remembered(), words=words)
+
+    def begin(self, conversation: Conversation) -> None:
+        """Note that an order is about to be carried out: from here on something may leave for its charge.
+
+        Raises:
+            SignatureError: the coordinator names no charge, or this site signed that nothing was released for it.
+
+        """
+        charge = conversation.seal.charge
+        if charge is None:
+            raise SignatureError("the coordinator does not say what pays for the order")
+        if self._settle(charge, _SERVED) != _SERVED:
+            raise SignatureError(f"of charge {charge[:12]} this site has signed that nothing was released")
+
+    def _words(self, seal: OrderSeal, *, site: str, ledger: Ledger, signer: Signer) -> Iterator[Word]:
+        """Sign what never began here, and see that it never does: once signed, such an order is not carried out."""
+        for asked in seal.unanswered:
+            charged = any(
+                (entry.body["run"], entry.body["round"]) == (asked.run, asked.round)
+                for entry in ledger.all_reservations()
+            )
+            if charged or self._settle(asked.reservation, _VOID) != _VOID:
+                continue
+            statement = NothingReleased(site=site, **asked.model_dump())
+            yield Word(text=statement.text(), signature=statement.sign(signer))
+
+    def _settle(self, reservation: str, state: str) -> str:
+        """Decide once what becomes of a charge; returns what was decided first, now or earlier."""
+        with transaction(self.path, _SCHEMA) as connection:
+            connection.execute("INSERT OR IGNORE INTO charges VALUES (?, ?, ?)", (reservation, state, int(time.time())))
+            row = connection.execute("SELECT state FROM charges WHERE reservation = ?", (reservation,)).fetchone()
+        return str(row["state"])
 
     def remembered(self) -> Head:
         """Return the head of the coordinator's ledger that this site remembers; that of an empty one before any."""

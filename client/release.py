@@ -158,6 +158,7 @@ def _facts(
         "ledger_head": head,
         "server_ledger": conversation.server_ledger,
         "receipts": tuple(receipt.digest for receipt in seal.receipts),
+        "words": conversation.words,
         **_budget(site, ledger),
     }
 

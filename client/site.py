@@ -94,6 +94,8 @@ class Site:
             delta=policy.delta,
             adjacency=policy.adjacency,
             by_tier=dict(policy.tiers) if private else {},
+            per_month=policy.epsilon_per_month if private and policy.epsilon_per_month else float("inf"),
+            studies=dict(policy.studies) if private else {},
             unit=policy.unit,
             whole_ledger=not names_patients(self.config.cohort.data),
         )

@@ -26,6 +26,8 @@ policy:
   mechanisms: [dp-sgd]      # of dp-sgd, projected, feature, feature-projective; none gives no privacy at all
   unit: patient             # what the guarantee protects: patient (all frames of one), frame (a picture) or record
   epsilon: 4.0              # total budget of each patient over all runs, at this delta
+  # epsilon_per_month: 1.0  # of it, in one calendar month
+  # studies: {{my-study: 2.0}} # of it, by each federation; others may then charge nothing
   delta: 1.0e-5             # below 1 / patients
   minimum_noise_multiplier: 0.5
   maximum_sample_rate: 0.2

@@ -19,9 +19,21 @@ from pathlib import Path
 from flwr.app import RecordDict
 
 from wardpose.server.heads import Heads
+from wardpose.server.ledger import ServerLedger
 from wardpose.shared.errors import DamagedError, LedgerError
-from wardpose.shared.privacy.ledger import Ledger
-from wardpose.shared.seals import MOST_RECEIPTS, Head, OrderSeal, Receipt, SignedReceipt, seal, sign_receipt
+from wardpose.shared.privacy.expiry import read_statement
+from wardpose.shared.seals import (
+    MOST_CHARGES,
+    MOST_RECEIPTS,
+    Charge,
+    Head,
+    OrderSeal,
+    Receipt,
+    SignedReceipt,
+    Word,
+    seal,
+    sign_receipt,
+)
 from wardpose.shared.signing import PublicKey, SignatureError, Signer, read_public_key
 from wardpose.shared.sqlite import as_rows, read_rows, transaction
 from wardpose.shared.wire import SiteAnswer
@@ -90,15 +102,28 @@ class Contact:
 
     """
 
-    def __init__(self, path: Path, signer: Signer, ledger: Ledger, heads: Heads) -> None:
+    def __init__(self, path: Path, signer: Signer, ledger: ServerLedger, heads: Heads) -> None:
         self.path = path
         self.signer = signer
         self.ledger = ledger
         self._heads = heads
 
-    def sealed(self, content: RecordDict, *, site: str, kind: str) -> tuple[RecordDict, OrderSeal]:
-        """Return a message's content with a seal for a site; `site` is "*" where nobody knows yet who answers."""
+    def sealed(
+        self, content: RecordDict, *, site: str, kind: str, charge: str | None = None
+    ) -> tuple[RecordDict, OrderSeal]:
+        """Return a message's content with a seal for a site.
+
+        A question also asks about charges that no answer came to.
+
+        Args:
+            content: of the message.
+            site: whom it is for; "*" where nobody knows yet who answers.
+            kind: the message's type.
+            charge: hash of the entry that pays for it; `None` for a question.
+
+        """
         known = site != "*"
+        asks = known and charge is None
         return seal(
             content,
             self.signer,
@@ -108,7 +133,15 @@ class Contact:
             site_ledger=self._heads.last(site) if known else None,
             confirmed=self._confirmed(site) if known else None,
             receipts=tuple(self.undelivered(site)[:MOST_RECEIPTS]) if known else (),
+            charge=charge,
+            unanswered=tuple(self._unanswered(site)[-MOST_CHARGES:]) if asks else (),
         )
+
+    def _unanswered(self, site: str) -> list[Charge]:
+        return [
+            Charge(ledger=each.ledger, reservation=each.reservation, run=each.run, round=each.round)
+            for each in self.ledger.open_reservations(site)
+        ]
 
     def check_key(self, site: str, stated: str, registered: PublicKey | None) -> PublicKey:
         """Return the key that a site's answers must be signed with.
@@ -153,6 +186,24 @@ class Contact:
                     (time.time(), site, digest),
                 )
             connection.execute("UPDATE alarms SET cleared = ? WHERE site = ? AND cleared IS NULL", (time.time(), site))
+
+        for word in answer.words:
+            self._take_back(site, word, key)
+
+    def _take_back(self, site: str, word: Word, key: PublicKey) -> None:
+        """Take back a charge that a site signed nothing came from; a word that is not right changes nothing."""
+        try:
+            stated = read_statement(word.text, word.signature, key)
+            self.ledger.expire(word.text, word.signature, key, site=site, run=stated.run, round_number=stated.round)
+        except (LedgerError, SignatureError) as error:
+            logger.warning("site %s: its word that nothing was released is not believed: %s", site, error)
+        else:
+            logger.info(
+                "site %s: round %d of run %s never began there; its charge is taken back",
+                site,
+                stated.round,
+                stated.run,
+            )
 
     def alarm(self, site: str, what: str) -> None:
         """Write down that a site's ledger and the coordinator's do not agree; once, until it is settled."""

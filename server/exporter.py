@@ -14,7 +14,7 @@ from prometheus_client.core import Metric
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.contact import open_alarms, receipts_waiting
 from wardpose.server.journal import Reason, RunJournal, SiteRow
-from wardpose.server.spent import refuse_lost, state_of
+from wardpose.server.spent import ledger_of, refuse_lost, state_of
 from wardpose.server.superlink import registered_nodes
 from wardpose.shared.errors import DataError
 from wardpose.shared.exposition import (
@@ -27,7 +27,6 @@ from wardpose.shared.exposition import (
     summary,
     verified_sample,
 )
-from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.version import version
 
 RUN_STATES = ("running", "completed", "stopped", "interrupted", "failed")
@@ -76,7 +75,7 @@ class ServerExporter:
     """Read a coordinator's folder for Prometheus.
 
     Attributes:
-        directory: the run directory (journal and ledger).
+        directory: the run directory; its journal says where the ledger is.
         superlink: the SuperLink's database file, if it may be read.
 
     """
@@ -175,14 +174,8 @@ class ServerExporter:
         """
         last = self._runs()[-1]
         refuse_lost(self.directory)
-        ledger = Ledger.open_readonly(self.directory / "ledger.sqlite")
-        budget_of_all = GlobalBudget(
-            self.directory / "ledger.sqlite",
-            delta=last["delta"],
-            overlap=last["overlap"],
-            unit=last["unit"],
-            readonly=True,
-        )
+        ledger = ledger_of(self.directory).open()
+        budget_of_all = GlobalBudget(ledger, delta=last["delta"], overlap=last["overlap"], unit=last["unit"])
         names = _names(last)
         rows = [row for run in self._journal.runs() for row in self._journal.sites(run["run"])]
         spent, budgets, deltas, remaining = [], [], [], []
@@ -214,7 +207,7 @@ class ServerExporter:
             DataError: there is no run yet, or the record of contacts cannot be read.
 
         """
-        path = self.directory / "contact.sqlite"
+        path = ledger_of(self.directory).path.with_name("contact.sqlite")
         names, apart, waiting = _names(self._runs()[-1]), open_alarms(path), receipts_waiting(path)
         everybody = sorted({*names, *(alarm.site for alarm in apart)})
         alarmed = {alarm.site for alarm in apart}

@@ -49,6 +49,28 @@ def _hold(file: FileIO, folder: Path) -> None:
     file.write(f"{os.getpid()}\n".encode())
 
 
+@contextmanager
+def shared_use(folder: Path, *, alone: bool = False) -> Iterator[None]:
+    """Use the coordinator's state beside others, or alone; the system lets it go when the process ends.
+
+    Raises:
+        ConfigError: somebody is alone with it, or (`alone`) somebody uses it.
+        StorageError: the disk is full or the folder is not writable.
+
+    """
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(FileIO(folder / LOCK, "a+"))
+            fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            who = "a run is at work" if alone else "its ledger is being mended"
+            raise ConfigError(f"{folder}: {who} (allowed: when it is done)") from error
+        except OSError as error:
+            raise storage_error(error, folder / LOCK) from error
+        yield
+
+
 def _sweep(folder: Path) -> None:
     """Remove the temporary files of a process that was killed while it wrote; only the holder of the folder may."""
     for name in _WRITTEN:

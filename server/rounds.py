@@ -19,19 +19,18 @@ from wardpose.server.admission import Admission, Admitted, Rejected
 from wardpose.server.aggregation import Aggregator, Arrays, clip_to_median
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.checkpoint import Checkpoint
-from wardpose.server.contact import Contact
+from wardpose.server.coordinator import Accounts
 from wardpose.server.exchange import Answer, exchange
-from wardpose.server.folder import coordinator_key
-from wardpose.server.heads import Heads
 from wardpose.server.journal import Reason, RoundRow, RunJournal, SiteRow
 from wardpose.server.roll import LEAVES, Member, Roll, error_code, sentence
 from wardpose.server.scoring import Scorer
 from wardpose.server.uplink import UplinkDecoder
 from wardpose.shared.config import FederationConfig
-from wardpose.shared.errors import WireError
+from wardpose.shared.errors import ConfigError, LedgerError, WireError
 from wardpose.shared.privacy.accounting import as_seeded
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.seals import Head, OrderSeal, Receipt
+from wardpose.shared.signing import read_public_key
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import RECEIPTS, TRAIN, ReceiptsOrder, Refusal, RoundOrder, hash_arrays, pack
 
@@ -45,7 +44,7 @@ class Coordinator:
     """Run a federation's rounds over a Flower grid.
 
     Attributes:
-        folder: journal, ledger, heads and checkpoint of the federation.
+        folder: journal, checkpoint and model of the federation.
         state: where the run stands.
         roll: the sites, and which of them may be ordered.
 
@@ -60,6 +59,7 @@ class Coordinator:
         state: Checkpoint,
         course: Course,
         scorer: Scorer,
+        accounts: Accounts,
     ) -> None:
         self.grid = grid
         self.config = config
@@ -70,18 +70,16 @@ class Coordinator:
         self.scorer = scorer
         self.journal = RunJournal(folder / "journal.sqlite")
         overlap = config.privacy.overlap or len(config.sites)
-        signer = coordinator_key(folder)
         self.budget = GlobalBudget(
-            folder / "ledger.sqlite",
+            accounts.ledger(),
             delta=config.privacy.delta,
             overlap=overlap,
             unit=course.mechanism.unit,
-            signer=signer,
+            limits=accounts.config,
         )
-        heads = Heads(folder / "heads.sqlite")
-        self.contact = Contact(folder / "contact.sqlite", signer, self.budget.ledger, heads)
+        self.contact = accounts.contact(self.budget.ledger)
         self.uplink = UplinkDecoder(config, course.mechanism, scorer.model, folder)
-        self.admission = Admission(config, course.mechanism, scorer.model, self.uplink, heads, self.contact)
+        self.admission = Admission(config, course.mechanism, scorer.model, self.uplink, accounts.heads, self.contact)
         self.aggregator = Aggregator(config.server.aggregation)
         self.aggregator.restore(state.aggregator)
         self.roll = Roll(
@@ -129,7 +127,15 @@ class Coordinator:
         away = [self.roll.row(order.round, site, "absent") for site in self.roll.missing()]
         weights = self.state.weights
         content = pack(order, weights)
-        sealed = [self.contact.sealed(content, site=member.name, kind=TRAIN) for member in members]
+        sealed = [
+            self.contact.sealed(
+                content,
+                site=member.name,
+                kind=TRAIN,
+                charge=self.budget.charge(member.name, order.run, order.round),
+            )
+            for member in members
+        ]
         deadline = self.config.server.deadline_seconds
         messages = [
             Message(body, member.node_id, TRAIN, group_id=str(order.round), ttl=deadline)
@@ -153,6 +159,7 @@ class Coordinator:
         A site whose budget is spent leaves the run.
         """
         events = order.events()
+        self.bind()
         limits = {
             member.name: member.epsilon_budget if self.mechanism.is_private else float("inf")
             for member in self.roll.members()
@@ -217,6 +224,20 @@ class Coordinator:
             except Rejected as error:
                 logger.warning("site %s: %s", member.name, error)
 
+    def bind(self) -> None:
+        """Bind accounts to the keys that sites are registered with; who comes with another's leaves the run."""
+        registered = {node.node_id: node.public_key for node in self.grid.get_nodes()}
+        for member in self.roll.members():
+            key = registered.get(member.node_id)
+            if not key:
+                continue  # nodes that are simulated have none
+            try:
+                account = self.budget.bind(member.name, read_public_key(key.decode(), f"site {member.name}"))
+            except (LedgerError, ConfigError) as error:
+                self.roll.drop(member.name, str(error))
+                continue
+            self.admission.heads.follow(member.name, account)
+
     def judge(
         self, order: RoundOrder, member: Member, answer: Answer, seal: OrderSeal
     ) -> tuple[SiteRow, Admitted | None]:
@@ -224,6 +245,8 @@ class Coordinator:
         name, number = member.name, order.round
         steps = self.budget.steps(name, order.run, number)
         code = error_code(answer)
+        if answer is not None and code is None:  # believed or not, it may hold something private
+            self.budget.answered(name, order.run, number)
         if answer is None:
             self.roll.missed(name, "it missed the deadline", failed=False)
             return self.roll.row(number, name, "late", steps=steps), None

@@ -28,6 +28,9 @@ SEAL = "seal"
 MOST_RECEIPTS = 16
 """Receipts that one seal may bring."""
 
+MOST_CHARGES = 16
+"""Charges that one seal may ask about."""
+
 _LARGEST = 1 << 16  # characters of a seal
 _ORDER, _RECEIPT = "order", "receipt"
 
@@ -109,6 +112,36 @@ class SignedReceipt(_Signed):
         return _parsed(self.text, Receipt)
 
 
+class Charge(_Signed):
+    """What the coordinator charged a site, and to which no answer came.
+
+    Attributes:
+        ledger: identity of the coordinator's ledger.
+        reservation: hash of the entry that charged it.
+        run: for which run.
+        round: for which round.
+
+    """
+
+    ledger: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    reservation: Digest
+    run: LongName
+    round: Annotated[int, Field(ge=1, le=2**53)]
+
+
+class Word(_Signed):
+    """A site's word that nothing was released for a charge (`shared/privacy/expiry.py`).
+
+    Attributes:
+        text: the statement.
+        signature: the site's over it.
+
+    """
+
+    text: Annotated[str, Field(max_length=1000)]
+    signature: Signature
+
+
 class OrderSeal(_Signed):
     """What the coordinator signs beside each message to one site.
 
@@ -123,6 +156,8 @@ class OrderSeal(_Signed):
         site_ledger: head of the site's ledger that the coordinator last accepted; `None` before the first.
         confirmed: head of the coordinator's ledger that the site last said it knew, and that is still in it.
         receipts: of rounds that ended, until the site acknowledges them.
+        charge: hash of the entry of the coordinator's ledger that pays for this order; `None` for what costs nothing.
+        unanswered: charges of this site that no answer came to: it may sign that nothing was released.
 
     """
 
@@ -135,6 +170,8 @@ class OrderSeal(_Signed):
     site_ledger: Head | None = None
     confirmed: Head | None = None
     receipts: Annotated[tuple[SignedReceipt, ...], Field(max_length=MOST_RECEIPTS)] = ()
+    charge: Digest | None = None
+    unanswered: Annotated[tuple[Charge, ...], Field(max_length=MOST_CHARGES)] = ()
 
 
 def text_hash(text: str) -> str:
@@ -163,6 +200,8 @@ def seal(
     site_ledger: tuple[int, str] | None = None,
     confirmed: tuple[int, str] | None = None,
     receipts: tuple[SignedReceipt, ...] = (),
+    charge: str | None = None,
+    unanswered: tuple[Charge, ...] = (),
 ) -> tuple[RecordDict, OrderSeal]:
     """Return a message's content with a seal for one site; what it holds is shared with the original, not copied.
 
@@ -175,6 +214,8 @@ def seal(
         site_ledger: as `OrderSeal`.
         confirmed: as `OrderSeal`.
         receipts: as `OrderSeal`.
+        charge: as `OrderSeal`.
+        unanswered: as `OrderSeal`.
 
     """
     stated = OrderSeal(
@@ -187,6 +228,8 @@ def seal(
         site_ledger=None if site_ledger is None else Head(*site_ledger),
         confirmed=None if confirmed is None else Head(*confirmed),
         receipts=receipts,
+        charge=charge,
+        unanswered=unanswered,
     )
     text = stated.model_dump_json()
     records: dict[str, ArrayRecord | ConfigRecord] = {name: content[name] for name in content}  # type: ignore[misc]

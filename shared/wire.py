@@ -23,7 +23,7 @@ from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.mechanisms import Mechanism
-from wardpose.shared.seals import MOST_RECEIPTS, Digest, Head, body_text
+from wardpose.shared.seals import MOST_CHARGES, MOST_RECEIPTS, Digest, Head, Word, body_text
 from wardpose.shared.signing import PublicKey, Signer
 from wardpose.shared.training.settings import LocalTraining, refuse_uplink
 from wardpose.shared.yaml_config import describe
@@ -158,6 +158,7 @@ class SiteAnswer(_Body):
         ledger_head: hash of the last entry; a later, shorter ledger is thereby found out.
         server_ledger: head of the coordinator's ledger that the site remembers.
         receipts: hashes of the receipts that it has kept.
+        words: that nothing was released for charges that the seal asked about; such an order is never carried out.
         epsilon_spent: of the cohort, all runs composed.
         epsilon_budget: of the cohort.
         delta: at which both are stated.
@@ -175,6 +176,7 @@ class SiteAnswer(_Body):
     ledger_head: Hash
     server_ledger: Head
     receipts: Annotated[tuple[Digest, ...], Field(max_length=MOST_RECEIPTS)] = ()
+    words: Annotated[tuple[Word, ...], Field(max_length=MOST_CHARGES)] = ()
     epsilon_spent: float = Field(ge=0)
     epsilon_budget: float = Field(gt=0)
     delta: float = Field(gt=0, lt=1)

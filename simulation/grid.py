@@ -70,6 +70,7 @@ class InProcessGrid(Grid):
     """
 
     poll_seconds = 0.01
+    simulated = True  # the server's ledger lies in the run's folder, as the sites' do
 
     def __init__(
         self,

@@ -42,6 +42,10 @@ def show(path: LedgerFile, cohort: Cohort = None, as_json: Json = False) -> None
         screen.print(line(f"{view.cohort}: {spent}, {view.adjacency}, by {view.rule}"), soft_wrap=True)
         if view.not_private:
             screen.print(line(("NOT PRIVATE", "bold red"), f": {view.not_private}"))
+        for window in (view.month, *view.federations):
+            if window is not None:
+                of = "" if window.budget is None else f" of {window.budget:g}"
+                screen.print(line(f"  in {window.window}: epsilon {_number(window.spent)}{of}"), soft_wrap=True)
         rows = (
             (study.run, study.federation, ", ".join(study.mechanisms), study.rounds, _number(study.epsilon))
             for study in view.studies
@@ -61,23 +65,29 @@ def verify(
             help="Public key of whoever keeps the ledger: the last row must be signed by it.", show_default=False
         ),
     ] = None,
+    site_key: Annotated[
+        Path | None,
+        typer.Option(help="A site's public key: every word by which it took a charge back must be its own."),
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Whose key it is.", show_default="of all words")] = None,
     as_json: Json = False,
 ) -> None:
     """Check every entry of a ledger, or of an export. Exits 2 when something is wrong."""
     from wardpose.shared.ledger_views import verify_export
+    from wardpose.shared.privacy.expiry import verify_expiries
+    from wardpose.shared.signing import load_public_key
 
     if path.suffix == ".jsonl":
-        _refuse_for_export("--head", head)
-        _refuse_for_export("--key", key)
+        for option, value in (("--head", head), ("--key", key), ("--site-key", site_key)):
+            _refuse_for_export(option, value)
         count, digest, redacted = verify_export(path)
         say({"entries": count, "head": digest, "redacted": redacted}, as_json=as_json)
         return
     ledger, entries = _checked(path)
     ledger.verify(None if head is None else _head(head))
-    facts: dict[str, Any] = {"entries": len(entries), "head": f"{len(entries)}:{ledger.head()[1]}", "redacted": 0}
+    taken = verify_expiries(entries, None if site_key is None else load_public_key(site_key), site)
+    facts = {"entries": len(entries), "head": f"{len(entries)}:{ledger.head()[1]}", "redacted": 0, "taken_back": taken}
     if key is not None:
-        from wardpose.shared.signing import load_public_key
-
         facts["signed"], facts["not_signed"] = ledger.check_signatures(load_public_key(key))
     say(facts, as_json=as_json)
 

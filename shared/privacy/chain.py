@@ -47,7 +47,7 @@ from wardpose.shared.privacy.entries import (
     next_entry,
 )
 from wardpose.shared.privacy.row_signatures import check_all, check_row, sign_rows, signature_of
-from wardpose.shared.privacy.tally import Tally, text_digest
+from wardpose.shared.privacy.tally import FORM, Tally, text_digest
 from wardpose.shared.signing import PublicKey, Signer
 from wardpose.shared.sqlite import making, sweep
 
@@ -225,6 +225,10 @@ class Chain:
             self._witness.remember(tally.count, tally.head)
         self._keep(tally)
 
+    def month(self, tally: Tally) -> str:
+        """Return the month that an entry added now would belong to."""
+        return tally.month(self._now())
+
     def _keep(self, tally: Tally) -> None:
         """Remember what was checked, where reading it all again would take long."""
         if tally.count >= _SPACING:
@@ -298,7 +302,7 @@ class Chain:
                 return None
             tally = Tally.load(text)
             entry = next_entry(row, tally.count, tally.head, self.path)
-            if entry.kind != CHECKPOINT or entry.body["state"] != text_digest(text):
+            if (entry.kind, entry.body.get("form")) != (CHECKPOINT, FORM) or entry.body["state"] != text_digest(text):
                 return None
             tally.add(entry)
         except (sqlite3.OperationalError, LedgerError, ValueError, KeyError, TypeError, AttributeError, IndexError):
@@ -414,6 +418,11 @@ class Appender:
         self.tally = tally
         self.added: list[Entry] = []
 
+    @property
+    def month(self) -> str:
+        """The month that a new entry belongs to."""
+        return self.tally.month(self._now)
+
     def __call__(self, kind: str, body: Mapping[str, Any]) -> Entry:
         """Add an entry; durable when the transaction ends without an error."""
         sequence, previous = self.tally.count + 1, self.tally.head
@@ -439,12 +448,12 @@ class Appender:
     def checkpoint_when_due(self) -> None:
         """Write down what the entries add up to, if enough of them came since it was last done."""
         since = self.tally.count - self.tally.checkpoint
-        if since < max(_SPACING, self.tally.size // _BYTES_AN_ENTRY):
+        if self.tally.form == FORM and since < max(_SPACING, self.tally.size // _BYTES_AN_ENTRY):
             return
         text = self.tally.dump()
         self.tally.size = len(text)
         before = self.tally.checkpoint
-        entry = self(CHECKPOINT, {"state": text_digest(text)})
+        entry = self(CHECKPOINT, {"state": text_digest(text), "form": FORM})
         self._connection.execute(_SUMS)
         self._connection.execute("INSERT OR REPLACE INTO sums VALUES (?, ?)", (entry.sequence, text))
         self._connection.execute("DELETE FROM sums WHERE sequence < ?", (before,))  # the witness may be one behind

@@ -1,26 +1,31 @@
 """A coordinator and its sites, seen from the coordinator, over real rounds of the apps that hospitals run."""
 
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
-from flwr.app import ConfigRecord, Message
+from flwr.app import ConfigRecord, Message, RecordDict
 from prometheus_client import CollectorRegistry
 from support.federations import charged_steps, rows_of, tiny_federation
 
 from wardpose.client.contact import Contact as SiteContact
+from wardpose.client.contact import Conversation
 from wardpose.client.contact import open_alarms as site_alarms
 from wardpose.client.exporter import SiteExporter
 from wardpose.server.contact import Contact, open_alarms
 from wardpose.server.exporter import ServerExporter
 from wardpose.server.folder import coordinator_key
 from wardpose.server.heads import Heads
+from wardpose.server.ledger import ServerLedger
 from wardpose.shared.errors import LedgerError
+from wardpose.shared.privacy.expiry import verify_expiries
 from wardpose.shared.privacy.ledger import Ledger
-from wardpose.shared.signing import create_key_pair, load_public_key
+from wardpose.shared.seals import seal
+from wardpose.shared.signing import SignatureError, create_key_pair, load_public_key
 from wardpose.shared.site_config import SiteConfig, load_site
 from wardpose.shared.wire import Refusal
-from wardpose.simulation.grid import Fault, Replacement
+from wardpose.simulation.grid import Fault, FaultKind, Replacement
 from wardpose.simulation.run import simulate
 
 SITES = ("north", "south")
@@ -40,7 +45,7 @@ def kept_by_site(folder: Path, name: str) -> SiteContact:
 
 def kept_by_server(folder: Path) -> Contact:
     signer = coordinator_key(folder)
-    ledger = Ledger(folder / "ledger.sqlite", signer=signer)
+    ledger = ServerLedger(folder / "ledger.sqlite", signer=signer)
     return Contact(folder / "contact.sqlite", signer, ledger, Heads(folder / "heads.sqlite"))
 
 
@@ -148,21 +153,47 @@ def test_nobody_answers_for_a_site(tmp_path: Path) -> None:
     assert charged_steps(folder, "south") == (0, 0)
 
 
-@pytest.mark.parametrize("missing", ["node.key", "coordinator.pub"])
-def test_a_site_without_its_keys_takes_no_part_and_says_so(
-    tmp_path: Path, missing: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_site_without_its_key_takes_no_part_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "run"
     run(folder, rounds=1)
-    path = folder / "sites" / "south" / missing if missing == "node.key" else folder / missing
+    path = folder / "sites" / "south" / "node.key"
     path.rename(path.with_suffix(".gone"))
-    for name in SITES:
-        (folder / "sites" / name / "site.yaml").touch()  # this process keeps what it opened for an unchanged file
-    if missing == "node.key":
-        run(folder, resume=True, rounds=2)
-        assert rows_of(folder)[0, "south"].code == Refusal.SITE
-        assert rows_of(folder)[2, "north"].status == "released"
-    else:
-        run(folder, resume=True, rounds=2)
-        assert {row.code for (number, _), row in rows_of(folder).items() if number == 0} == {Refusal.SITE}
+    (folder / "sites" / "south" / "site.yaml").touch()  # this process keeps what it opened for an unchanged file
+    run(folder, resume=True, rounds=2)
+    assert rows_of(folder)[0, "south"].code == Refusal.SITE
+    assert rows_of(folder)[2, "north"].status == "released"
     assert f"{path}: cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "taken_back"), [("crash", True), ("crash-after-training", False), ("straggle", False)]
+)
+def test_a_charge_is_taken_back_by_the_sites_signed_word_alone(
+    tmp_path: Path, kind: FaultKind, taken_back: bool
+) -> None:
+    """An order that never arrived costs nothing in the end; one that was carried out costs, whatever became of it."""
+    folder = tmp_path / "run"
+    server = {"deadline_seconds": 5, "wait_seconds": 1}
+    run(folder, Fault(site="south", round=1, kind=kind), rounds=3, server=server)
+    assert charged_steps(folder, "south") == ((2, 2) if taken_back else (3, 3))
+    ledger = Ledger(folder / "ledger.sqlite")
+    key = load_public_key(folder / "sites" / "south" / "node.pub")
+    assert verify_expiries(ledger.entries(), key, "south") == int(taken_back)
+
+
+def test_an_order_that_was_signed_away_is_never_carried_out(tmp_path: Path) -> None:
+    """It lies somewhere on the way, and comes after the site signed that nothing was released for it."""
+    folder = tmp_path / "run"
+    run(folder, Fault(site="south", round=1, kind="crash"), rounds=2)
+    contact = kept_by_site(folder, "south")
+    with sqlite3.connect(contact.path) as connection:
+        ((void,),) = connection.execute("SELECT reservation FROM charges WHERE state = 'void'").fetchall()
+    conversation = Conversation(
+        seal=seal(RecordDict(), coordinator_key(folder), site="south", kind="train", ledger=(0, "0" * 64), charge=void)[
+            1
+        ],
+        signer=coordinator_key(folder),
+        server_ledger=contact.remembered(),
+    )
+    with pytest.raises(SignatureError, match="has signed that nothing was released"):
+        contact.begin(conversation)

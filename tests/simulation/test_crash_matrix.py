@@ -121,6 +121,7 @@ def all_of(points: Sequence[tuple[object, ...]], check: Callable[..., None]) -> 
             check(*point)
         except Exception as error:
             failures[point] = f"{type(error).__name__}: {error}"
+            print(point, failures[point], flush=True)
     assert not failures, f"{len(failures)} of {len(points)}: " + "\n".join(map(str, list(failures.items())[:40]))
 
 

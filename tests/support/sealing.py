@@ -6,7 +6,7 @@ from typing import Any
 from flwr.app import RecordDict
 
 from wardpose.client.contact import Conversation
-from wardpose.shared.seals import Head, seal
+from wardpose.shared.seals import Head, new_nonce, seal
 from wardpose.shared.signing import Signer, ensure_key_pair
 
 NOTHING = Head(0, "0" * 64)
@@ -22,7 +22,8 @@ def write_keys(folder: Path) -> tuple[Signer, Signer]:
 def sealed(folder: Path, content: RecordDict, kind: str, *, site: str = "north", **changes: Any) -> RecordDict:
     """The content with a seal of the folder's coordinator, whose ledger is empty unless a test says otherwise."""
     _, coordinator = write_keys(folder)
-    return seal(content, coordinator, site=site, kind=kind, **({"ledger": NOTHING} | changes))[0]
+    usual = {"ledger": NOTHING, "charge": None if kind.startswith("query") else new_nonce()}
+    return seal(content, coordinator, site=site, kind=kind, **(usual | changes))[0]
 
 
 def conversation(folder: Path, content: RecordDict, kind: str = "train", *, site: str = "north") -> Conversation:
