@@ -45,8 +45,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
 
 
 def site_ledger(folder: Path, site: str) -> Ledger:
-    config = load_site(folder / "sites" / site / "site.yaml")
-    return open_site_ledger(config.ledger, config.state / "journal.sqlite")
+    return open_site_ledger(folder / "sites" / site / "site.yaml")
 
 
 class Runs:
@@ -94,7 +93,7 @@ class Runs:
             nothing_left_unpaid(own, sent)
             nothing_left_uncharged(server, site, sent)
             agrees(heads, site, own)
-            assert steps_in(server, site) >= steps_in(own, f"{site}-cohort") >= sum(release.steps for release in sent)
+            assert steps_in(own, f"{site}-cohort") >= sum(release.steps for release in sent)
 
     def _ends_complete(self) -> None:
         journal, ledger = RunJournal(self._work / "journal.sqlite"), Ledger(self._work / "ledger.sqlite")

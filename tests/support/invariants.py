@@ -7,8 +7,10 @@ from pathlib import Path
 
 from wardpose.client.journal import SiteJournal
 from wardpose.server.heads import Heads
-from wardpose.shared.privacy.entries import COMMIT, RESERVE, Entry
+from wardpose.shared.privacy.entries import COMMIT, EXPIRE, RESERVE, Entry
 from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.signing import load_public_key
+from wardpose.shared.site_config import load_site
 from wardpose.shared.wire import SiteRelease
 
 
@@ -36,16 +38,20 @@ class Left:
         )
 
 
-def open_site_ledger(path: Path, journal: Path) -> Ledger:
-    """Open and check a site's ledger as the site does: pages, chain, and the head that its journal remembers."""
-    witness = SiteJournal(journal)
-    ledger = Ledger(path, witness=witness)
+def open_site_ledger(config: Path) -> Ledger:
+    """Open and check a site's ledger: pages, chain, the head that its journal remembers, and the site's signatures."""
+    site = load_site(config)
+    witness = SiteJournal(site.state / "journal.sqlite")
+    ledger = Ledger(site.ledger, witness=witness)
     ledger.verify(witness.head())
+    if site.ledger.exists():
+        signed, unsigned = ledger.check_signatures(load_public_key(config.parent / "node.pub"))
+        assert signed > 0 == unsigned, f"{unsigned} rows are not signed by the site"
     return ledger
 
 
 def nothing_left_unpaid(ledger: Ledger, left: Iterable[Left]) -> None:
-    """Each release has a reservation of its own that was committed, and signed, before it left."""
+    """Each release has a reservation of its own that was committed before it left (`open_site_ledger`: and signed)."""
     entries = ledger.entries() if ledger.path.exists() else ()
     reserved = {entry.sequence: entry for entry in entries if entry.kind == RESERVE}
     committed = {int(entry.body["reservation"]): entry for entry in entries if entry.kind == COMMIT}
@@ -64,32 +70,33 @@ def nothing_left_unpaid(ledger: Ledger, left: Iterable[Left]) -> None:
         ]
         assert own, f"{release} was not paid for"
         used.add(own[-1])
-        signed(committed[own[-1]])
-
-
-def signed(entry: Entry) -> None:
-    """A commit bears its site's signature."""
-    assert entry.kind == COMMIT
 
 
 def nothing_left_uncharged(ledger: Ledger, site: str, left: Iterable[Left]) -> None:
     """A server charged a site for each release that left it: round for round, tries that were lost included."""
     charged, sent = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
-    for entry in ledger.entries() if ledger.path.exists() else ():
-        if entry.kind == RESERVE and entry.body["cohort"] == site:
-            charged[entry.body["run"], entry.body["round"]] += sum(event["steps"] for event in entry.body["events"])
+    for entry in standing(ledger, site):
+        charged[entry.body["run"], entry.body["round"]] += sum(event["steps"] for event in entry.body["events"])
     for release in left:
         sent[release.run, release.round] += release.steps
     for key, steps in sent.items():
         assert charged[key] >= steps, f"{site}: {steps} steps left in {key}, the server knows of {charged[key]}"
 
 
+def standing(ledger: Ledger, cohort: str) -> list[Entry]:
+    """A cohort's reservations that no signed word has taken back."""
+    entries = ledger.entries() if ledger.path.exists() else ()
+    gone = {entry.body["reservation"] for entry in entries if entry.kind == EXPIRE}
+    own = [entry for entry in entries if entry.kind == RESERVE and entry.body["cohort"] == cohort]
+    return [entry for entry in own if entry.sequence not in gone]
+
+
 def steps_in(ledger: Ledger, cohort: str, run: str | None = None) -> int:
     """Steps that a ledger charged a cohort, for a run or in all."""
     return sum(
         event["steps"]
-        for entry in (ledger.entries() if ledger.path.exists() else ())
-        if entry.kind == RESERVE and entry.body["cohort"] == cohort and run in (None, entry.body["run"])
+        for entry in standing(ledger, cohort)
+        if run in (None, entry.body["run"])
         for event in entry.body["events"]
     )
 
