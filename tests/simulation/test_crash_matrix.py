@@ -22,6 +22,7 @@ from support.invariants import (
     nothing_left_uncharged,
     nothing_left_unpaid,
     open_site_ledger,
+    shows_all,
     steps_in,
 )
 
@@ -105,7 +106,7 @@ class Runs:
         for site in self._sites:
             rows = [row for row in journal.sites(run["run"]) if row.site == site]
             assert [row.status for row in rows if row.round] == ["released"] * 2
-            assert sum(row.steps for row in rows) == steps_in(ledger, site, run["run"]), "steps shown = charged"
+            shows_all(sum(row.steps for row in rows), ledger, site, run["run"])
             assert Heads(self._work / "heads.sqlite").last(site) == site_ledger(self._work, site).head()
             state = load_site(self._work / "sites" / site / "site.yaml").state
             orders = SiteJournal(state / "journal.sqlite").orders()

@@ -202,8 +202,8 @@ class Federation(RuleBasedStateMachine):
         ledger = Ledger(self.world.server / "ledger.sqlite")
         for site in SITES:
             shown = sum(row.steps for row in journal.sites(run["run"]) if row.site == site and row.round in rounds)
-            assert shown <= steps_in(ledger, site, run["run"])
-            assert shown == steps_in(ledger, site, run["run"]) or run["status"] == "stopped"
+            if run["status"] == "completed":
+                shows_all(shown, ledger, site, run["run"])
 
     def ledger(self, site: str) -> Ledger:
         return open_site_ledger(self.world.paths[site])

@@ -92,13 +92,18 @@ def standing(ledger: Ledger, cohort: str) -> list[Entry]:
 
 
 def steps_in(ledger: Ledger, cohort: str, run: str | None = None) -> int:
-    """Steps that a ledger charged a cohort, for a run or in all."""
-    return sum(
-        event["steps"]
-        for entry in standing(ledger, cohort)
-        if run in (None, entry.body["run"])
-        for event in entry.body["events"]
-    )
+    """Steps that a ledger charges a cohort, for a run or in all."""
+    return _steps(entry for entry in standing(ledger, cohort) if run in (None, entry.body["run"]))
+
+
+def shows_all(shown: int, ledger: Ledger, site: str, run: str) -> None:
+    """What a journal shows of a run is what was charged when its rows were written: later words may take some back."""
+    ever = _steps(entry for entry in ledger.reservations(site, run))
+    assert steps_in(ledger, site, run) <= shown <= ever, f"{site}: {shown} steps are shown, {ever} were charged"
+
+
+def _steps(entries: Iterable[Entry]) -> int:
+    return sum(event["steps"] for entry in entries for event in entry.body["events"])
 
 
 def agrees(heads: Heads, site: str, ledger: Ledger) -> None:
