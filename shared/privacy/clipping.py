@@ -23,8 +23,9 @@ all roundings together have 2^-14 = 6.1e-5 of C for themselves:
 
 **A unit's contribution is a function of that unit alone.** Gradients come in micro-batches of one fixed size (padded,
 `count` says how many are units), because a matrix product of another shape may round every row another way, and
-hostile weights could make much of a last bit. On one machine a row of a product depends neither on other rows nor on
-its place, which `tests/shared/training/test_sensitivity.py` checks bit by bit.
+hostile weights could make much of a last bit. Norms are taken of all rows of a micro-batch, padded ones included, for
+the same reason. On one machine a row of a product or of a norm depends neither on other rows nor on its place, which
+`tests/shared/training/test_sensitivity.py` checks bit by bit.
 
 Numbers that a discrete Gaussian will be added to live on an integer grid of spacing C / 2^20: each unit's
 clipped vector is rounded toward zero, which can only shorten it, and that its integer norm is at most 2^20 is
@@ -117,8 +118,10 @@ class ClipSum:
         dtype = next(iter(gradients.values())).dtype
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"gradients are {dtype}; clipped sums need float32 or float64")
+        factors = clip_factors(unit_norms(gradients), self.max_grad_norm)[
+            :count
+        ]  # of all rows: one shape, one rounding
         gradients = _first(gradients, count)
-        factors = clip_factors(unit_norms(gradients), self.max_grad_norm)
         if self.discrete:
             _add_on_grid(total, _without(gradients, factors == 0), factors, self.max_grad_norm)
             return
@@ -229,8 +232,8 @@ def unit_norms(gradients: Vector) -> Tensor:
     norms = squares.sqrt()
     smallest, largest = _PLAIN_SQUARES
     others = ~((squares >= smallest) & (squares <= largest))  # NaN is among them
-    if bool(others.any()):
-        norms[others] = _scaled_norms([row[others] for row in rows])
+    for unit in others.nonzero()[:, 0].tolist():  # each by itself: how many there are must not change a bit
+        norms[unit] = _scaled_norms([row[unit : unit + 1] for row in rows])[0]
     return norms
 
 
@@ -281,7 +284,7 @@ def _plain_squares(rows: list[Tensor]) -> Tensor:
     for row in rows:
         whole = row.shape[1] // _NORM_BLOCK * _NORM_BLOCK
         if whole:
-            norms.append(torch.linalg.vector_norm(row[:, :whole].unflatten(1, (-1, _NORM_BLOCK)), dim=2))
+            norms.append(torch.linalg.vector_norm(row[:, :whole].reshape(len(row), -1, _NORM_BLOCK), dim=2))
         if whole < row.shape[1]:
             norms.append(torch.linalg.vector_norm(row[:, whole:], dim=1, keepdim=True))
     return torch.cat(norms, dim=1).double().square().sum(dim=1)
