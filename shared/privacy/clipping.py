@@ -118,10 +118,8 @@ class ClipSum:
         dtype = next(iter(gradients.values())).dtype
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"gradients are {dtype}; clipped sums need float32 or float64")
-        factors = clip_factors(unit_norms(gradients), self.max_grad_norm)[
-            :count
-        ]  # of all rows: one shape, one rounding
-        gradients = _first(gradients, count)
+        factors = clip_factors(unit_norms(gradients), self.max_grad_norm)  # of all rows: one shape, one rounding
+        gradients, factors = _first(gradients, count), factors[:count]
         if self.discrete:
             _add_on_grid(total, _without(gradients, factors == 0), factors, self.max_grad_norm)
             return
