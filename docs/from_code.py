@@ -195,6 +195,9 @@ def _type(kind: Any, places: str) -> str:
         return " or ".join(dict.fromkeys(_type(part, places) for part in arguments))
     if origin is tuple:
         return f"list of {_type(arguments[0], places)}"
+    if isinstance(kind, type) and issubclass(kind, tuple):  # a named one
+        parts = typing.get_type_hints(kind).items()
+        return "list of " + ", ".join(f"{name} ({_type(part, places)})" for name, part in parts)
     if origin is dict:
         return f"{_type(arguments[0], places)} → {_type(arguments[1], places)}"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
