@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from wardpose.client.commands import anonymize, data, site, vault
+from wardpose.client.commands import anonymize, data, predict, site, vault
 from wardpose.server.commands import server
 from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.commands import ledger
@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(site.app, name="site", help="What a hospital engineer does.")
 app.add_typer(server.app, name="server", help="What a coordinator does.")
-for _group in (data, anonymize, vault, ledger, anonymizer, audit, benchmark, dev, plan, pretrain, simulate):
+for _group in (predict, data, anonymize, vault, ledger, anonymizer, audit, benchmark, dev, plan, pretrain, simulate):
     _group.register(app)
 
 
