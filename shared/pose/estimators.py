@@ -129,24 +129,15 @@ class OnnxEstimator:
         self._sha256 = hashlib.sha256(content).hexdigest()
         ours = _metadata(self._session, path)
         self._input = self._session.get_inputs()[0]
-        shape, outputs = self._input.shape, [output.shape for output in self._session.get_outputs()[:2]]
-        whole = all(isinstance(size, int) for size in [*shape[1:], *(out[-1] for out in outputs if out)])
-        if len(shape) != 4 or not whole or shape[1] != 3 or [len(out) for out in outputs] != [3, 3]:
-            raise DataError(
-                f"{path}: inputs {shape} and outputs {outputs} are no SimCC network's (allowed: one input (B, 3, H, W) "
-                "and two outputs (B, J, bins))"
-            )
-        height, width = self.input_size = (int(shape[2]), int(shape[3]))
-        self._split = outputs[0][-1] / width
-        if outputs[1][-1] != round(self._split * height) or self._split < 1:
-            raise DataError(
-                f"{path}: {outputs[0][-1]} and {outputs[1][-1]} bins do not fit a crop of {width} x {height} pixels "
-                "(allowed: the same number of bins a pixel on both axes)"
-            )
-        joints = outputs[0][1]
-        self.skeleton = _skeleton_of(joints, ours, path)
         self.padding = float(ours.get("padding", cropping.PADDING))
         self._colours = colours or ours.get("colours", "rgb")
+        self._decodes = bool(ours.get("decoding", False))
+        shape, outputs = self._input.shape, [output.shape for output in self._session.get_outputs()[:2]]
+        if self._decodes:
+            self.input_size, self._split = (int(shape[2]), int(shape[3])), float(ours["split_ratio"])
+        else:
+            self.input_size, self._split = _form(shape, outputs, path)
+        self.skeleton = _skeleton_of(outputs[0][1], ours, path)
         self._codec = None
         if ours:
             self._codec = SimCC(
@@ -164,6 +155,8 @@ class OnnxEstimator:
         fixed = isinstance(self._input.shape[0], int)  # a file that takes one crop at a time
         batches = np.split(stack, len(stack)) if fixed and len(stack) > 1 else [stack]
         found = [self._session.run(None, {self._input.name: batch})[:2] for batch in batches]
+        if self._decodes:
+            return Estimates(*(np.concatenate(parts).astype(np.float32) for parts in zip(*found, strict=True)))
         simcc_x, simcc_y = (np.concatenate(parts).astype(np.float32) for parts in zip(*found, strict=True))
         return self._decoded(simcc_x[:, : len(self.skeleton)], simcc_y[:, : len(self.skeleton)])
 
@@ -318,6 +311,24 @@ def logits_of(model: PoseModel, x: Tensor, *, flip_test: bool) -> tuple[Tensor, 
 
 def _mean_distribution(a: Tensor, b: Tensor) -> Tensor:
     return torch.logaddexp(a.log_softmax(-1), b.log_softmax(-1)) - math.log(2.0)
+
+
+def _form(shape: Any, outputs: list[Any], path: Path) -> tuple[tuple[int, int], float]:
+    """Size of the crops and bins a pixel, from the shapes of the input and the two outputs."""
+    whole = all(isinstance(size, int) for size in [*shape[1:], *(out[-1] for out in outputs if out)])
+    if len(shape) != 4 or not whole or shape[1] != 3 or [len(out) for out in outputs] != [3, 3]:
+        raise DataError(
+            f"{path}: inputs {shape} and outputs {outputs} are no SimCC network's (allowed: one input (B, 3, H, W) "
+            "and two outputs (B, J, bins))"
+        )
+    height, width = int(shape[2]), int(shape[3])
+    split = float(outputs[0][-1] / width)
+    if outputs[1][-1] != round(split * height) or split < 1:
+        raise DataError(
+            f"{path}: {outputs[0][-1]} and {outputs[1][-1]} bins do not fit a crop of {width} x {height} pixels "
+            "(allowed: the same number of bins a pixel on both axes)"
+        )
+    return (height, width), split
 
 
 def _metadata(session: Any, path: Path) -> dict[str, Any]:
