@@ -23,7 +23,7 @@ Shown = Sequence[tuple[Shot, Frame]]
 
 LEAST_CONFIDENCE = 0.05
 """Mean score below which nobody is said to be there, unless the user knows better. It is low because networks are sure
-of themselves on empty frames, too: the bundled one gives 0.37 to a grey frame, and 0.3 to people in a laboratory."""
+of themselves on empty frames, too: the bundled one gives 0.37 to an even grey frame, and no more to some people."""
 
 _MOVED = 0.5  # overlap with the box that was cut around
 _FALLEN = 0.6  # confidence in parts of what it was when the patient was found

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.figures import scene
 
 from wardpose.client.joints.detector import Detector
+from wardpose.client.joints.predict import Request, predict
 from wardpose.shared.errors import ConfigError, DataError
 
 onnx = pytest.importorskip("onnx")
@@ -74,14 +74,12 @@ def test_what_is_no_detector_is_refused(tmp_path: Path) -> None:
 def test_people_of_a_detector_are_followed(tmp_path: Path) -> None:
     from support.figures import Discs, ward
 
-    from wardpose.client.joints.predict import Request, predict
-
     def boxes(n):
         return [(5, 20, 30, 70), (115, 20, 30, 70)]
 
-    dets = np.array([[[110 / 2, 20 / 2, 150 / 2, 95 / 2, 0.9], [3 / 2, 20 / 2, 38 / 2, 95 / 2, 0.9]]], np.float32)
-    dets[..., :4] *= SIZE[1] / 80  # 160 x 120 into 96 x 64: by 64 / 120
-    dets[..., :4] *= (64 / 120) / (SIZE[1] / 160)
+    scale = SIZE[0] / 120
+    corners = np.array([(x, y, x + wide, y + high) for x, y, wide, high in boxes(0)[::-1]]) * scale
+    dets = np.concatenate([corners, [[0.9], [0.8]]], axis=1)[None].astype(np.float32)
     outcome = predict(
         Request(
             sources=(ward(tmp_path / "a.mkv", boxes, 3),),
@@ -91,4 +89,3 @@ def test_people_of_a_detector_are_followed(tmp_path: Path) -> None:
         )
     )
     assert (outcome.frames, outcome.people) == (3, 2)
-    assert scene(boxes(0)).shape == (120, 160, 3)
