@@ -12,6 +12,8 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from wardpose.server.card import NAME as CARD
+from wardpose.server.card import epsilon_sentence, model_card
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.course import declare
 from wardpose.server.folder import held, set_aside
@@ -19,6 +21,7 @@ from wardpose.server.initial import initial_model
 from wardpose.server.journal import RunJournal
 from wardpose.server.rounds import Coordinator, catch_up
 from wardpose.server.scoring import Scorer, arrays_of, check_public_data, load_arrays
+from wardpose.server.summary import summarise
 from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.config import (
     FederationConfig,
@@ -174,17 +177,24 @@ def _train(
     coordinator = Coordinator(grid, config, folder, state=state, course=course, scorer=scorer)
     status = coordinator.run()
     load_arrays(model, state.weights)
-    journal.score(state.run, "final", scorer.test(state.weights) or {})
-    _save_model(model, folder / "model.safetensors", state, course.mechanism)
+    scores = scorer.test(state.weights)
+    journal.score(state.run, "final", scores or {})
+    summary = summarise(folder, state.run) | {"status": status}
+    card = {"card": model_card(summary, config, scores), "epsilon": epsilon_sentence(summary)}
+    _save_model(model, folder / "model.safetensors", state, course.mechanism, card)
+    write_text(folder / CARD, card["card"])
     return status
 
 
-def _save_model(model: PoseModel, path: Path, state: Checkpoint, mechanism: Mechanism) -> None:
-    """Write the run's model; one of another run that lies there is kept beside it."""
+def _save_model(model: PoseModel, path: Path, state: Checkpoint, mechanism: Mechanism, card: dict[str, str]) -> None:
+    """Write the run's model; one of another run that lies there is kept beside it, and so is its card."""
     other = read_metadata(path).get("run", "unknown") if path.exists() else state.run
     if other != state.run:
         logger.info("the model of run %s is now %s", other, set_aside(path, other))
-    save_model(model, path, {"run": state.run, "round": str(state.round), "mechanism": mechanism.name})
+        if (path.parent / CARD).exists():
+            set_aside(path.parent / CARD, other)
+    facts = {"run": state.run, "round": str(state.round), "mechanism": mechanism.name}
+    save_model(model, path, {**facts, **card})
 
 
 def _same_plan(config: FederationConfig, before: str, path: Path) -> None:

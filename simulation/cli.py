@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from wardpose.client.commands import anonymize, data, evaluate, predict, site, vault
+from wardpose.client.commands import anonymize, data, evaluate, label, predict, site, vault
 from wardpose.server.commands import server
 from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.commands import export, ledger
@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(site.app, name="site", help="What a hospital engineer does.")
 app.add_typer(server.app, name="server", help="What a coordinator does.")
-_OF_HOSPITALS = (predict, evaluate, data, anonymize, vault)
+_OF_HOSPITALS = (predict, evaluate, label, data, anonymize, vault)
 _OF_ALL = (export, ledger)
 _OF_RESEARCHERS = (anonymizer, audit, benchmark, dev, plan, pretrain, simulate)
 for _group in (*_OF_HOSPITALS, *_OF_ALL, *_OF_RESEARCHERS):

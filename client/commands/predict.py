@@ -91,7 +91,7 @@ def predict(
         sources=tuple(sources),
         outputs=tuple(out),
         formats=tuple(format_ or ()),
-        estimator=open_estimator(model, device=device, flip_test=flip_test, colours=_colours(channels)),
+        estimator=open_estimator(model, device=device, flip_test=flip_test, colours=checked_channels(channels)),
         boxes=boxes,
         detector=None if detector is None else Detector(detector, style=detector_style, threshold=detector_threshold),
         over=_over(over),
@@ -118,7 +118,13 @@ def predict(
     say_left_out(content, outcome.left_out, as_json=as_json)
 
 
-def _colours(value: str | None) -> "Colours | None":
+def checked_channels(value: str | None) -> "Colours | None":
+    """Return the option's value.
+
+    Raises:
+        ConfigError: it is neither rgb nor bgr.
+
+    """
     from wardpose.shared.errors import ConfigError
 
     if value is None:
