@@ -1,6 +1,7 @@
 """The Flower ClientApp of a hospital: one order in, one accounted release out, or a refusal.
 
-Order of things in a round: read the order, hold it and its weights against the policy, reserve the cost in the ledger
+Order of things in a round: read the order, see that the coordinator signed it for this site and that both ledgers are
+known to both sides (`contact`), hold it and its weights against the policy, reserve the cost in the ledger
 (durably), only then open patients' records and frames, note whom the round charges, leave out who cannot bear it,
 train, commit, and build the release.
 Whatever dies after the reservation, the cost stays: even a refusal may tell that a patient's file could not be read.
@@ -14,8 +15,9 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from wardpose.client.contact import LedgersApartError, facts_hash
 from wardpose.client.policy import charged_events, check_order, check_weights
-from wardpose.client.release import at_declared_times, build_release, build_status
+from wardpose.client.release import at_declared_times, build_kept, build_release, build_status
 from wardpose.client.site import Site, locate_site, open_cohort_data, open_public_data, open_site
 from wardpose.client.training import patients_of, train_round
 from wardpose.shared.allocator import tune_allocator
@@ -28,13 +30,26 @@ from wardpose.shared.errors import (
     WardposeError,
     WireError,
 )
+from wardpose.shared.signing import SignatureError
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import Refusal, RoundOrder, hash_arrays, refusal, unpack
+from wardpose.shared.wire import (
+    PREFLIGHT,
+    RECEIPTS,
+    TRAIN,
+    ReceiptsOrder,
+    Refusal,
+    RoundOrder,
+    hash_arrays,
+    refusal,
+    unpack,
+)
 
 logger = logging.getLogger("wardpose.client")
 app = ClientApp()
 
 _CODES = {
+    SignatureError: Refusal.SEAL,
+    LedgersApartError: Refusal.APART,
     BudgetExceeded: Refusal.BUDGET,
     PolicyViolation: Refusal.POLICY,
     WireError: Refusal.ORDER,
@@ -55,6 +70,12 @@ def preflight(message: Message, context: Context) -> Message:
     return answer_preflight(message, lambda: locate_site(context.node_config))
 
 
+@app.query("receipts")
+def receipts(message: Message, context: Context) -> Message:
+    """Answer a `ReceiptsOrder` by which receipts were kept."""
+    return answer_receipts(message, lambda: locate_site(context.node_config))
+
+
 def answer_order(message: Message, locate: Callable[[], Path]) -> Message:
     """Answer a `RoundOrder` for the site whose site.yaml `locate` finds."""
     return _answer(message, locate, _train)
@@ -63,6 +84,11 @@ def answer_order(message: Message, locate: Callable[[], Path]) -> Message:
 def answer_preflight(message: Message, locate: Callable[[], Path]) -> Message:
     """Answer a preflight for the site whose site.yaml `locate` finds."""
     return _answer(message, locate, _preflight)
+
+
+def answer_receipts(message: Message, locate: Callable[[], Path]) -> Message:
+    """Answer a `ReceiptsOrder` for the site whose site.yaml `locate` finds."""
+    return _answer(message, locate, _receipts)
 
 
 def _answer(message: Message, locate: Callable[[], Path], handle: Callable[[Message, Path], Message]) -> Message:
@@ -91,17 +117,23 @@ def _train(message: Message, path: Path) -> Message:
         site.journal.finished(number, "refused", detail="the server runs other code")
         return refusal(Refusal.CODE, message)
     with at_declared_times(site.config.answer_seconds):
-        content = _round(site, path, order, weights, number)
+        content = _round(site, path, order, weights, number, message.content)
     return Message(content, reply_to=message)
 
 
-def _round(site: Site, path: Path, order: RoundOrder, weights: dict[str, Any], number: int) -> RecordDict:
+def _round(
+    site: Site, path: Path, order: RoundOrder, weights: dict[str, Any], number: int, asked: RecordDict
+) -> RecordDict:
     """Charge, train and build what leaves; the journal's entry `number` says how it ended."""
     try:
+        ledger, cohort = site.ledger(), site.config.cohort
+        conversation = site.contact.opened(asked, site=site.config.site, kind=TRAIN, ledger=ledger, signer=site.signer)
         _check(site, order)
         check_weights(site.config, order, weights)
         check_paths(site.config.cohort.data, "cohort.data")
-        ledger, cohort = site.ledger(), site.config.cohort
+        site.contact.refuse_unknown(order.course)
+        site.contact.refuse_unconfirmed(conversation)
+        site.contact.begin(conversation)
         budget = site.budget(private=order.mechanism.is_private or not order.mechanism.reads_private)
         reservation = ledger.reserve(
             cohort.name,
@@ -130,8 +162,10 @@ def _round(site: Site, path: Path, order: RoundOrder, weights: dict[str, Any], n
             update=update,
             ledger=ledger,
             reservation=reservation,
+            conversation=conversation,
         )
-    except (PolicyViolation, BudgetExceeded) as error:
+        site.contact.sent(facts_hash(content), order=conversation.seal.order, run=order.run, round_number=order.round)
+    except (PolicyViolation, BudgetExceeded, SignatureError, LedgersApartError) as error:
         site.journal.finished(number, "refused", detail=str(error))
         raise
     except BaseException as error:
@@ -160,12 +194,26 @@ def _preflight(message: Message, path: Path) -> Message:
     site = open_site(path)
     if order.code_hash != code_hash():
         return refusal(Refusal.CODE, message)
-    _check(site, order)
     ledger = site.ledger()
+    conversation = site.contact.opened(
+        message.content, site=site.config.site, kind=PREFLIGHT, ledger=ledger, signer=site.signer
+    )
+    _check(site, order)
     ledger.check(
         site.config.cohort.name,
         charged_events(site.config, order),
         budget=site.budget(private=order.mechanism.is_private or not order.mechanism.reads_private),
         course=order.course,
     )
-    return Message(build_status(site=site.config, ledger=ledger), reply_to=message)
+    site.contact.accept(order.course)
+    return Message(build_status(site=site.config, ledger=ledger, conversation=conversation), reply_to=message)
+
+
+def _receipts(message: Message, path: Path) -> Message:
+    unpack(message.content, ReceiptsOrder)
+    site = open_site(path)
+    ledger = site.ledger()
+    conversation = site.contact.opened(
+        message.content, site=site.config.site, kind=RECEIPTS, ledger=ledger, signer=site.signer
+    )
+    return Message(build_kept(site=site.config, ledger=ledger, conversation=conversation), reply_to=message)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wardpose.client.contact import open_alarms
 from wardpose.client.findings import Finding, finding
 from wardpose.client.journal import SiteJournal
 from wardpose.client.site import Site, open_site
@@ -58,6 +59,7 @@ def check_site(path: Path, *, skeleton: str = "lsp14") -> list[Finding]:
     site = open_site(path)
     findings = [_ok("configuration", f'site "{site.config.site}", {path}'), _code()]
     checks: dict[str, Callable[[Site], Iterator[Finding]]] = {
+        "keys": _keys,
         "policy": _policy,
         "ledger": _ledger,
         "device": _device,
@@ -128,6 +130,16 @@ def _policy(site: Site) -> Iterator[Finding]:
         )
 
 
+def _keys(site: Site) -> Iterator[Finding]:
+    yield _ok("keys", f"{site.config.node_key}: signs as {site.signer.public.fingerprint[:16]}")
+    coordinator = site.contact.coordinator
+    yield _ok("keys", f"{site.config.coordinator_key}: orders of {coordinator.fingerprint[:16]} are carried out")
+    if site.contact.path.exists():
+        with _copy_of(site.contact.path) as path:
+            for alarm in open_alarms(path):
+                yield _failure("keys", f"{alarm.what}; no order is carried out until both ledgers agree")
+
+
 def _ledger(site: Site) -> Iterator[Finding]:
     config, policy = site.config, site.config.policy
     folder = _existing(config.ledger.parent)
@@ -140,7 +152,7 @@ def _ledger(site: Site) -> Iterator[Finding]:
         known, paid = (journal.head(), journal.paid()) if path.exists() else (None, set())
     if config.ledger.exists():
         with _copy_of(config.ledger) as copy:
-            ledger = Ledger.open_readonly(copy)
+            ledger = Ledger(copy, readonly=True, signer=site.signer)
             ledger.verify(known)
             _refuse(ledger_state(copy, paid))
             sequence, head = ledger.head()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prometheus_client.core import Metric
 
+from wardpose.client.contact import open_alarms
 from wardpose.client.journal import SiteJournal
 from wardpose.client.spent import refuse_lost, state_of
 from wardpose.shared.data.source import names_patients
@@ -37,6 +38,7 @@ METRICS = {
     "wardpose_site_ledger_entries": "Entries of the site's ledger.",
     "wardpose_site_ledger_verified": "1 when the ledger's hash chain is unbroken.",
     "wardpose_site_ledger_state": "1 for the state that the ledger is in; all but ok and none need somebody.",
+    "wardpose_site_ledgers_apart": "1 while the coordinator's ledger and the site's do not agree; no order is taken.",
     "wardpose_site_orders_total": "Orders that were answered, by outcome.",
     "wardpose_site_orders_open": "Orders not answered (yet, or because the process died).",
     "wardpose_site_bytes_up_total": "Bytes of releases.",
@@ -58,7 +60,13 @@ class SiteExporter:
     def collector(self) -> FileCollector:
         """Return what `serve` needs."""
         return FileCollector(
-            {"config": self.config, "ledger": self.ledger, "chain": self.chain, "journal": self.journal}
+            {
+                "config": self.config,
+                "ledger": self.ledger,
+                "chain": self.chain,
+                "journal": self.journal,
+                "contact": self.contact,
+            }
         )
 
     def config(self) -> Iterable[Metric]:
@@ -150,6 +158,17 @@ class SiteExporter:
         )
         last = orders[-1].received if orders else None
         yield _gauge("wardpose_site_last_order_timestamp_seconds", [({}, last)])
+
+    def contact(self) -> Iterable[Metric]:
+        """Read whether the coordinator's ledger and the site's agree.
+
+        Raises:
+            ConfigError: site.yaml is missing or wrong.
+            DataError: the record of contacts cannot be read.
+
+        """
+        alarms = open_alarms(load_site(self.path).state / "contact.sqlite")
+        yield _gauge("wardpose_site_ledgers_apart", [({}, float(bool(alarms)))])
 
 
 def _gauge(name: str, samples: Samples) -> Metric:

@@ -235,6 +235,8 @@ _SITE = {
     "mechanisms": "what a round may do at all",
     "unit": "who is protected: a patient, a picture, or a record where patients are not known",
     "epsilon": "every patient, over all runs and for ever",
+    "epsilon_per_month": "the same, within one calendar month",
+    "studies": "the same, by each federation; one that is not named may charge nothing",
     "delta": "the same",
     "adjacency": "what two data sets are told apart",
     "tiers": "patients who consented to less",

@@ -2,14 +2,14 @@
 
 `build_release` is the one function in `wardpose.client` that makes something for the server. What it lets through is
 fixed by the type `SiteRelease`: the noised update and facts that follow from the order, the site's configuration and
-the ledger. It refuses to build anything for a reservation that is not committed, for an update that the mechanism did
-not make, and for numbers that are not finite and of the agreed type. A loss, a count of samples, a batch size, a norm,
-a time: there is no field they could be put in.
+the ledger, signed by the site's key. It refuses to build anything for a reservation that is not committed, for an
+update that the mechanism did not make, and for numbers that are not finite and of the agreed type. A loss, a count of
+samples, a batch size, a norm, a time: there is no field they could be put in.
 
 How long a round takes depends on how many units were drawn, and whoever receives the answer sees when it comes; no
 accountant charges that. `at_declared_times` therefore opens the door, for releases and refusals alike, only at whole
-multiples of a time that the site declares. One that is longer than every round says nothing at all; a shorter one says
-how many of them the round took, and the site's log warns.
+multiples of a time that the site declares. One that is longer than every round says nothing at all; a shorter one
+says how many of them the round took, and the site's log warns.
 """
 
 import logging
@@ -17,20 +17,31 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
 from torch import Tensor
 
+from wardpose.client.contact import Conversation
 from wardpose.client.policy import charged_events
 from wardpose.client.tiers import declared_units
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import LedgerError, WireError
 from wardpose.shared.privacy.ledger import Ledger, Reservation
+from wardpose.shared.seals import Head
 from wardpose.shared.site_config import SiteConfig
 from wardpose.shared.training.local import LocalUpdate
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import COEFFICIENTS, RoundOrder, SiteRelease, SiteStatus, pack
+from wardpose.shared.wire import (
+    COEFFICIENTS,
+    ReceiptsKept,
+    RoundOrder,
+    SiteRelease,
+    SiteStatus,
+    hash_arrays,
+    pack,
+)
 
 logger = logging.getLogger("wardpose.client")
 
@@ -73,8 +84,9 @@ def build_release(
     update: LocalUpdate,
     ledger: Ledger,
     reservation: Reservation,
+    conversation: Conversation,
 ) -> tuple[RecordDict, int]:
-    """Make what leaves the site after a round, and its size in bytes.
+    """Make what leaves the site after a round, signed, and its size in bytes.
 
     Args:
         site: its configuration.
@@ -82,6 +94,7 @@ def build_release(
         update: what training made.
         ledger: that paid for it.
         reservation: with which it paid.
+        conversation: in which it was asked.
 
     Raises:
         LedgerError: the update is not paid for (its reservation is not committed, or is not of this round).
@@ -100,37 +113,54 @@ def build_release(
         if array.dtype != (np.float64 if name == COEFFICIENTS else np.float32) or not np.isfinite(array).all():
             raise WireError(f'update "{name}" is not finite and of the agreed type')
         arrays[name] = array
-    sequence, head = ledger.head()
     body = SiteRelease(
-        site=site.site,
         run=order.run,
         round=order.round,
         mechanism=order.mechanism,
         steps=order.training.steps,
         weights_hash=order.weights_hash,
-        code_hash=code_hash(),
-        secure=update.secure,
-        ledger_sequence=sequence,
-        ledger_head=head,
-        **_budget(site, ledger),
+        arrays=hash_arrays(arrays),
+        paid=Head(reservation.sequence, reservation.hash),
+        **_facts(site, ledger, conversation, secure=update.secure),
     )
-    return pack(body, arrays), sum(array.nbytes for array in arrays.values())
+    return pack(body, arrays, signer=conversation.signer), sum(array.nbytes for array in arrays.values())
 
 
-def build_status(*, site: SiteConfig, ledger: Ledger) -> RecordDict:
+def build_status(*, site: SiteConfig, ledger: Ledger, conversation: Conversation) -> RecordDict:
     """Make the answer to a preflight: what the ledger and site.yaml say, nothing else."""
-    sequence, head = ledger.head()
     declared = declared_units(site.cohort)
     body = SiteStatus(
-        site=site.site,
-        code_hash=code_hash(),
-        secure=site.simulation_seed is None,
         declared_units=declared if isinstance(declared, dict) else {"": declared},
-        ledger_sequence=sequence,
-        ledger_head=head,
-        **_budget(site, ledger),
+        **_facts(site, ledger, conversation),
     )
-    return pack(body)
+    return pack(body, signer=conversation.signer)
+
+
+def build_kept(*, site: SiteConfig, ledger: Ledger, conversation: Conversation) -> RecordDict:
+    """Make the answer to receipts: which of them were kept, and what the ledger says."""
+    return pack(ReceiptsKept(**_facts(site, ledger, conversation)), signer=conversation.signer)
+
+
+def _facts(
+    site: SiteConfig, ledger: Ledger, conversation: Conversation, *, secure: bool | None = None
+) -> dict[str, Any]:
+    """Return what every answer says."""
+    sequence, head = ledger.head()
+    seal = conversation.seal
+    return {
+        "site": site.site,
+        "key": conversation.signer.public.text,
+        "nonce": seal.nonce,
+        "order": seal.order,
+        "code_hash": code_hash(),
+        "secure": site.simulation_seed is None if secure is None else secure,
+        "ledger_sequence": sequence,
+        "ledger_head": head,
+        "server_ledger": conversation.server_ledger,
+        "receipts": tuple(receipt.digest for receipt in seal.receipts),
+        "words": conversation.words,
+        **_budget(site, ledger),
+    }
 
 
 def _payload(update: LocalUpdate) -> Mapping[str, Tensor]:

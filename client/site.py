@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from wardpose.client.contact import Contact
 from wardpose.client.journal import SiteJournal
 from wardpose.client.spent import refuse_lost
 from wardpose.shared.anonymize.public_view import PublicView, open_public_view
@@ -20,6 +21,7 @@ from wardpose.shared.data.source import DataSource, names_patients, open_source
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import ModelConfig, PoseModel, build_model
 from wardpose.shared.privacy.ledger import Budget, Ledger
+from wardpose.shared.signing import Signer, load_public_key, load_signer
 from wardpose.shared.site_config import SiteConfig, load_site
 from wardpose.shared.skeleton import get_skeleton
 
@@ -62,7 +64,27 @@ class Site:
         """
         if self.journal.head() is None:  # never known, or lost: the journal's orders still say what was paid
             refuse_lost(self.config)
-        return Ledger(self.config.ledger, witness=self.journal)
+        return Ledger(self.config.ledger, witness=self.journal, signer=self.signer)
+
+    @cached_property
+    def signer(self) -> Signer:
+        """The node's key.
+
+        Raises:
+            ConfigError: it is missing, or readable by others.
+
+        """
+        return load_signer(self.config.node_key)
+
+    @cached_property
+    def contact(self) -> Contact:
+        """What this site knows of its coordinator.
+
+        Raises:
+            ConfigError: its public key is missing.
+
+        """
+        return Contact(self.config.state / "contact.sqlite", load_public_key(self.config.coordinator_key))
 
     def budget(self, *, private: bool) -> Budget:
         """Return the cohort's budget; without limit for a mechanism that is allowed although not private."""
@@ -72,6 +94,8 @@ class Site:
             delta=policy.delta,
             adjacency=policy.adjacency,
             by_tier=dict(policy.tiers) if private else {},
+            per_month=policy.epsilon_per_month if private and policy.epsilon_per_month else float("inf"),
+            studies=dict(policy.studies) if private else {},
             unit=policy.unit,
             whole_ledger=not names_patients(self.config.cohort.data),
         )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_text
+from wardpose.shared.signing import ensure_key_pair
 
 _TEMPLATE = """\
 # What this hospital brings and what it allows. Nothing that a server sends can change it.
@@ -25,6 +26,8 @@ policy:
   mechanisms: [dp-sgd]      # of dp-sgd, projected, feature, feature-projective; none gives no privacy at all
   unit: patient             # what the guarantee protects: patient (all frames of one), frame (a picture) or record
   epsilon: 4.0              # total budget of each patient over all runs, at this delta
+  # epsilon_per_month: 1.0  # of it, in one calendar month
+  # studies: {{my-study: 2.0}} # of it, by each federation; others may then charge nothing
   delta: 1.0e-5             # below 1 / patients
   minimum_noise_multiplier: 0.5
   maximum_sample_rate: 0.2
@@ -34,6 +37,8 @@ policy:
   # federations: [my-study] # only these may order; a name, which is no proof of who asks
   # code_hash: ...          # only this code may run (printed by: wardpose site check)
 
+node_key: node.key          # signs the ledger and every answer; its public half, node.pub, goes to the coordinator
+coordinator_key: coordinator.pub  # from the coordinator: only what this key signed is carried out
 ledger: ledger.sqlite       # back it up like a medical record: a lost ledger is a lost budget
 state: state                # caches of frames and the local journal; as confidential as the frames
 device: auto
@@ -46,7 +51,7 @@ answer_seconds: 300         # answers leave at whole multiples of this; longer t
 
 
 def write_template(folder: Path, name: str) -> Path:
-    """Write a commented site.yaml and return its path.
+    """Write a commented site.yaml, and a key of the site where there is none yet; returns the file's path.
 
     Raises:
         ConfigError: there is one already.
@@ -55,5 +60,6 @@ def write_template(folder: Path, name: str) -> Path:
     path = folder / "site.yaml"
     if path.exists():
         raise ConfigError(f"{path}: exists already (allowed: a folder without a site.yaml)")
+    ensure_key_pair(folder / "node.key", folder / "node.pub")
     write_text(path, _TEMPLATE.format(name=name))
     return path

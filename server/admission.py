@@ -2,11 +2,12 @@
 
 A site is authenticated and not trusted. Its release must hold exactly the agreed records; answer this order and no
 other; carry the trained weights' names, shapes and types and nothing else; be finite; be no longer than its mechanism
-can make it (`norm_bound`); and come from a ledger that continues the one seen before (`heads`). A release that does not
-is `Rejected`: a fixed word for journal and metrics, a line for people. That site leaves the run, and nobody else.
+can make it (`norm_bound`); be signed by the site's key (`contact`); and come from a ledger that continues the one
+seen before (`heads`). A release that does not is `Rejected`: a fixed word for journal and metrics, a line for people.
+That site leaves the run, and nobody else.
 
-What no server can tell: an update that is as long as an honest one and points wherever its sender likes. Against those
-stand the median of the norms and robust rules (`aggregation`).
+What no server can tell: an update that is as long as an honest one and points wherever its sender likes. Against
+those stand the median of the norms and robust rules (`aggregation`).
 """
 
 import logging
@@ -19,6 +20,7 @@ from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
 from wardpose.server.aggregation import Arrays
+from wardpose.server.contact import Contact
 from wardpose.server.exchange import Garbage
 from wardpose.server.heads import Heads
 from wardpose.server.journal import Reason
@@ -29,13 +31,19 @@ from wardpose.shared.errors import ConfigError, LedgerError, WireError
 from wardpose.shared.pose.model import PoseModel, trainable_names
 from wardpose.shared.privacy.accounting import MINIMUM_DELTA
 from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.seals import OrderSeal, body_text, text_hash
+from wardpose.shared.signing import PublicKey, SignatureError
 from wardpose.shared.training.step import expected_batch_size
 from wardpose.shared.wire import (
     COEFFICIENTS,
     ArrayForm,
+    ReceiptsKept,
     RoundOrder,
+    SiteAnswer,
     SiteRelease,
     SiteStatus,
+    check_signed,
+    hash_arrays,
     unpack_arrays,
     unpack_body,
 )
@@ -62,6 +70,7 @@ class Admitted:
 
     Attributes:
         release: its facts.
+        facts: their hash, as its receipt names it.
         update: of the trained weights, by name, float32.
         size: bytes of the arrays as they came.
         norm: L2 norm of the update.
@@ -69,6 +78,7 @@ class Admitted:
     """
 
     release: SiteRelease
+    facts: str
     update: Arrays
     size: int
     norm: float
@@ -81,40 +91,76 @@ class Admission:
         config: the plan.
         mechanism: the run's, calibrated.
         heads: what sites' ledgers were.
+        contact: their keys, and what they know of the coordinator's ledger.
 
     """
 
     def __init__(
-        self, config: FederationConfig, mechanism: Mechanism, model: PoseModel, uplink: UplinkDecoder, heads: Heads
+        self,
+        config: FederationConfig,
+        mechanism: Mechanism,
+        model: PoseModel,
+        uplink: UplinkDecoder,
+        heads: Heads,
+        contact: Contact,
     ) -> None:
         self.config = config
         self.mechanism = mechanism
         self.heads = heads
+        self.contact = contact
         self._uplink = uplink
         self._trained = trainable_names(model, config.training.strategy)
 
-    def status(self, answer: Message | Garbage, *, order: RoundOrder, registered: str) -> SiteStatus:
+    def status(
+        self,
+        answer: Message | Garbage,
+        *,
+        order: RoundOrder,
+        registered: str,
+        seal: OrderSeal,
+        key: PublicKey | None,
+    ) -> SiteStatus:
         """Read an answer to a preflight, and remember the head of the site's ledger.
 
         Args:
             answer: what came.
             order: that the preflight asked about.
             registered: the node's name; empty where Flower simulates it.
+            seal: that the preflight had.
+            key: the node's registered key; `None` where Flower simulates it.
 
         Raises:
             Rejected: the answer is not believed.
 
         """
         with _reading(Reason.PAYLOAD):
-            status = unpack_body(_content(answer), SiteStatus, arrays=False)
+            content = _content(answer)
+            status = unpack_body(content, SiteStatus, arrays=False)
         if registered and status.site != registered:
             raise Rejected(Reason.SENDER, f'registered as "{registered}", it gives another name')
+        signed_by = self._check_signed(content, status, seal, key)
         if status.code_hash != order.code_hash:
             raise Rejected(Reason.ORDER, "it runs other code than the server")
         self._check_facts(status)
         self._check_head(status.site, status, grown=False)
-        self.heads.remember(status.site, status.ledger_sequence, status.ledger_head)
+        self._hears(status, signed_by)
         return status
+
+    def kept(self, answer: Message | Garbage, *, site: str, seal: OrderSeal, key: PublicKey | None) -> None:
+        """Read an answer to receipts.
+
+        Raises:
+            Rejected: the answer is not believed.
+
+        """
+        with _reading(Reason.PAYLOAD):
+            content = _content(answer)
+            kept = unpack_body(content, ReceiptsKept, arrays=False)
+        if kept.site != site:
+            raise Rejected(Reason.SENDER, f'asked as "{site}", it gives another name')
+        signed_by = self._check_signed(content, kept, seal, key)
+        self._check_head(site, kept, grown=False)
+        self._hears(kept, signed_by)
 
     def release(
         self,
@@ -122,6 +168,8 @@ class Admission:
         *,
         site: str,
         order: RoundOrder,
+        seal: OrderSeal,
+        key: PublicKey | None,
         weights: Arrays,
         declared_units: Mapping[str, int],
     ) -> Admitted:
@@ -131,6 +179,8 @@ class Admission:
             answer: what came.
             site: who was asked.
             order: what was asked.
+            seal: with which it was asked.
+            key: the node's registered key; `None` where Flower simulates it.
             weights: the global weights that went along.
             declared_units: as the site stated them in its preflight.
 
@@ -142,10 +192,13 @@ class Admission:
             content = _content(answer)
             release = unpack_body(content, SiteRelease, arrays=True)
         _check_answers(release, site, order)
+        signed_by = self._check_signed(content, release, seal, key)
         _check_delta(release)
         self._check_head(site, release, grown=True)
         with _reading(Reason.ARRAYS):
             received = unpack_arrays(content, self._forms(weights))
+        if hash_arrays(received) != release.arrays:
+            raise Rejected(Reason.ARRAYS, "its arrays are not those that it signed")
         update = self._update(received, weights)
         norm = _norm(update)
         bound = self._bound(order, declared_units, weights, in_span=COEFFICIENTS in received)
@@ -154,9 +207,30 @@ class Admission:
                 Reason.NORM,
                 f"its update is {norm:.3g} long (allowed: {bound:.3g}; server.admission has what the bound rests on)",
             )
-        self.heads.remember(site, release.ledger_sequence, release.ledger_head)
+        self._hears(release, signed_by)
         size = sum(array.nbytes for array in received.values())
-        return Admitted(release=release, update=update, size=size, norm=norm)
+        return Admitted(release=release, facts=text_hash(body_text(content)), update=update, size=size, norm=norm)
+
+    def _check_signed(
+        self, content: RecordDict, stated: SiteAnswer, seal: OrderSeal, registered: PublicKey | None
+    ) -> PublicKey:
+        """See that the site's key signed an answer, and that it answers this very message."""
+        try:
+            key = self.contact.check_key(stated.site, stated.key, registered)
+            check_signed(content, type(stated), key)
+        except (SignatureError, ConfigError) as error:
+            raise Rejected(Reason.SIGNATURE, str(error)) from error
+        if (stated.nonce, stated.order) != (seal.nonce, seal.order):
+            raise Rejected(Reason.ORDER, "it answers another message")
+        return key
+
+    def _hears(self, stated: SiteAnswer, key: PublicKey) -> None:
+        """Remember what a believed answer says of both ledgers."""
+        try:
+            self.contact.hears(stated, key)
+        except LedgerError as error:
+            raise Rejected(Reason.LEDGER, str(error)) from error
+        self.heads.remember(stated.site, stated.ledger_sequence, stated.ledger_head)
 
     def _check_facts(self, status: SiteStatus) -> None:
         """Hold what a site declares of itself against what the arithmetic of budgets and bounds can use."""
@@ -171,10 +245,11 @@ class Admission:
         except ConfigError as error:
             raise Rejected(Reason.FACTS, str(error)) from error
 
-    def _check_head(self, site: str, stated: SiteStatus | SiteRelease, *, grown: bool) -> None:
+    def _check_head(self, site: str, stated: SiteAnswer, *, grown: bool) -> None:
         try:
             self.heads.check(site, stated.ledger_sequence, stated.ledger_head, grown=grown)
         except LedgerError as error:
+            self.contact.alarm(site, str(error))
             raise Rejected(Reason.LEDGER, str(error)) from error
 
     def _forms(self, weights: Arrays) -> list[Mapping[str, ArrayForm]]:

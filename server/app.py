@@ -1,7 +1,8 @@
 """The Flower ServerApp of the coordinator: set the run up, or take it up again, and run its rounds.
 
 Run config: `federation` is a federation.yaml or the name of a bundled one, `run-directory` the coordinator's folder
-(journal, ledger, checkpoint), `resume` goes on with the run whose checkpoint lies there.
+(journal, checkpoint, model), `resume` goes on with the run whose checkpoint lies there. The ledger is the coordinator's
+own (`coordinator`), whatever a run says.
 """
 
 import json
@@ -11,14 +12,19 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import InMemoryGrid
 
 from wardpose.server.card import NAME as CARD
 from wardpose.server.card import epsilon_sentence, model_card
 from wardpose.server.checkpoint import Checkpoint
+from wardpose.server.coordinator import Accounts, coordinator_accounts, folder_accounts, load_coordinator
 from wardpose.server.course import declare
 from wardpose.server.folder import held, set_aside
+from wardpose.server.forecast import refuse_crossing
 from wardpose.server.initial import initial_model
 from wardpose.server.journal import RunJournal
+from wardpose.server.ledger import ServerLedger
+from wardpose.server.limits import Limits
 from wardpose.server.rounds import Coordinator, catch_up
 from wardpose.server.scoring import Scorer, arrays_of, check_public_data, load_arrays
 from wardpose.server.summary import summarise
@@ -35,7 +41,6 @@ from wardpose.shared.files import write_text
 from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.pose.weights import read_metadata, save_model
 from wardpose.shared.privacy.course import Course
-from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.privacy.mechanisms import Mechanism
 
 logger = logging.getLogger("wardpose.server")
@@ -51,13 +56,20 @@ def main(grid: Grid, context: Context) -> None:
     tune_allocator()
     _log_rounds()
     config = load_federation(find_federation(str(context.run_config["federation"])))
+    simulated = is_simulated(grid)
     folder = run_directory(
         str(context.run_config.get("run-directory", "")),
         config.name,
         run_id=context.run_id,
-        simulated=not any(node.name for node in grid.get_nodes()),
+        simulated=simulated,
     )
-    run_federation(grid, config, folder, resume=bool(context.run_config.get("resume", False)))
+    accounts = folder_accounts(folder) if simulated else coordinator_accounts(load_coordinator())
+    run_federation(grid, config, folder, resume=bool(context.run_config.get("resume", False)), accounts=accounts)
+
+
+def is_simulated(grid: Grid) -> bool:
+    """Tell whether a grid's sites begin anew in every run; any grid that is not known to be such a one is real."""
+    return isinstance(grid, InMemoryGrid) or getattr(grid, "simulated", False)
 
 
 def _log_rounds() -> None:
@@ -72,47 +84,72 @@ def _log_rounds() -> None:
 def run_directory(configured: str, federation: str, *, run_id: int, simulated: bool) -> Path:
     """Return the coordinator's folder: the configured one, else a default.
 
-    A real coordinator keeps one folder a federation, so that all its runs compose in one ledger. Nodes that Flower
-    simulates start with new ledgers in every run, and so does their server.
+    It holds journal, checkpoint and model. Nodes that Flower simulates start with new ledgers in every run, and so does
+    their server.
     """
     if configured:
         return Path(configured).expanduser().resolve()
     return simulated_run_directory(federation, run_id) if simulated else wardpose_home() / "server" / federation
 
 
-def run_federation(grid: Grid, config: FederationConfig, folder: Path, *, resume: bool) -> None:
+def run_federation(
+    grid: Grid, config: FederationConfig, folder: Path, *, resume: bool, accounts: Accounts | None = None
+) -> None:
     """Run a federation's rounds, with scores before and after.
 
     Args:
         grid: Flower's connection to the sites.
         config: the plan.
-        folder: where journal, ledger, checkpoint and model are; no other coordinator may be at work in it.
+        folder: where journal, checkpoint and model are; no other coordinator may be at work in it.
         resume: go on with the run whose checkpoint is in `folder`; start one where there is none.
+        accounts: where charges are kept; in `folder`, for simulated sites, when absent.
 
     Raises:
-        ConfigError: the plan is not the one that the checkpoint was made with, or another coordinator holds the folder.
+        BudgetExceeded: the plan's rounds would cross a limit of the coordinator; nothing was charged.
+        ConfigError: the plan is not the one that the checkpoint was made with, the coordinator does not know it, or
+            another process holds the folder.
         DataError: data, weights or the checkpoint cannot be read.
+        LedgerError: the ledger is lost, rolled back or broken, or another one in `folder` was never imported.
 
     """
     check_public_data(config)
-    with held(folder):
+    accounts = accounts or folder_accounts(folder)
+    accounts.check_run_folder(folder)
+    with held(folder), accounts.in_use():
         journal = RunJournal(folder / "journal.sqlite")
         model = initial_model(config, folder, reuse=resume)
         state = starting_state(config, folder, journal, model, resume=resume)
-        ledger = Ledger(folder / "ledger.sqlite")
+        ledger = accounts.ledger()
         course = declare(config, ledger, run=state.run, rounds_done=state.round, before=state.course)
+        if accounts.config is not None:
+            check_limits(config, accounts.config, ledger, course, rounds_done=state.round)
         state.course = course.model_dump_json()
         state.save(folder / CHECKPOINT)
-        _start(journal, config, state, course.mechanism)
+        _start(journal, config, state, course.mechanism, accounts)
         status = "failed"
         try:
-            status = _train(grid, config, folder, journal, state, course, model)
+            status = _train(grid, config, folder, journal, state, course, model, accounts)
         except KeyboardInterrupt:
             status = "interrupted"
             raise
         finally:
             journal.finish(state.run, status)
         write_text(folder / "latest-run", state.run + "\n")
+
+
+def check_limits(
+    config: FederationConfig, limits: Limits, ledger: ServerLedger, course: Course, *, rounds_done: int = 0
+) -> None:
+    """Refuse a plan that the coordinator does not know, or whose rounds would cross one of its limits.
+
+    Raises:
+        BudgetExceeded: says which limit, at which round, and with which noise it would not.
+        ConfigError: the federation, or a site of it, is not one that may run.
+
+    """
+    names = [entry.name for entry in config.sites]
+    limits.check_federation(config.name, names)
+    refuse_crossing(limits, ledger, course, [ledger.account_of(name) for name in names], rounds_done=rounds_done)
 
 
 def starting_state(
@@ -147,8 +184,12 @@ def _keep_unfinished(path: Path, journal: RunJournal) -> None:
         logger.info("run %s is not finished; its checkpoint is now %s", run, set_aside(path, run))
 
 
-def _start(journal: RunJournal, config: FederationConfig, state: Checkpoint, mechanism: Mechanism) -> None:
+def _start(
+    journal: RunJournal, config: FederationConfig, state: Checkpoint, mechanism: Mechanism, accounts: Accounts
+) -> None:
     journal.start(
+        ledger="" if accounts.witness is None else str(accounts.ledger_path),
+        witness="" if accounts.witness is None else str(accounts.witness.path),
         run=state.run,
         federation=config.name,
         mechanism=mechanism.name,
@@ -169,12 +210,13 @@ def _train(
     state: Checkpoint,
     course: Course,
     model: PoseModel,
+    accounts: Accounts,
 ) -> str:
     """Score, take the rounds that are left, score again and keep the model; returns how the run ended."""
     scorer = Scorer(config, model)
     if (journal.run(state.run) or {}).get("score_initial") is None:
         journal.score(state.run, "initial", scorer.test(state.weights) or {})
-    coordinator = Coordinator(grid, config, folder, state=state, course=course, scorer=scorer)
+    coordinator = Coordinator(grid, config, folder, state=state, course=course, scorer=scorer, accounts=accounts)
     status = coordinator.run()
     load_arrays(model, state.weights)
     scores = scorer.test(state.weights)

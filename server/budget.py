@@ -3,18 +3,29 @@
 No answer, late answer or crash can therefore lower it.
 
 With disjoint patients the federation's epsilon is the maximum over sites (parallel composition). If a patient may be at
-up to k sites, it is the composition of the k costliest. Both are shown.
+up to k sites, it is the composition of the k costliest. Both are shown, and the coordinator's limits (`limits`) on both
+are checked inside the transaction that charges.
+
+A reservation is committed when an answer comes that may hold something private. One that never was may be taken back,
+by the site's signed word that nothing was released (`wardpose.shared.privacy.expiry`), and by nothing else.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from wardpose.shared.errors import BudgetExceeded
+from wardpose.server.ledger import ServerLedger
+from wardpose.server.limits import Limits
+from wardpose.shared.errors import BudgetExceeded, LedgerError
 from wardpose.shared.privacy.accounting import UNITS, Adjacency, Event, UnitKind
 from wardpose.shared.privacy.course import Course
+from wardpose.shared.privacy.entries import Entry
 from wardpose.shared.privacy.filters import federation_epsilon
-from wardpose.shared.privacy.ledger import Budget, Ledger
+from wardpose.shared.privacy.ledger import Budget, Reservation
+from wardpose.shared.signing import PublicKey
+
+logger = logging.getLogger("wardpose.server")
 
 
 class GlobalBudget:
@@ -25,35 +36,111 @@ class GlobalBudget:
         delta: at which the federation's epsilon is stated.
         overlap: at how many sites a patient may appear.
         unit: whose epsilon is stated; infinite where a site was charged for a weaker unit before.
+        limits: the coordinator's; none where sites are simulated.
 
     """
 
-    def __init__(self, path: Path, *, delta: float, overlap: int, unit: str = "record", readonly: bool = False) -> None:
-        self.ledger = Ledger(path, readonly=readonly)
+    def __init__(
+        self,
+        ledger: ServerLedger | Path,
+        *,
+        delta: float,
+        overlap: int,
+        unit: str = "record",
+        limits: Limits | None = None,
+    ) -> None:
+        self.ledger = ServerLedger(ledger) if isinstance(ledger, Path) else ledger
         self.unit: UnitKind = next((known for known in UNITS if known == unit), UNITS[0])  # of a journal: any text
         self.delta = delta
         self.overlap = overlap
+        self.limits = limits or Limits()
+        self._open: dict[tuple[str, str, int], Reservation] = {}
 
     def reserve(self, site: str, events: Sequence[Event], *, course: Course, round_number: int, epsilon: float) -> bool:
-        """Charge a site for a round about to be ordered; `False`, and no charge, when it would overspend."""
-        budget = self._limit(epsilon, course)
+        """Charge a site for a round about to be ordered; `False`, and no charge, when it would pass a limit."""
+        account = self.ledger.account_of(site)
         try:
             reservation = self.ledger.reserve(
-                site, events, run_id=course.run, round=round_number, budget=budget, course=course
+                account,
+                events,
+                run_id=course.run,
+                round=round_number,
+                budget=self._limit(epsilon, course),
+                course=course,
+                further=self.limits.of(account, course.federation),
             )
-        except BudgetExceeded:
+        except BudgetExceeded as error:
+            logger.warning("site %s: %s", site, error)
             return False
-        self.ledger.commit(reservation)
+        self._open[site, course.run, round_number] = reservation
         return True
 
     def affords(self, site: str, events: Sequence[Event], *, epsilon: float, course: Course) -> bool:
         """Tell whether `reserve` would charge a site now; charges nothing."""
+        account = self.ledger.account_of(site)
+        further = self.limits.of(account, course.federation)
         try:
-            budget = self._limit(epsilon, course)
-            self.ledger.check(site, events, budget=budget, course=course)
-        except BudgetExceeded:
+            self.ledger.check(account, events, budget=self._limit(epsilon, course), course=course, further=further)
+        except BudgetExceeded as error:
+            logger.warning("site %s: %s", site, error)
             return False
         return True
+
+    def charge(self, site: str, run: str, round_number: int) -> str | None:
+        """Return the hash of the entry that charged a site for a round that no answer came to yet."""
+        reservation = self._open.get((site, run, round_number))
+        return None if reservation is None else reservation.hash
+
+    def answered(self, site: str, run: str, round_number: int) -> None:
+        """Commit what a site was charged for a round: an answer came, so that nothing can take the charge back.
+
+        Where the site had signed meanwhile that nothing was released, it is charged again, whatever the limits are.
+        """
+        reservation = self._open.pop((site, run, round_number), None)
+        if reservation is None:
+            return
+        try:
+            self.ledger.commit(reservation)
+        except LedgerError:
+            if reservation.sequence not in self.ledger.expired():
+                raise
+            logger.warning(
+                "site %s: answers round %d, of which it signed that nothing was released", site, round_number
+            )
+            unlimited = Budget(epsilon=float("inf"), delta=self.delta)
+            again = self.ledger.reserve(
+                reservation.cohort, reservation.events, run_id=run, round=round_number, budget=unlimited
+            )
+            self.ledger.commit(again)
+
+    def expire(
+        self, site: str, run: str, round_number: int, statement: str, signature: str, public_key: PublicKey
+    ) -> Entry:
+        """Take back a reservation of a round that never began, by its site's signed word.
+
+        Args:
+            site: who signed.
+            run: of the reservation.
+            round_number: of the reservation.
+            statement: `NothingReleased.text()`, as the site signed it.
+            signature: the site's.
+            public_key: the site's, as it is registered.
+
+        Raises:
+            SignatureError: the statement is not signed by this key.
+            LedgerError: the statement is for something else, an answer came, or the charge was taken back before.
+
+        """
+        return self.ledger.expire(statement, signature, public_key, site=site, run=run, round_number=round_number)
+
+    def bind(self, site: str, public_key: PublicKey) -> str:
+        """Bind a site's account to the key that it is registered with, and return the account.
+
+        Raises:
+            LedgerError: name and key belong to different accounts, or the key is not the account's.
+
+        """
+        return self.ledger.bind(site, public_key)
 
     def steps(self, site: str, run: str, round_number: int | None = None) -> int:
         """Noised gradients that a site was charged for in a run, or in one round of it, tries that were lost included.
@@ -61,7 +148,7 @@ class GlobalBudget:
         The consent tiers of a round take the same steps; they are counted once.
         """
         total = 0
-        for entry in self.ledger.reservations(site, run):
+        for entry in self.ledger.reservations(self.ledger.account_of(site), run):
             body = entry.body
             if round_number is None or body["round"] == round_number:
                 by_tier = Counter[str]()
@@ -72,12 +159,13 @@ class GlobalBudget:
 
     def epsilon(self, site: str, *, delta: float | None = None) -> float:
         """Epsilon charged to a site so far, over all runs, as enforced; at the federation's delta when absent."""
-        return self.ledger.epsilon(site, delta or self.delta, adjacency=self._adjacency([site]), unit=self.unit)
+        account = self.ledger.account_of(site)
+        return self.ledger.epsilon(account, delta or self.delta, adjacency=self._adjacency([account]), unit=self.unit)
 
     def federation(self, sites: Sequence[str]) -> tuple[float, float]:
         """Return the federation's epsilon with disjoint patients, and with patients at up to `overlap` sites."""
-        charges = {site: self.ledger.charges(site) for site in sites}
-        adjacency = self._adjacency(sites)
+        charges = {account: self.ledger.charges(account) for account in map(self.ledger.account_of, sites)}
+        adjacency = self._adjacency(list(charges))
         disjoint = max((self.epsilon(site) for site in sites), default=0.0)
         overlap = federation_epsilon(charges, delta=self.delta, overlap=self.overlap, adjacency=adjacency)
         return disjoint, max(disjoint, overlap)  # both are infinite where one site's is
@@ -86,8 +174,8 @@ class GlobalBudget:
         mechanism = course.mechanism
         return Budget(epsilon=epsilon, delta=self.delta, adjacency=mechanism.adjacency, unit=mechanism.unit)
 
-    def _adjacency(self, sites: Sequence[str]) -> Adjacency:
+    def _adjacency(self, accounts: Sequence[str]) -> Adjacency:
         """Return the relation that charges were made for; the stronger one where they differ."""
-        charges = (charge for site in sites for charge in self.ledger.charges(site))
+        charges = (charge for account in accounts for charge in self.ledger.charges(account))
         replaced = any(event.adjacency == "replace-one" for charge in charges for event in charge.events)
         return "replace-one" if replaced else "add-remove"

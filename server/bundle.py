@@ -3,6 +3,7 @@
 Sites refuse any other (`wardpose.client.bundle`).
 """
 
+import json
 from pathlib import Path
 
 from wardpose.shared.files import write_text
@@ -34,3 +35,13 @@ def write_bundle(folder: Path) -> Path:
     write_text(folder / "pyproject.toml", _BUNDLE.format(version=version()))
     write_text(folder / "README.md", "Wardpose without code: every machine runs what it has installed.\n")
     return folder
+
+
+def run_config(plan: Path, directory: Path | None, *, resume: bool) -> str:
+    """Return Flower's run config of a plan, as TOML."""
+    settings: dict[str, str | bool] = {
+        "federation": str(plan.resolve()),
+        "run-directory": "" if directory is None else str(directory.resolve()),
+        "resume": resume,
+    }
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())

@@ -72,7 +72,7 @@ def declare(config: FederationConfig, ledger: Ledger, *, run: str, rounds_done: 
             ) from error
         logger.warning("a round was lost, and nothing is left to make up for it: the run ends when its course does")
         return old
-    return course(_with_noise(mechanism, sigma))
+    return course(with_noise(mechanism, sigma))
 
 
 def _holds(course: Course, spent: Mapping[str, Sequence[Charged]], rounds: int) -> bool:
@@ -103,7 +103,7 @@ def _sigma(
     worst = max(spent.values(), key=lambda charges: _cost(charges, config, first_order))
 
     def cost(sigma: float) -> float:
-        new = Charged(course="new", events=_with_noise(mechanism, sigma, checked=False).events(steps))
+        new = Charged(course="new", events=with_noise(mechanism, sigma, checked=False).events(steps))
         return _cost([*worst, new], config, first_order)
 
     already = _cost(worst, config, first_order)
@@ -125,7 +125,7 @@ def _cost(charges: Sequence[Charged], config: FederationConfig, first_order: int
     ).renyi_filter
 
 
-def _with_noise(mechanism: Mechanism, sigma: float, *, checked: bool = True) -> Mechanism:
+def with_noise(mechanism: Mechanism, sigma: float, *, checked: bool = True) -> Mechanism:
     """Return the mechanism whose queries together amount to sigma.
 
     Raises:

@@ -12,8 +12,9 @@ from typing import Any
 from prometheus_client.core import Metric
 
 from wardpose.server.budget import GlobalBudget
+from wardpose.server.contact import open_alarms, receipts_waiting
 from wardpose.server.journal import Reason, RunJournal, SiteRow
-from wardpose.server.spent import refuse_lost, state_of
+from wardpose.server.spent import ledger_of, refuse_lost, state_of
 from wardpose.server.superlink import registered_nodes
 from wardpose.shared.errors import DataError
 from wardpose.shared.exposition import (
@@ -26,7 +27,6 @@ from wardpose.shared.exposition import (
     summary,
     verified_sample,
 )
-from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.version import version
 
 RUN_STATES = ("running", "completed", "stopped", "interrupted", "failed")
@@ -63,6 +63,8 @@ METRICS = {
     "wardpose_ledger_entries": "Entries of the server's ledger.",
     "wardpose_ledger_verified": "1 when the ledger's hash chain is unbroken.",
     "wardpose_ledger_state": "1 for the state that the ledger is in; all but ok and none need somebody.",
+    "wardpose_ledgers_apart": "1 for a site whose ledger and the coordinator's do not agree; it takes no part.",
+    "wardpose_receipts_waiting": "Receipts that a site has not acknowledged yet.",
     "wardpose_sites_online": "Registered SuperNodes with a good heartbeat.",
     "wardpose_sites_registered": "Registered SuperNodes.",
     "wardpose_site_online": "1 when a registered SuperNode has a good heartbeat.",
@@ -73,7 +75,7 @@ class ServerExporter:
     """Read a coordinator's folder for Prometheus.
 
     Attributes:
-        directory: the run directory (journal and ledger).
+        directory: the run directory; its journal says where the ledger is.
         superlink: the SuperLink's database file, if it may be read.
 
     """
@@ -85,7 +87,12 @@ class ServerExporter:
 
     def collector(self) -> FileCollector:
         """Return what `serve` needs."""
-        sources: dict[str, Source] = {"journal": self.journal, "ledger": self.ledger, "chain": self.chain}
+        sources: dict[str, Source] = {
+            "journal": self.journal,
+            "ledger": self.ledger,
+            "chain": self.chain,
+            "contact": self.contact,
+        }
         if self.superlink is not None:
             sources["superlink"] = self.nodes
         return FileCollector(sources)
@@ -167,14 +174,8 @@ class ServerExporter:
         """
         last = self._runs()[-1]
         refuse_lost(self.directory)
-        ledger = Ledger.open_readonly(self.directory / "ledger.sqlite")
-        budget_of_all = GlobalBudget(
-            self.directory / "ledger.sqlite",
-            delta=last["delta"],
-            overlap=last["overlap"],
-            unit=last["unit"],
-            readonly=True,
-        )
+        ledger = ledger_of(self.directory).open()
+        budget_of_all = GlobalBudget(ledger, delta=last["delta"], overlap=last["overlap"], unit=last["unit"])
         names = _names(last)
         rows = [row for run in self._journal.runs() for row in self._journal.sites(run["run"])]
         spent, budgets, deltas, remaining = [], [], [], []
@@ -198,6 +199,20 @@ class ServerExporter:
         state, _ = state_of(self.directory)
         yield _gauge("wardpose_ledger_verified", verified_sample(state))
         yield _gauge("wardpose_ledger_state", state_samples(state))
+
+    def contact(self) -> Iterable[Metric]:
+        """Read which sites' ledgers and the coordinator's do not agree, and which receipts wait.
+
+        Raises:
+            DataError: there is no run yet, or the record of contacts cannot be read.
+
+        """
+        path = ledger_of(self.directory).path.with_name("contact.sqlite")
+        names, apart, waiting = _names(self._runs()[-1]), open_alarms(path), receipts_waiting(path)
+        everybody = sorted({*names, *(alarm.site for alarm in apart)})
+        alarmed = {alarm.site for alarm in apart}
+        yield _gauge("wardpose_ledgers_apart", [({"site": name}, float(name in alarmed)) for name in everybody])
+        yield _gauge("wardpose_receipts_waiting", [({"site": name}, waiting.get(name, 0)) for name in everybody])
 
     def nodes(self) -> Iterable[Metric]:
         """Read which sites are connected.

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.signing import Signer, ensure_key_pair
 
 LOCK = "coordinator.lock"
 _MODELS = ("checkpoint.safetensors", "model.safetensors", "initial.safetensors")
@@ -39,11 +40,39 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def shared_use(folder: Path, *, alone: bool = False) -> Iterator[None]:
+    """Use the coordinator's state beside others, or alone; the system lets it go when the process ends.
+
+    Raises:
+        ConfigError: somebody is alone with it, or (`alone`) somebody uses it.
+
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except OSError as error:
+            who = "a run is at work" if alone else "its ledger is being mended"
+            raise ConfigError(f"{folder}: {who} (allowed: when it is done)") from error
+        yield
+
+
 def _sweep(folder: Path) -> None:
     """Remove the temporary files of a process that was killed while it wrote; only the holder of the folder may."""
     for name in _WRITTEN:
         for leftover in folder.glob(f".{name}.{_SUFFIX}"):
             leftover.unlink(missing_ok=True)
+
+
+def coordinator_key(folder: Path) -> Signer:
+    """Return the coordinator's key, made on first use; sites know its public half, `coordinator.pub`.
+
+    Raises:
+        ConfigError: what is there is no key, or others may read it.
+
+    """
+    return ensure_key_pair(folder / "coordinator.key", folder / "coordinator.pub")
 
 
 def set_aside(path: Path, run: str) -> Path:

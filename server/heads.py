@@ -56,6 +56,12 @@ class Heads:
         found = as_rows(_Head, rows, self.path)
         return (found[0].sequence, found[0].hash) if found else None
 
+    def all(self) -> list[tuple[str, int, str]]:
+        """Return site, sequence number and hash of the last head of every site."""
+        names = read_rows(self.path, "SELECT DISTINCT site FROM heads ORDER BY site")
+        found = [(str(row["site"]), self.last(str(row["site"]))) for row in names]
+        return [(site, *last) for site, last in found if last is not None]
+
     def check(self, site: str, sequence: int, digest: str, *, grown: bool) -> None:
         """Hold a head that a site states against the last one; remembers nothing.
 
@@ -86,6 +92,12 @@ class Heads:
                 "INSERT OR IGNORE INTO heads (site, sequence, hash, seen, epoch) VALUES (?, ?, ?, ?, ?)",
                 (site, sequence, digest, time.time(), self._epoch(site)),
             )
+
+    def follow(self, site: str, account: str) -> None:
+        """Hold a site that is registered under a new name against what its ledger was under the account's name."""
+        last = self.last(account) if site != account and self.last(site) is None else None
+        if last is not None:
+            self.remember(site, *last)
 
     def accept_another(self, site: str, why: str) -> None:
         """Let a site begin another ledger: its old one was lost, and both hospitals' and server's staff know of it.

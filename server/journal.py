@@ -19,7 +19,8 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
     run TEXT PRIMARY KEY, federation TEXT NOT NULL, mechanism TEXT NOT NULL, unit TEXT NOT NULL, delta REAL NOT NULL,
     overlap INTEGER NOT NULL, rounds INTEGER NOT NULL, config TEXT NOT NULL, score_name TEXT NOT NULL,
-    started REAL NOT NULL, ended REAL, status TEXT NOT NULL, score_initial TEXT, score_final TEXT
+    started REAL NOT NULL, ended REAL, status TEXT NOT NULL, score_initial TEXT, score_final TEXT,
+    ledger TEXT NOT NULL DEFAULT '', witness TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE IF NOT EXISTS rounds (
     run TEXT NOT NULL, round INTEGER NOT NULL, started REAL NOT NULL, seconds REAL NOT NULL, score REAL,
@@ -33,7 +34,7 @@ CREATE TABLE IF NOT EXISTS sites (
     reason TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT '', PRIMARY KEY (run, round, site)
 );
 """
-_ADDED = {"sites": ("reason", "detail")}  # columns that journals of version 0.1 do not have yet
+_ADDED = {"sites": ("reason", "detail"), "runs": ("ledger", "witness")}  # columns that journals of 0.1 may lack
 
 
 class Reason(StrEnum):
@@ -47,6 +48,7 @@ class Reason(StrEnum):
     FINITE = "finite"
     NORM = "norm"
     LEDGER = "ledger"
+    SIGNATURE = "signature"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,16 +134,23 @@ class RunJournal:
         rounds: int,
         config: dict[str, Any],
         score_name: str,
+        ledger: str = "",
+        witness: str = "",
     ) -> None:
-        """Write down that a run starts, or goes on; another that still says it runs was killed."""
+        """Write down that a run starts, or goes on; another that still says it runs was killed.
+
+        `ledger` and `witness` are the files of the ledger that it is charged to and of that one's witness; empty where
+        it is the folder's own.
+        """
         with self._writing() as connection:
             connection.execute("UPDATE runs SET status = 'interrupted' WHERE status = 'running' AND run != ?", (run,))
             connection.execute(
                 "INSERT INTO runs "
-                "(run, federation, mechanism, unit, delta, overlap, rounds, config, score_name, started, status) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'running') "
+                "(run, federation, mechanism, unit, delta, overlap, rounds, config, score_name, started, ledger, "
+                "witness, status) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'running') "
                 "ON CONFLICT (run) DO UPDATE SET "
-                "status = 'running', ended = NULL, rounds = excluded.rounds, config = excluded.config",
+                "status = 'running', ended = NULL, rounds = excluded.rounds, config = excluded.config, "
+                "ledger = excluded.ledger, witness = excluded.witness",
                 (
                     run,
                     federation,
@@ -153,6 +162,8 @@ class RunJournal:
                     json.dumps(config),
                     score_name,
                     time.time(),
+                    ledger,
+                    witness,
                 ),
             )
 

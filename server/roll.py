@@ -12,6 +12,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from wardpose.server.admission import Admission, Rejected
@@ -19,11 +20,15 @@ from wardpose.server.budget import GlobalBudget
 from wardpose.server.exchange import Answer, exchange
 from wardpose.server.journal import Reason, SiteRow
 from wardpose.shared.config import FederationConfig
+from wardpose.shared.seals import OrderSeal
+from wardpose.shared.signing import PublicKey, read_public_key
 from wardpose.shared.wire import PREFLIGHT, Refusal, RoundOrder, SiteRelease, SiteStatus, pack
 
 logger = logging.getLogger("wardpose.server")
 
-LEAVES = frozenset({Refusal.POLICY, Refusal.BUDGET, Refusal.CODE, Refusal.ORDER, Refusal.SITE})
+LEAVES = frozenset(
+    {Refusal.POLICY, Refusal.BUDGET, Refusal.CODE, Refusal.ORDER, Refusal.SITE, Refusal.SEAL, Refusal.APART}
+)
 """Refusals that another round of the same run would meet again."""
 
 _MOST_FAILURES = 3  # rounds in a row that a site answered by an error, each charged, until this process asks no more
@@ -36,6 +41,7 @@ class Member:
     Attributes:
         name: the site's name.
         node_id: Flower's number for it in this run.
+        key: the node's registered key; `None` where Flower simulates it.
         declared_units: N by consent tier, as the site stated it.
         epsilon_budget: as the site stated it last.
         delta: as the site stated it last.
@@ -46,6 +52,7 @@ class Member:
 
     name: str
     node_id: int
+    key: PublicKey | None
     declared_units: Mapping[str, int]
     epsilon_budget: float
     delta: float
@@ -110,11 +117,15 @@ class Roll:
             return []
         server = self.config.server
         seconds = server.deadline_seconds if patient else min(server.wait_seconds, server.deadline_seconds)
-        body = pack(order)
-        messages = [Message(body, node, PREFLIGHT, group_id="preflight", ttl=seconds) for node in nodes]
+        body, contact = pack(order), self.admission.contact
+        sealed = {node: contact.sealed(body, site=name or "*", kind=PREFLIGHT) for node, (name, _) in nodes.items()}
+        messages = [
+            Message(content, node, PREFLIGHT, group_id="preflight", ttl=seconds)
+            for node, (content, _) in sealed.items()
+        ]
         rows = []
         for node, answer in exchange(self.grid, messages, seconds=seconds).items():
-            row = self._answered(node, nodes[node], answer, order, wanted)
+            row = self._answered(node, *nodes[node], answer, order, sealed[node][1], wanted)
             if row is not None:
                 rows.append(row)
         return rows
@@ -173,7 +184,14 @@ class Roll:
         )
 
     def _answered(
-        self, node: int, registered: str, answer: Answer, order: RoundOrder, wanted: Set[str]
+        self,
+        node: int,
+        registered: str,
+        key: PublicKey | None,
+        answer: Answer,
+        order: RoundOrder,
+        seal: OrderSeal,
+        wanted: Set[str],
     ) -> SiteRow | None:
         """Judge one answer to a preflight; `None` where no site of the plan can be named."""
         if answer is None:
@@ -183,12 +201,14 @@ class Roll:
         if code is not None:
             text = sentence(code)
             logger.warning("site %s: %s", registered or node, text)
+            if code == Refusal.APART and registered:
+                self.admission.contact.alarm(registered, text)
             if code in LEAVES and registered:
                 self.drop(registered, text)
             status = "refused" if code in LEAVES else "failed"
             return self.row(0, registered, status, code=code) if registered else None
         try:
-            status_of = self.admission.status(answer, order=order, registered=registered)
+            status_of = self.admission.status(answer, order=order, registered=registered, seal=seal, key=key)
         except Rejected as error:
             logger.warning("site %s: %s", registered or node, error)
             if not registered:
@@ -202,6 +222,7 @@ class Roll:
         self.known[site] = Member(
             name=site,
             node_id=node,
+            key=key,
             declared_units=status_of.declared_units,
             epsilon_budget=status_of.epsilon_budget,
             delta=status_of.delta,
@@ -211,20 +232,25 @@ class Roll:
         self.present.add(site)
         return self.row(0, site, "ready")
 
-    def _nodes(self, wanted: Set[str], *, wait: bool) -> dict[int, str]:
-        """Return the nodes to ask; node -> registered name (empty if simulated by Flower)."""
+    def _nodes(self, wanted: Set[str], *, wait: bool) -> dict[int, tuple[str, PublicKey | None]]:
+        """Return the nodes to ask; node -> registered name (empty if simulated by Flower) and key (of no such)."""
         if not wanted:
             return {}
         taken = {self.known[name].node_id for name in self.present}
         until = time.monotonic() + (self.config.server.wait_seconds if wait else 0.0)
         while True:
-            nodes = {node.node_id: node.name for node in self.grid.get_nodes()}
-            named = {name for name in nodes.values() if name}
+            nodes = {node.node_id: (node.name, _key(node)) for node in self.grid.get_nodes()}
+            named = {name for name, _ in nodes.values() if name}
             simulated = bool(nodes) and not named  # Flower's simulation has all its nodes from the start
             if simulated or named >= wanted or time.monotonic() >= until:
-                asked = {node: name for node, name in nodes.items() if simulated or name in wanted}
-                return {node: name for node, name in asked.items() if node not in taken}
+                asked = {node: about for node, about in nodes.items() if simulated or about[0] in wanted}
+                return {node: about for node, about in asked.items() if node not in taken}
             time.sleep(0.5)
+
+
+def _key(node: NodeInfo) -> PublicKey | None:
+    """Return the key that a node was registered with; `None` where Flower simulates it."""
+    return read_public_key(node.public_key.decode(errors="replace"), f"node {node.name}") if node.public_key else None
 
 
 def error_code(answer: Answer) -> int | None:

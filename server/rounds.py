@@ -19,21 +19,24 @@ from wardpose.server.admission import Admission, Admitted, Rejected
 from wardpose.server.aggregation import Aggregator, Arrays, clip_to_median
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.checkpoint import Checkpoint
+from wardpose.server.coordinator import Accounts
 from wardpose.server.exchange import Answer, exchange
-from wardpose.server.heads import Heads
 from wardpose.server.journal import Reason, RoundRow, RunJournal, SiteRow
 from wardpose.server.roll import LEAVES, Member, Roll, error_code, sentence
 from wardpose.server.scoring import Scorer
 from wardpose.server.uplink import UplinkDecoder
 from wardpose.shared.config import FederationConfig
-from wardpose.shared.errors import WireError
+from wardpose.shared.errors import ConfigError, LedgerError, WireError
 from wardpose.shared.privacy.accounting import as_seeded
 from wardpose.shared.privacy.course import Course
+from wardpose.shared.seals import Head, OrderSeal, Receipt
+from wardpose.shared.signing import read_public_key
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import TRAIN, RoundOrder, hash_arrays, pack
+from wardpose.shared.wire import RECEIPTS, TRAIN, ReceiptsOrder, Refusal, RoundOrder, hash_arrays, pack
 
 logger = logging.getLogger("wardpose.server")
 
+_RECEIPT_SECONDS = 30.0  # longest wait for the answers to a run's last receipts
 _SUSPICIOUS = 0.5  # an update that is shortened by more is told
 
 
@@ -41,7 +44,7 @@ class Coordinator:
     """Run a federation's rounds over a Flower grid.
 
     Attributes:
-        folder: journal, ledger, heads and checkpoint of the federation.
+        folder: journal, checkpoint and model of the federation.
         state: where the run stands.
         roll: the sites, and which of them may be ordered.
 
@@ -56,6 +59,7 @@ class Coordinator:
         state: Checkpoint,
         course: Course,
         scorer: Scorer,
+        accounts: Accounts,
     ) -> None:
         self.grid = grid
         self.config = config
@@ -67,10 +71,15 @@ class Coordinator:
         self.journal = RunJournal(folder / "journal.sqlite")
         overlap = config.privacy.overlap or len(config.sites)
         self.budget = GlobalBudget(
-            folder / "ledger.sqlite", delta=config.privacy.delta, overlap=overlap, unit=course.mechanism.unit
+            accounts.ledger(),
+            delta=config.privacy.delta,
+            overlap=overlap,
+            unit=course.mechanism.unit,
+            limits=accounts.config,
         )
+        self.contact = accounts.contact(self.budget.ledger)
         self.uplink = UplinkDecoder(config, course.mechanism, scorer.model, folder)
-        self.admission = Admission(config, course.mechanism, scorer.model, self.uplink, Heads(folder / "heads.sqlite"))
+        self.admission = Admission(config, course.mechanism, scorer.model, self.uplink, accounts.heads, self.contact)
         self.aggregator = Aggregator(config.server.aggregation)
         self.aggregator.restore(state.aggregator)
         self.roll = Roll(
@@ -90,8 +99,10 @@ class Coordinator:
             patient = first or len(self.roll.members()) < self.config.server.minimum_sites
             self.journal.site(*self.roll.call(order, patient=patient))
             if not self.round(order):
+                self.deliver_receipts()
                 return "stopped"
             first = False
+        self.deliver_receipts()
         return "completed"
 
     def order(self, round_number: int) -> RoundOrder:
@@ -116,13 +127,27 @@ class Coordinator:
         away = [self.roll.row(order.round, site, "absent") for site in self.roll.missing()]
         weights = self.state.weights
         content = pack(order, weights)
+        sealed = [
+            self.contact.sealed(
+                content,
+                site=member.name,
+                kind=TRAIN,
+                charge=self.budget.charge(member.name, order.run, order.round),
+            )
+            for member in members
+        ]
         deadline = self.config.server.deadline_seconds
         messages = [
-            Message(content, member.node_id, TRAIN, group_id=str(order.round), ttl=deadline) for member in members
+            Message(body, member.node_id, TRAIN, group_id=str(order.round), ttl=deadline)
+            for member, (body, _) in zip(members, sealed, strict=True)
         ]
         answers = exchange(self.grid, messages, seconds=deadline)
-        judged = [self.judge(order, member, answers[member.node_id]) for member in members]
+        judged = [
+            self.judge(order, member, answers[member.node_id], seal)
+            for member, (_, seal) in zip(members, sealed, strict=True)
+        ]
         admitted = {member.name: release for member, (_, release) in zip(members, judged, strict=True) if release}
+        self.give_receipts([row for row, _ in judged], admitted, sealed[0][1].order)
         weights = self.combine(admitted, order.round, request=messages[0])
         rows = [*(row for row, _ in judged), *away]
         self.close(order.round, weights, rows, started=started, ordered=len(members), released=len(admitted))
@@ -134,6 +159,7 @@ class Coordinator:
         A site whose budget is spent leaves the run.
         """
         events = order.events()
+        self.bind()
         limits = {
             member.name: member.epsilon_budget if self.mechanism.is_private else float("inf")
             for member in self.roll.members()
@@ -159,15 +185,74 @@ class Coordinator:
             member.epsilon_spent = max(member.epsilon_spent, self.budget.epsilon(member.name))
         return [member for member in able if member.name in self.roll.present]
 
-    def judge(self, order: RoundOrder, member: Member, answer: Answer) -> tuple[SiteRow, Admitted | None]:
+    def give_receipts(self, rows: Sequence[SiteRow], admitted: Mapping[str, Admitted], order: str) -> None:
+        """Sign for each site that was ordered what became of its round; `order` is the order's hash."""
+        head = Head(*self.budget.ledger.head())
+        self.contact.give(
+            [
+                Receipt(
+                    site=row.site,
+                    run=row.run,
+                    round=row.round,
+                    order=order,
+                    release=admitted[row.site].facts if row.site in admitted else None,
+                    outcome=row.status,
+                    ledger=head,
+                    issued=time.time(),
+                )
+                for row in rows
+            ]
+        )
+
+    def deliver_receipts(self) -> None:
+        """Bring the last receipts to the sites that are there; those that are not get them at the next contact."""
+        members = [member for member in self.roll.members() if self.contact.undelivered(member.name)]
+        body = pack(ReceiptsOrder(run=self.state.run))
+        seconds = min(self.config.server.wait_seconds, _RECEIPT_SECONDS)
+        sealed = {member.node_id: self.contact.sealed(body, site=member.name, kind=RECEIPTS) for member in members}
+        messages = [
+            Message(content, node, RECEIPTS, group_id="receipts", ttl=seconds) for node, (content, _) in sealed.items()
+        ]
+        answers = exchange(self.grid, messages, seconds=seconds)
+        for member in members:
+            answer = answers[member.node_id]
+            if answer is None or error_code(answer) is not None:
+                logger.warning("site %s: its receipts wait for the next contact", member.name)
+                continue
+            try:
+                self.admission.kept(answer, site=member.name, seal=sealed[member.node_id][1], key=member.key)
+            except Rejected as error:
+                logger.warning("site %s: %s", member.name, error)
+
+    def bind(self) -> None:
+        """Bind accounts to the keys that sites are registered with; who comes with another's leaves the run."""
+        registered = {node.node_id: node.public_key for node in self.grid.get_nodes()}
+        for member in self.roll.members():
+            key = registered.get(member.node_id)
+            if not key:
+                continue  # nodes that are simulated have none
+            try:
+                account = self.budget.bind(member.name, read_public_key(key.decode(), f"site {member.name}"))
+            except (LedgerError, ConfigError) as error:
+                self.roll.drop(member.name, str(error))
+                continue
+            self.admission.heads.follow(member.name, account)
+
+    def judge(
+        self, order: RoundOrder, member: Member, answer: Answer, seal: OrderSeal
+    ) -> tuple[SiteRow, Admitted | None]:
         """Judge one site's answer to an order; the cost is charged already, whatever it is."""
         name, number = member.name, order.round
         steps = self.budget.steps(name, order.run, number)
         code = error_code(answer)
+        if answer is not None and code is None:  # believed or not, it may hold something private
+            self.budget.answered(name, order.run, number)
         if answer is None:
             self.roll.missed(name, "it missed the deadline", failed=False)
             return self.roll.row(number, name, "late", steps=steps), None
         if code is not None and code in LEAVES:
+            if code == Refusal.APART:
+                self.contact.alarm(name, sentence(code))
             self.roll.drop(name, sentence(code))
             return self.roll.row(number, name, "refused", code=code, steps=steps), None
         if code is not None:
@@ -175,7 +260,13 @@ class Coordinator:
             return self.roll.row(number, name, "failed", code=code, steps=steps), None
         try:
             admitted = self.admission.release(
-                answer, site=name, order=order, weights=self.state.weights, declared_units=member.declared_units
+                answer,
+                site=name,
+                order=order,
+                seal=seal,
+                key=member.key,
+                weights=self.state.weights,
+                declared_units=member.declared_units,
             )
         except Rejected as error:
             if error.reason is Reason.SENDER:  # whoever sent it, it was not surely this site

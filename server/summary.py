@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.journal import RunJournal, SiteRow
-from wardpose.server.spent import refuse_lost
+from wardpose.server.ledger import ServerLedger
+from wardpose.server.spent import ledger_of, refuse_lost
 from wardpose.shared.errors import DataError
 from wardpose.shared.ledger_views import finite
 from wardpose.shared.privacy.mechanisms import Mechanism
@@ -29,12 +30,16 @@ def summarise(folder: Path, run: str | None = None) -> dict[str, Any]:
     chosen = next((row for row in reversed(runs) if run is None or row["run"] == run), None)
     if chosen is None:
         raise DataError(f"{folder / 'journal.sqlite'}: holds no run{'' if run is None else f' {run}'}")
-    refuse_lost(folder)
+    place = ledger_of(folder)
+    refuse_lost(folder, place)
     rows = journal.sites(chosen["run"])
     rounds = journal.rounds(chosen["run"])
     names = [entry["name"] for entry in chosen["config"]["sites"]]
     budget = GlobalBudget(
-        folder / "ledger.sqlite", delta=chosen["delta"], overlap=chosen["overlap"], unit=chosen["unit"]
+        ServerLedger(place.path, witness=place.witness),
+        delta=chosen["delta"],
+        overlap=chosen["overlap"],
+        unit=chosen["unit"],
     )
     disjoint, overlap = budget.federation(names)
     initial, final = chosen["score_initial"] or {}, chosen["score_final"] or {}

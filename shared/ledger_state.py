@@ -10,19 +10,24 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from wardpose.shared.errors import LedgerError
+from wardpose.shared.privacy.chain import Witness
 from wardpose.shared.privacy.entries import RESERVE
+from wardpose.shared.privacy.expiry import verify_expiries
 from wardpose.shared.privacy.ledger import Ledger
 
 LedgerState = Literal["ok", "none", "missing", "empty", "locked", "broken", "rolled-back"]
 LEDGER_STATES: tuple[LedgerState, ...] = get_args(LedgerState)
 
 
-def ledger_state(path: Path, paid: Set[tuple[str, int]] | None) -> tuple[LedgerState, str]:
+def ledger_state(
+    path: Path, paid: Set[tuple[str, int]] | None, *, witness: Witness | None = None
+) -> tuple[LedgerState, str]:
     """Tell what became of a ledger, without writing anything.
 
     Args:
         path: of the ledger.
         paid: run and round of everything that a journal knows was charged; `None` where it cannot be read.
+        witness: remembers the ledger's head, where it has one; a ledger behind it was rolled back.
 
     Returns:
         `none` (nothing was ever charged), `ok`, or what is wrong; and then a sentence that names the file.
@@ -30,7 +35,8 @@ def ledger_state(path: Path, paid: Set[tuple[str, int]] | None) -> tuple[LedgerS
     """
     restore = "restore the newest backup"
     if not path.exists():
-        if paid is None or paid:
+        known = None if witness is None else witness.head()
+        if paid is None or paid or (known is not None and known[0]):
             return "missing", f"{path}: is gone, but rounds were charged to it, and stay charged ({restore})"
         return "none", ""
     try:
@@ -40,11 +46,16 @@ def ledger_state(path: Path, paid: Set[tuple[str, int]] | None) -> tuple[LedgerS
         ledger = Ledger.open_readonly(path)
         ledger.verify()
         entries = ledger.entries()
+        verify_expiries(entries)
+        known = None if witness is None else witness.head()
     except (LedgerError, OSError) as error:
         locked = isinstance(error.__cause__, sqlite3.OperationalError) and "locked" in str(error.__cause__)
         return "locked" if locked else "broken", str(error)
     if not entries:
         return "empty", f"{path}: empty; it holds no entry ({restore})"
+    if known is not None and known[0] and (len(entries) < known[0] or entries[known[0] - 1].hash != known[1]):
+        seen = f"its witness has seen {known[0]} entries, the last of which is not there"
+        return "rolled-back", f"{path}: rolled back: {seen} ({restore})"
     charged = {(str(entry.body["run"]), int(entry.body["round"])) for entry in entries if entry.kind == RESERVE}
     for run, number in sorted((paid or set()) - charged):
         return "rolled-back", f"{path}: rolled back: it lacks round {number} of run {run!r}, which was paid ({restore})"

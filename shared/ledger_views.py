@@ -14,7 +14,8 @@ from typing import Any
 
 from wardpose.shared.errors import LedgerError
 from wardpose.shared.privacy.accounting import Adjacency, Event, epsilon
-from wardpose.shared.privacy.entries import COHORT, NOTHING, RESERVE, Entry, Row, next_entry
+from wardpose.shared.privacy.budget import Window
+from wardpose.shared.privacy.entries import COHORT, EXPIRE, NOTHING, RESERVE, Entry, Row, next_entry
 from wardpose.shared.privacy.ledger import Ledger
 
 
@@ -43,6 +44,22 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowView:
+    """What was charged in a month, or by the runs of one federation.
+
+    Attributes:
+        window: the month ("2026-11", UTC), or the federation's name.
+        budget: epsilon that may be spent in it; `None` for no limit of its own.
+        spent: epsilon as enforced; `None` for infinity.
+
+    """
+
+    window: str
+    budget: float | None
+    spent: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CohortView:
     """What was charged to one cohort, and the terms that it is stated at.
 
@@ -58,6 +75,8 @@ class CohortView:
         composed: epsilon of the bare list of charges; `None` for infinity.
         not_private: why the epsilon means nothing, empty where it does.
         studies: what each run was charged.
+        month: what was charged in the last month in which anything was.
+        federations: what the runs of each federation were charged together.
 
     """
 
@@ -71,6 +90,8 @@ class CohortView:
     composed: float | None
     not_private: str
     studies: tuple[Study, ...]
+    month: WindowView | None = None
+    federations: tuple[WindowView, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +128,7 @@ def cohort_views(ledger: Ledger, entries: Sequence[Entry], cohort: str | None = 
     known = ledger.cohorts()
     if cohort is not None and cohort not in known:
         raise LedgerError(f"{ledger.path}: cohort {cohort!r} is unknown (allowed: {', '.join(known) or 'none yet'})")
-    charged = [entry for entry in entries if entry.kind == RESERVE]
+    charged = _standing(entries)
     names = known if cohort is None else (cohort,)
     declared = [entry.body for entry in entries if entry.kind == COHORT]
     named = {str(body["cohort"]) for body in declared if "reservation" in body}
@@ -132,6 +153,14 @@ def _cohort_view(ledger: Ledger, name: str, charged: Sequence[Entry], *, named: 
     patients = ledger.patients(delta=delta, adjacency=adjacency) if named else []
     spent = max(account.epsilon, *(paid for _, paid in patients), 0.0)
     events = [event for charge in ledger.charges(name) for event in charge.events]
+    studies = tuple(_studies(charged, delta, adjacency))
+
+    def window(words: str, budget: float | None, chosen: Window) -> WindowView:
+        paid = ledger.patients(delta=delta, adjacency=adjacency, window=chosen) if named else []
+        mine = ledger.account(name, delta, adjacency=adjacency, whole_ledger=nameless, window=chosen).epsilon
+        return WindowView(window=words, budget=budget, spent=finite(max([mine, *(epsilon for _, epsilon in paid)])))
+
+    last, limits = ledger.last_month(), terms.get("studies", {})
     return CohortView(
         cohort=name,
         units=tuple(sorted({event.unit for event in events})),
@@ -142,7 +171,13 @@ def _cohort_view(ledger: Ledger, name: str, charged: Sequence[Entry], *, named: 
         rule=account.rule,
         composed=finite(account.composed),
         not_private=_why_not_private(events),
-        studies=tuple(_studies(charged, delta, adjacency)),
+        studies=studies,
+        month=window(last, terms.get("per_month"), Window(month=last)) if charged else None,
+        federations=tuple(
+            window(study, limits.get(study), Window(study=study))
+            for study in dict.fromkeys([*(found.federation for found in studies), *limits])
+            if study
+        ),
     )
 
 
@@ -172,6 +207,12 @@ def _why_not_private(events: Iterable[Event]) -> str:
         if event.is_unprotected:
             return f"mechanism {event.mechanism}: something was released without noise"
     return ""
+
+
+def _standing(entries: Sequence[Entry]) -> list[Entry]:
+    """Return the reservations that were not taken back by the word of a site."""
+    gone = {entry.body["reservation"] for entry in entries if entry.kind == EXPIRE}
+    return [entry for entry in entries if entry.kind == RESERVE and entry.sequence not in gone]
 
 
 def compare(site: Sequence[Entry], server: Sequence[Entry], name: str) -> list[Difference]:
@@ -205,8 +246,8 @@ def compare(site: Sequence[Entry], server: Sequence[Entry], name: str) -> list[D
 
 def _by_round(entries: Sequence[Entry], cohort: str | None) -> dict[tuple[str, int], Counter[str]]:
     found: dict[tuple[str, int], Counter[str]] = {}
-    for entry in entries:
-        if entry.kind == RESERVE and cohort in (None, entry.body["cohort"]):
+    for entry in _standing(entries):
+        if cohort in (None, entry.body["cohort"]):
             place = (str(entry.body["run"]), int(entry.body["round"]))
             found.setdefault(place, Counter())[json.dumps(entry.body["events"], sort_keys=True)] += 1
     return found

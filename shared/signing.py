@@ -9,6 +9,8 @@ import base64
 import binascii
 import hashlib
 import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -157,11 +159,31 @@ def create_key_pair(private: Path, public: Path) -> Signer:
     """
     if private.exists():
         raise ConfigError(f"{private}: exists already (allowed: a new name)")
-    key = ec.generate_private_key(ec.SECP384R1())
-    form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    signer = Signer(key)
-    write_bytes(public, f"{signer.public.text}\n".encode())
-    write_bytes(private, key.private_bytes(*form), mode=0o600)
+    public.unlink(missing_ok=True)
+    return ensure_key_pair(private, public)
+
+
+def ensure_key_pair(private: Path, public: Path) -> Signer:
+    """Read a key pair, or write a new one where there is none yet; of several processes at once the first one's counts.
+
+    Raises:
+        ConfigError: what is there is no key, or readable by others.
+        StorageError: they cannot be written.
+
+    """
+    if not private.exists():
+        key = ec.generate_private_key(ec.SECP384R1())
+        form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        whole = private.with_name(f".{private.name}.{secrets.token_hex(8)}")
+        write_bytes(whole, key.private_bytes(*form), mode=0o600)
+        try:
+            with suppress(FileExistsError):
+                os.link(whole, private)
+        finally:
+            whole.unlink()
+    signer = load_signer(private)
+    if not public.exists():
+        write_bytes(public, f"{signer.public.text}\n".encode())
     return signer
 
 

@@ -56,6 +56,9 @@ class PolicyConfig(Strict):
             no patients must say `record`, or `frame` for whole pictures.
         epsilon: total budget at `delta` of each patient in whatever cohort of this site, or of a cohort whose
             records name no patients.
+        epsilon_per_month: the same of what one calendar month (UTC) charges; no limit of its own when absent.
+        studies: the same of what single federations charge, by name; with any, a federation that is not named may
+            charge nothing.
         delta: probability of failure.
         adjacency: neighbouring relation that the budget is stated for.
         tiers: budgets of consent tiers, by tier name.
@@ -89,6 +92,8 @@ class PolicyConfig(Strict):
     mechanisms: tuple[MechanismName, ...] = ("dp-sgd",)
     unit: UnitKind = "patient"
     epsilon: float = Field(default=8.0, gt=0, allow_inf_nan=False)
+    epsilon_per_month: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    studies: dict[Name, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default={})
     delta: float = Field(default=1e-5, gt=0, lt=1)
     adjacency: Literal["add-remove", "replace-one"] = "add-remove"
     tiers: dict[Name, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default={})
@@ -141,6 +146,9 @@ class SiteConfig(Strict):
         cohort: the patients and their frames.
         policy: what is allowed.
         ledger: SQLite file of the privacy ledger; back it up like a medical record.
+        node_key: the site's private key, by which its SuperNode proves itself; signs every row of the ledger and
+            everything that leaves.
+        coordinator_key: public key of the one coordinator whose orders are carried out.
         state: folder of caches and the local journal.
         cache: of crops and features, in `state`.
         device: `auto` takes CUDA where there is one.
@@ -158,6 +166,8 @@ class SiteConfig(Strict):
     cohort: CohortConfig
     policy: PolicyConfig = PolicyConfig()
     ledger: Path = Path("ledger.sqlite")
+    node_key: Path = Path("node.key")
+    coordinator_key: Path = Path("coordinator.pub")
     state: Path = Path("state")
     cache: CacheConfig = CacheConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -2,8 +2,8 @@
 
 `RoundOrder` (server -> site) carries the global weights and how to train. `SiteRelease` (site -> server) carries a
 noised update and facts that do not depend on any patient's data: they follow from the order, the site's own
-configuration and the ledger. A site that does not train answers with a `Refusal`: a number and a fixed sentence, never
-the text of an exception.
+configuration and the ledger. Both are signed (`seals`). A site that does not train answers with a `Refusal`: a number
+and a fixed sentence, never the text of an exception.
 """
 
 import hashlib
@@ -23,12 +23,15 @@ from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.seals import MOST_CHARGES, MOST_RECEIPTS, Digest, Head, Word, body_text
+from wardpose.shared.signing import PublicKey, Signer
 from wardpose.shared.training.settings import LocalTraining, refuse_uplink
 from wardpose.shared.yaml_config import describe
 
 TRAIN = "train"
 PREFLIGHT = "query.preflight"
-PROTOCOL = 2
+RECEIPTS = "query.receipts"
+PROTOCOL = 3
 COEFFICIENTS = "coefficients"
 LARGEST_BODY = 1 << 20
 """Most characters that the text beside the arrays may have."""
@@ -51,6 +54,8 @@ class Refusal(IntEnum):
     ORDER = 1004
     SITE = 1005
     FAILED = 1006
+    SEAL = 1007
+    APART = 1008
 
     @property
     def sentence(self) -> str:
@@ -65,6 +70,8 @@ _SENTENCES = {
     Refusal.ORDER: "the order cannot be read",
     Refusal.SITE: "the site's configuration cannot be used",
     Refusal.FAILED: "the site failed; its own journal says why",
+    Refusal.SEAL: "the order is not one that the site's coordinator signed for it, once, in a course it accepted",
+    Refusal.APART: "the coordinator's ledger and the site's do not agree",
 }
 
 
@@ -136,22 +143,23 @@ class RoundOrder(_Body):
         return self.course.events(self.round)
 
 
-class SiteRelease(_Body):
-    """What leaves a site after a round, beside the update itself.
+class SiteAnswer(_Body):
+    """What a site says of itself in every answer; signed by its node key.
 
     Attributes:
         protocol: version of this message.
         site: the site's name.
-        run: identity of the run.
-        round: counted from 1.
-        mechanism: as ordered.
-        steps: noised gradients taken; as ordered.
-        weights_hash: weights that the update starts from.
+        key: public half of its node key.
+        nonce: of the seal that it answers.
+        order: hash of the order that it answers.
         code_hash: SHA-256 of the site's code.
-        secure: whether the noise came from a cryptographically secure generator; `False` is stamped "not private".
+        secure: whether the noise comes from a cryptographically secure generator; `False` is stamped "not private".
         ledger_sequence: entries in the site's ledger.
         ledger_head: hash of the last entry; a later, shorter ledger is thereby found out.
-        epsilon_spent: of the cohort, all runs composed, after this round.
+        server_ledger: head of the coordinator's ledger that the site remembers.
+        receipts: hashes of the receipts that it has kept.
+        words: that nothing was released for charges that the seal asked about; such an order is never carried out.
+        epsilon_spent: of the cohort, all runs composed.
         epsilon_budget: of the cohort.
         delta: at which both are stated.
 
@@ -159,40 +167,73 @@ class SiteRelease(_Body):
 
     protocol: int = PROTOCOL
     site: str
+    key: Annotated[str, Field(max_length=400)]
+    nonce: Digest
+    order: Digest
+    code_hash: Hash
+    secure: bool
+    ledger_sequence: Entries
+    ledger_head: Hash
+    server_ledger: Head
+    receipts: Annotated[tuple[Digest, ...], Field(max_length=MOST_RECEIPTS)] = ()
+    words: Annotated[tuple[Word, ...], Field(max_length=MOST_CHARGES)] = ()
+    epsilon_spent: float = Field(ge=0)
+    epsilon_budget: float = Field(gt=0)
+    delta: float = Field(gt=0, lt=1)
+
+
+class ReceiptsOrder(_Body):
+    """Nothing is asked: the seal brings receipts, and the answer says which of them were kept.
+
+    Attributes:
+        protocol: version of this message.
+        run: that has ended.
+
+    """
+
+    protocol: int = PROTOCOL
+    run: str
+
+
+class ReceiptsKept(SiteAnswer):
+    """A site's answer to receipts; its attributes are those of every answer."""
+
+
+class SiteRelease(SiteAnswer):
+    """What leaves a site after a round, beside the update itself.
+
+    Attributes:
+        run: identity of the run.
+        round: counted from 1.
+        mechanism: as ordered.
+        steps: noised gradients taken; as ordered.
+        weights_hash: weights that the update starts from.
+        arrays: SHA-256 of the arrays that come along (`hash_arrays`).
+        paid: the row of the site's ledger that charged the round. The other attributes are those of every answer.
+
+    """
+
     run: str
     round: int = Field(ge=1)
     mechanism: Mechanism
     steps: int = Field(ge=1)
     weights_hash: Hash
-    code_hash: Hash
-    secure: bool
+    arrays: Hash
+    paid: Head
     ledger_sequence: Entries = Field(ge=1)
-    ledger_head: Hash
-    epsilon_spent: float = Field(ge=0)
-    epsilon_budget: float = Field(gt=0)
-    delta: float = Field(gt=0, lt=1)
 
 
-class SiteStatus(_Body):
+class SiteStatus(SiteAnswer):
     """A site's answer to a preflight: it would train this order, and what its ledger says now.
 
     Attributes:
         declared_units: the numbers of units that its site.yaml declares, by consent tier (the plain tier is ""): what
             noised sums are divided by, hence what decides how long its updates can be. The other attributes are those
-            of `SiteRelease`.
+            of every answer.
 
     """
 
-    protocol: int = PROTOCOL
-    site: str
-    code_hash: Hash
-    secure: bool
     declared_units: dict[str, Units]
-    ledger_sequence: Entries
-    ledger_head: Hash
-    epsilon_spent: float = Field(ge=0)
-    epsilon_budget: float = Field(gt=0)
-    delta: float = Field(gt=0, lt=1)
 
 
 Body = TypeVar("Body", bound=_Body)
@@ -211,9 +252,13 @@ def hash_arrays(arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
-def pack(body: _Body, arrays: Arrays | None = None) -> RecordDict:
-    """Express a body, and arrays where it has some, in Flower's records."""
-    records: dict[str, ArrayRecord | ConfigRecord] = {"body": ConfigRecord({"json": body.model_dump_json()})}
+def pack(body: _Body, arrays: Arrays | None = None, *, signer: Signer | None = None) -> RecordDict:
+    """Express a body, and arrays where it has some, in Flower's records; signed where a site answers."""
+    text = body.model_dump_json()
+    fields = {"json": text}
+    if signer is not None:
+        fields["signature"] = signer.sign(type(body).__name__, text.encode())
+    records: dict[str, ArrayRecord | ConfigRecord] = {"body": ConfigRecord(dict(fields))}
     if arrays is not None:
         records["arrays"] = ArrayRecord({name: Array(np.ascontiguousarray(value)) for name, value in arrays.items()})
     return RecordDict(records)  # type: ignore[arg-type]  # Flower annotates an invariant dict of the union
@@ -289,9 +334,9 @@ def unpack_body(content: object, kind: type[Body], *, arrays: bool) -> Body:
     if len(content) != len(expected):
         raise WireError(f"{len(content)} records (allowed: {', '.join(expected)})")
     fields = dict(content.config_records["body"])
-    text = fields.pop("json", None)
-    if fields or not isinstance(text, str):
-        raise WireError('record "body" does not hold the one text "json"')
+    text = fields.get("json")
+    if set(fields) != {"json", "signature"} or not isinstance(text, str) or not isinstance(fields["signature"], str):
+        raise WireError('record "body" does not hold the two texts "json" and "signature"')
     if len(text) > _LARGEST_BODY:
         raise WireError(f"the body has {len(text)} characters (allowed: {_LARGEST_BODY})")
     try:
@@ -301,6 +346,16 @@ def unpack_body(content: object, kind: type[Body], *, arrays: bool) -> Body:
     if getattr(body, "protocol", PROTOCOL) != PROTOCOL:
         raise WireError(f"{kind.__name__}: protocol is not {PROTOCOL}")
     return body
+
+
+def check_signed(content: RecordDict, kind: type[_Body], key: PublicKey) -> None:
+    """Check that a body that `unpack_body` has read was signed by a site's key.
+
+    Raises:
+        SignatureError: it was not.
+
+    """
+    key.verify(kind.__name__, body_text(content).encode(), str(content.config_records["body"]["signature"]))
 
 
 def unpack_arrays(content: RecordDict, forms: Sequence[Mapping[str, ArrayForm]]) -> dict[str, NDArray[Any]]:

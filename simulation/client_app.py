@@ -5,7 +5,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from wardpose.client.app import answer_order, answer_preflight
+from wardpose.client.app import answer_order, answer_preflight, answer_receipts
 from wardpose.simulation.layout import site_of_partition
 
 app = ClientApp()
@@ -21,6 +21,12 @@ def train(message: Message, context: Context) -> Message:
 def preflight(message: Message, context: Context) -> Message:
     """Answer a preflight as a hospital does."""
     return answer_preflight(message, lambda: _site(context))
+
+
+@app.query("receipts")
+def receipts(message: Message, context: Context) -> Message:
+    """Answer a `ReceiptsOrder` as a hospital does."""
+    return answer_receipts(message, lambda: _site(context))
 
 
 def _site(context: Context) -> Path:

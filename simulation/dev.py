@@ -2,17 +2,17 @@
 
 It differs from a hospital's deployment in two things only: everything is on 127.0.0.1, and the patients are simulated.
 The folder holds `federation.yaml`, `authority/`, `superlink/`, `operator/` (Flower's connection settings), `app/` (the
-bundle without code), `server/` (the run directory), `sites/NAME/`, `logs/` and `processes.json`.
+bundle without code), `coordinator.yaml`, `coordinator/` (the ledger), `server/` (the run directory), `sites/NAME/`,
+`logs/` and `processes.json`.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wardpose.server.bundle import write_bundle
+from wardpose.server.bundle import run_config, write_bundle
 from wardpose.server.journal import RoundRow, RunJournal
 from wardpose.server.superlink import registered_nodes, run_ended
 from wardpose.shared.errors import ConfigError
@@ -65,8 +65,18 @@ class Deployment:
 
     @property
     def run_directory(self) -> Path:
-        """The coordinator's folder: journal, ledger, checkpoint."""
+        """The run's folder: journal, checkpoint, model."""
         return self.folder / "server"
+
+    @property
+    def ledger(self) -> Path:
+        """The coordinator's ledger, beside which are the heads of the sites' ones."""
+        return self.folder / "coordinator" / "ledger.sqlite"
+
+    @property
+    def coordinator(self) -> Path:
+        """The coordinator's configuration, which its processes are started with."""
+        return self.folder / "coordinator.yaml"
 
     def site_config(self, site: str) -> Path:
         """Return the site.yaml of a hospital."""
@@ -88,8 +98,10 @@ class Deployment:
         if self.processes.alive():
             raise ConfigError(f"{self.folder}: is up already (allowed: wardpose dev down first)")
         self.processes.forget()
-        sites = prepare_sites(config, self.folder)
+        sites = prepare_sites(config, self.folder, coordinator=self.ledger.parent)
         write_text(self.folder / "federation.yaml", to_yaml(config))
+        if not self.coordinator.exists():
+            write_text(self.coordinator, "state: coordinator\n")
         self._write_keys(sites)
         try:
             self._start_sites(sites, self._start_server(report), report)
@@ -124,16 +136,11 @@ class Deployment:
         """
         if _SUPERLINK not in self._alive_roles():
             raise ConfigError(f"{self.folder}: is not up (allowed: wardpose dev up first)")
-        settings: dict[str, str | bool] = {
-            "federation": str(self.folder / "federation.yaml"),
-            "run-directory": str(self.run_directory),
-            "resume": resume,
-        }
-        run_config = self.folder / "run-config.toml"
-        write_text(run_config, "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+        settings = self.folder / "run-config.toml"
+        write_text(settings, run_config(self.folder / "federation.yaml", self.run_directory, resume=resume))
         bundle = write_bundle(self.folder / "app")
         self._submitted = time.time()
-        return int(self._ask("run", str(bundle), _CONNECTION, "--run-config", str(run_config))["run-id"])
+        return int(self._ask("run", str(bundle), _CONNECTION, "--run-config", str(settings))["run-id"])
 
     def wait_for_end(self, run_id: int, *, report: Report = lambda line: None) -> str:
         """Wait for the end of a run, report its rounds, and return its status as Flower lists it.
@@ -179,6 +186,8 @@ class Deployment:
 
     def _start_server(self, report: Report) -> str:
         """Start the SuperLink and its SuperExec; return the SuperLink's address."""
+        from wardpose.server.coordinator import VARIABLE
+
         address = f"{LOOPBACK}:{free_ports(1)[0]}"
         home = self.folder / "superlink"
         secret = ["--superexec-auth-secret-file", str(home / "superexec.secret")]
@@ -202,6 +211,7 @@ class Deployment:
             home,
             "flower-superexec",
             *("--runtime-api-address", address, "--root-certificates", str(self._certificate), *secret),
+            variables={VARIABLE: str(self.coordinator)},
         )
         report(f"SuperLink on {address}")
         return address
@@ -239,11 +249,19 @@ class Deployment:
                 create_node_key(config.parent)
             create_secret(config.parent / "superexec.secret")
 
-    def _launch(self, role: str, folder: Path, name: str, *arguments: str, restart: bool = True) -> None:
+    def _launch(
+        self,
+        role: str,
+        folder: Path,
+        name: str,
+        *arguments: str,
+        restart: bool = True,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.processes.start(
             role,
             [program(name), *arguments],
-            environment=environment(folder / "flwr"),
+            environment={**environment(folder / "flwr"), **(variables or {})},
             folder=folder,
             restart_seconds=_RESTART_SECONDS if restart else None,
         )

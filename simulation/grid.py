@@ -22,6 +22,7 @@ from flwr.supercore.task_identity import (
     TaskIdentity,
 )  # Message() needs the identity of the task that creates it
 
+from wardpose.shared.signing import load_public_key
 from wardpose.shared.wire import TRAIN, Refusal, refusal
 
 _CRASHED = 8  # Flower's CLIENT_APP_CRASHED
@@ -69,6 +70,7 @@ class InProcessGrid(Grid):
     """
 
     poll_seconds = 0.01
+    simulated = True  # the server's ledger lies in the run's folder, as the sites' do
 
     def __init__(
         self,
@@ -83,6 +85,7 @@ class InProcessGrid(Grid):
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
         self._app = client_app
         self._names = dict(enumerate(sites, start=_FIRST_NODE))
+        self._keys = {name: load_public_key(path.parent / "node.pub") for name, path in sites.items()}
         self._contexts = {
             node: Context(
                 run_id=1,
@@ -136,8 +139,11 @@ class InProcessGrid(Grid):
         return list(self._contexts)
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        """Return the sites with their names."""
-        return [NodeInfo(node_id=node, name=name) for node, name in self._names.items()]
+        """Return the sites with their names and keys."""
+        return [
+            NodeInfo(node_id=node, name=name, public_key=self._keys[name].text.encode())
+            for node, name in self._names.items()
+        ]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand messages to the sites; returns at once."""

@@ -16,13 +16,19 @@ from wardpose.shared.config import (
 from wardpose.shared.data.source import DataSource, WardSource, names_patients, open_source
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_json, write_text
+from wardpose.shared.signing import ensure_key_pair
 from wardpose.shared.site_config import CohortConfig, PolicyConfig, SiteConfig
 from wardpose.shared.skeleton import Skeleton, get_skeleton
 from wardpose.simulation.partition import partition
 
 
-def prepare_sites(config: FederationConfig, folder: Path) -> dict[str, Path]:
+def prepare_sites(config: FederationConfig, folder: Path, *, coordinator: Path | None = None) -> dict[str, Path]:
     """Lay out every simulated hospital of a federation; what is already there stays (ledgers above all).
+
+    Args:
+        config: the plan.
+        folder: where `sites/NAME/` are made.
+        coordinator: folder of the coordinator's key, made where there is none; `folder` when absent.
 
     Returns:
         Site name -> site.yaml.
@@ -33,6 +39,8 @@ def prepare_sites(config: FederationConfig, folder: Path) -> dict[str, Path]:
 
     """
     _refuse_unnamed(config)
+    key = (coordinator or folder).resolve() / "coordinator.pub"
+    ensure_key_pair(key.with_suffix(".key"), key)  # the server's, who signs its orders
     paths = {entry.name: folder / "sites" / entry.name / "site.yaml" for entry in config.sites}
     if all(path.exists() for path in paths.values()):
         return paths
@@ -56,7 +64,8 @@ def prepare_sites(config: FederationConfig, folder: Path) -> dict[str, Path]:
             dealt[entry.name] = (source, len({record.patient_id for record in chosen}))
     for entry in config.sites:
         source, patients = dealt[entry.name]
-        site = _site(config, entry, source, patients)
+        ensure_key_pair(paths[entry.name].parent / "node.key", paths[entry.name].parent / "node.pub")
+        site = _site(config, entry, source, patients, key)
         write_text(paths[entry.name], yaml.safe_dump(site.model_dump(mode="json"), sort_keys=False))
     return paths
 
@@ -76,7 +85,9 @@ def _refuse_unnamed(config: FederationConfig) -> None:
             )
 
 
-def _site(config: FederationConfig, entry: SiteEntry, source: DataSource, patients: int) -> SiteConfig:
+def _site(
+    config: FederationConfig, entry: SiteEntry, source: DataSource, patients: int, coordinator: Path
+) -> SiteConfig:
     privacy, mechanism = config.privacy, config.mechanism
     return SiteConfig(
         site=entry.name,
@@ -105,6 +116,7 @@ def _site(config: FederationConfig, entry: SiteEntry, source: DataSource, patien
             own_public_basis=True,
             certificate=None,
         ),
+        coordinator_key=coordinator,
         public_view=config.public_view,
         public_data=config.data.public,
         answer_seconds=0.0,

@@ -183,6 +183,21 @@ def _number(epsilon: float | None) -> str:
     return "infinite" if epsilon is None else f"{epsilon:.4f}"
 
 
+@app.command("accept-coordinator-ledger")
+def accept_coordinator_ledger(
+    site: SiteFile,
+    why: Annotated[str, typer.Option("--why", help="What happened, and who of the coordinator says so; it is kept.")],
+) -> None:
+    """Go on with a coordinator whose ledger was lost or put back; what this site's ledger charged stays charged."""
+    from wardpose.client.site import open_site
+    from wardpose.shared.errors import ConfigError
+
+    if not why.strip():
+        raise ConfigError("--why: is empty (allowed: what happened, and who says so)")
+    open_site(site).contact.accept_another(why)
+    typer.echo("the coordinator's ledger is believed at its next order, whatever it is", err=True)
+
+
 @app.command("clear-cache")
 def clear_cache(site: SiteFile) -> None:
     """Delete the crops and features that training keeps of this site's patients. Ledger and journal stay."""
@@ -204,4 +219,8 @@ def init(
     from wardpose.client.template import write_template
 
     path = write_template(folder, name)
-    typer.echo(f"{path}: fill in cohort and policy, then run: wardpose site check {path}", err=True)
+    typer.echo(
+        f"{path}: fill in cohort and policy, send {folder / 'node.pub'} to the coordinator, put their coordinator.pub "
+        f"beside it, then run: wardpose site check {path}",
+        err=True,
+    )

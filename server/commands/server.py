@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from wardpose.shared.terminal import console, line, table
+from wardpose.shared.terminal import Json, console, line, say, table
 
 app = typer.Typer(no_args_is_help=True)
 
+Why = Annotated[str, typer.Option("--why", help="What happened, and who at the hospital says so; it is kept.")]
 Directory = Annotated[Path, typer.Option("--directory", help="The coordinator's run directory.")]
 
 
@@ -29,24 +30,96 @@ def metrics(
     serve(ServerExporter(directory, superlink_database).collector(), host=host, port=port)
 
 
+@app.command()
+def key(
+    directory: Annotated[
+        Path | None, typer.Option("--directory", help="A simulated run's folder.", show_default="the coordinator's")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+) -> None:
+    """Show the key that signs orders, made on first use; sites need its public half as coordinator.pub."""
+    from wardpose.server.coordinator import coordinator_accounts, folder_accounts, load_coordinator
+
+    accounts = coordinator_accounts(load_coordinator()) if directory is None else folder_accounts(directory)
+    public, path = accounts.signer().public, accounts.ledger_path.with_name("coordinator.pub")
+    if as_json:
+        typer.echo(json.dumps({"public": str(path), "fingerprint": public.fingerprint, "key": public.text}))
+        return
+    typer.echo(public.text)
+    typer.echo(f"{path}: fingerprint {public.fingerprint}; give it to each site by a way you trust", err=True)
+
+
 @app.command("accept-ledger")
 def accept_ledger(
     site: Annotated[str, typer.Argument(help="The site whose ledger was lost, or restored from an old backup.")],
-    directory: Directory,
-    why: Annotated[str, typer.Option("--why", help="What happened, and who at the hospital says so; it is kept.")],
+    why: Why,
+    directory: Annotated[
+        Path | None, typer.Option("--directory", help="A simulated run's folder.", show_default="the coordinator's")
+    ] = None,
 ) -> None:
     """Let a site go on with another ledger than the one seen before; what the server charged it stays charged."""
-    from wardpose.server.heads import Heads
+    from wardpose.server.coordinator import coordinator_accounts, folder_accounts, load_coordinator
     from wardpose.shared.errors import ConfigError
 
-    heads = Heads(directory / "heads.sqlite")
+    accounts = coordinator_accounts(load_coordinator()) if directory is None else folder_accounts(directory)
+    heads = accounts.heads
     last = heads.last(site)
     if last is None:
         raise ConfigError(f'{heads.path}: no ledger of site "{site}" was seen, so that none has to be accepted')
-    if not why.strip():
-        raise ConfigError("--why: is empty (allowed: what happened, and who says so)")
+    _refuse_empty(why)
     heads.accept_another(site, why)
     typer.echo(f"{site}: in the next run its ledger is believed, whatever it is; the last one had {last[0]} entries")
+
+
+@app.command("import-ledger")
+def import_ledger(
+    old: Annotated[Path, typer.Argument(help="The ledger of an old run folder.", metavar="LEDGER.sqlite")],
+    as_json: Json = False,
+) -> None:
+    """Charge in the coordinator's ledger, once, all that a run folder's own ledger holds."""
+    from wardpose.server.coordinator import coordinator_accounts, load_coordinator
+    from wardpose.server.coordinator import import_ledger as imported
+
+    accounts = coordinator_accounts(load_coordinator())
+    number = imported(accounts, old)
+    say({"ledger": str(accounts.ledger_path), "reservations": number}, as_json=as_json)
+
+
+@app.command("accept-witness")
+def accept_witness(why: Why, as_json: Json = False) -> None:
+    """Begin with a new witness of the coordinator's ledger, because the old one was lost: vouch that it is whole."""
+    from wardpose.server.coordinator import accept_ledger_as_it_is, coordinator_accounts, load_coordinator
+
+    _refuse_empty(why)
+    sequence, digest = accept_ledger_as_it_is(coordinator_accounts(load_coordinator()), why)
+    say({"entries": sequence, "head": f"{sequence}:{digest}"}, as_json=as_json)
+
+
+@app.command("accept-key")
+def accept_key(
+    site: Annotated[str, typer.Argument(help="The site, as it is registered.")],
+    key: Annotated[Path, typer.Argument(help="Its new public key.", metavar="NODE.pub")],
+    why: Why,
+    account: Annotated[
+        str, typer.Option(help="The account, where the hospital has another name now.", show_default="the site's own")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Let a site go on with another key; its account stays, with all that was charged."""
+    from wardpose.server.coordinator import coordinator_accounts, load_coordinator
+    from wardpose.shared.signing import load_public_key
+
+    _refuse_empty(why)
+    public = load_public_key(key)
+    bound = coordinator_accounts(load_coordinator()).ledger().bind(site, public, why=why, account=account)
+    say({"site": site, "account": bound, "key": public.fingerprint}, as_json=as_json)
+
+
+def _refuse_empty(why: str) -> None:
+    from wardpose.shared.errors import ConfigError
+
+    if not why.strip():
+        raise ConfigError("--why: is empty (allowed: what happened, and who says so)")
 
 
 @app.command()
@@ -82,6 +155,28 @@ def status(
     screen.print(table(("site", "status", "epsilon spent", "budget", "delta", "steps", "why"), rows, left=7))
     if summary["not_private"]:
         screen.print(line(("NOT PRIVATE", "bold red"), f": {summary['not_private']}"))
+
+
+@app.command()
+def submit(
+    plan: Annotated[Path, typer.Argument(help="The federation.yaml of the run.", metavar="PLAN")],
+    connection: Annotated[
+        str | None, typer.Argument(help="Flower's name of the SuperLink's connection.", show_default="Flower's default")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether it would be refused.")] = False,
+    directory: Annotated[
+        Path | None, typer.Option("--directory", help="The run's folder.", show_default="in Wardpose's home")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Hold a plan against the coordinator's limits, and hand it to Flower; exits 2 when it would cross one."""
+    from wardpose.server.submission import check_plan, submit_plan
+
+    found = check_plan(plan, directory=directory, resume=resume)
+    if not check:
+        found |= {"flower_run": submit_plan(plan, connection, directory=directory, resume=resume)}
+    say(found, as_json=as_json)
 
 
 @app.command()

@@ -42,6 +42,10 @@ def show(path: LedgerFile, cohort: Cohort = None, as_json: Json = False) -> None
         screen.print(line(f"{view.cohort}: {spent}, {view.adjacency}, by {view.rule}"), soft_wrap=True)
         if view.not_private:
             screen.print(line(("NOT PRIVATE", "bold red"), f": {view.not_private}"))
+        for window in (view.month, *view.federations):
+            if window is not None:
+                of = "" if window.budget is None else f" of {window.budget:g}"
+                screen.print(line(f"  in {window.window}: epsilon {_number(window.spent)}{of}"), soft_wrap=True)
         rows = (
             (study.run, study.federation, ", ".join(study.mechanisms), study.rounds, _number(study.epsilon))
             for study in view.studies
@@ -55,19 +59,56 @@ def verify(
     head: Annotated[
         str | None, typer.Option(help="SEQUENCE:HASH that was seen before and must still be in it.", show_default=False)
     ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            help="Public key of whoever keeps the ledger: the last row must be signed by it.", show_default=False
+        ),
+    ] = None,
+    site_key: Annotated[
+        Path | None,
+        typer.Option(help="A site's public key: every word by which it took a charge back must be its own."),
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Whose key it is.", show_default="of all words")] = None,
     as_json: Json = False,
 ) -> None:
     """Check every entry of a ledger, or of an export. Exits 2 when something is wrong."""
     from wardpose.shared.ledger_views import verify_export
+    from wardpose.shared.privacy.expiry import verify_expiries
+    from wardpose.shared.signing import load_public_key
 
     if path.suffix == ".jsonl":
-        _refuse_head(head)
+        for option, value in (("--head", head), ("--key", key), ("--site-key", site_key)):
+            _refuse_for_export(option, value)
         count, digest, redacted = verify_export(path)
         say({"entries": count, "head": digest, "redacted": redacted}, as_json=as_json)
         return
     ledger, entries = _checked(path)
     ledger.verify(None if head is None else _head(head))
-    say({"entries": len(entries), "head": f"{len(entries)}:{ledger.head()[1]}", "redacted": 0}, as_json=as_json)
+    taken = verify_expiries(entries, None if site_key is None else load_public_key(site_key), site)
+    facts = {"entries": len(entries), "head": f"{len(entries)}:{ledger.head()[1]}", "redacted": 0, "taken_back": taken}
+    if key is not None:
+        facts["signed"], facts["not_signed"] = ledger.check_signatures(load_public_key(key))
+    say(facts, as_json=as_json)
+
+
+@app.command("renew-key")
+def renew_key(
+    path: LedgerFile,
+    key: Annotated[Path, typer.Option(help="The private key that signs from here on.")],
+    why: Annotated[str, typer.Option(help="What became of the old key, and who says so; it is kept.")],
+    as_json: Json = False,
+) -> None:
+    """Let a new key sign a ledger's rows from here on. What was charged stays charged."""
+    from wardpose.shared.errors import ConfigError
+    from wardpose.shared.privacy.ledger import Ledger
+    from wardpose.shared.signing import load_signer
+
+    if not why.strip():
+        raise ConfigError("--why: is empty (allowed: what happened, and who says so)")
+    signer = load_signer(key)
+    entry = Ledger(path).renewed(signer, why)
+    say({"entry": entry.sequence, "key": signer.public.fingerprint}, as_json=as_json)
 
 
 @app.command()
@@ -161,11 +202,11 @@ def _head(text: str) -> tuple[int, str]:
     return int(sequence), digest
 
 
-def _refuse_head(head: str | None) -> None:
+def _refuse_for_export(option: str, value: object) -> None:
     from wardpose.shared.errors import ConfigError
 
-    if head is not None:
-        raise ConfigError("--head is for ledgers (an export holds its head in its last line)")
+    if value is not None:
+        raise ConfigError(f"{option} is for ledgers (an export holds its head in its last line, and no signatures)")
 
 
 def _number(epsilon: Any) -> str:

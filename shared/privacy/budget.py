@@ -1,5 +1,6 @@
 """What may be spent, and whether some charges stay within it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -8,6 +9,7 @@ from wardpose.shared.privacy import accounting, filters
 from wardpose.shared.privacy.accounting import ANY_TIER, UNITS, Adjacency, Event, UnitKind
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.filters import Charged
+from wardpose.shared.privacy.membership import Spend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class Budget:
             what it pays, so they count as infinite.
         whole_ledger: every cohort of the file counts: for records that name no patients, among whom nobody can tell
             who was there before.
+        per_month: limit of what is charged in one calendar month (UTC).
+        studies: limits of what single studies charge, by name; with any, a study that is not named may charge nothing.
 
     Raises:
         ConfigError: a limit is negative or not a number, or delta or adjacency is out of range.
@@ -40,14 +44,20 @@ class Budget:
     by_tier: Mapping[str, float] = field(default_factory=dict)
     unit: UnitKind = "record"
     whole_ledger: bool = False
+    per_month: float = math.inf
+    studies: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse limits that have no meaning."""
-        for tier, limit in {"": self.epsilon, **self.by_tier}.items():
+        limits = {
+            "": self.epsilon,
+            " of a month": self.per_month,
+            **{f" of tier {tier!r}": limit for tier, limit in self.by_tier.items()},
+            **{f" of study {study!r}": limit for study, limit in self.studies.items()},
+        }
+        for what, limit in limits.items():
             if not limit >= 0:
-                raise ConfigError(
-                    f"budget{f' of tier {tier!r}' if tier else ''}: epsilon is {limit}; it must be at least 0"
-                )
+                raise ConfigError(f"budget{what}: epsilon is {limit}; it must be at least 0")
         accounting.epsilon((), delta=self.delta, adjacency=self.adjacency)
 
     def limit(self, tier: str) -> float:
@@ -56,18 +66,96 @@ class Budget:
             return min([self.epsilon, *self.by_tier.values()])
         return self.by_tier.get(tier, self.epsilon)
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it limits anything at all."""
+        return bool(self.studies) or min(self.epsilon, self.per_month, *self.by_tier.values()) < math.inf
+
+    def windows(self, study: str, month: str) -> list["Window"]:
+        """Return what a charge for a study in a month is held against: everything, and what has limits of its own."""
+        found = [Window()]
+        if self.per_month < math.inf:
+            found.append(Window(words=f" in {month}", limit=self.per_month, month=month))
+        if self.studies:
+            limit = self.studies.get(study, 0.0)
+            found.append(Window(words=f" for the study {study!r}", limit=limit, study=study))
+        return found
+
     def spent(self, charges: Sequence[Charged], first_order: int | None) -> float:
         """Epsilon of charges for the budget's unit and adjacency, as enforced; infinite for those of a weaker unit."""
         if holds_weaker(charges, self.unit):
             return float("inf")
         return filters.account(charges, delta=self.delta, adjacency=self.adjacency, first_order=first_order).epsilon
 
-    def bears(self, charges: Sequence[Charged], first_order: int | None, *, tier: str) -> bool:
-        """Tell whether units of `tier` may spend that much."""
-        limit = self.limit(tier)
+    def bears(
+        self, charges: Sequence[Charged], first_order: int | None, *, tier: str, limit: float | None = None
+    ) -> bool:
+        """Tell whether units of `tier` may spend that much; a window's `limit` stands in the place of the tier's."""
+        limit = self.limit(tier) if limit is None else limit
         if holds_weaker(charges, self.unit):
             return limit == float("inf")
         return filters.fits(charges, limit, delta=self.delta, adjacency=self.adjacency, first_order=first_order)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Some of the charges of an account, which have a limit of their own beside the account's.
+
+    What a window's charges release is bounded by their composition, whatever the charges outside it were: these are
+    given before, or follow from what was released (`filters`, conditional on them). Which rounds of a course fall into
+    a month may be chosen by looking at releases, so the month's charges are a fixed list only where all are equal. A
+    study holds its courses whole.
+
+    Attributes:
+        words: which they are, for an error.
+        limit: epsilon of the window; that of the account where there is none.
+        month: those of a month.
+        study: those of a study, and those that nobody can tell the study of.
+
+    """
+
+    words: str = ""
+    limit: float | None = None
+    month: str | None = None
+    study: str | None = None
+
+    def holds(self, spend: Spend) -> bool:
+        """Tell whether a charge is in it."""
+        return self.month in (None, spend.month) and (self.study is None or spend.study in ("", self.study))
+
+    def charged(self, charges: Sequence[Charged]) -> list[Charged]:
+        """Return the charges in it as what can be accounted for together."""
+        if self.month is None or len({charge.events for charge in charges}) <= 1:
+            return list(charges)
+        return [replace(charge, course="", covers=()) for charge in charges]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlapBudget:
+    """What somebody may spend who is in up to `overlap` of several cohorts: the composition of the costliest.
+
+    Attributes:
+        budget: epsilon, delta and the rest.
+        overlap: of how many cohorts one may be.
+        cohorts: which; all of the ledger when empty.
+
+    Examples:
+        >>> OverlapBudget(budget=Budget(epsilon=1.0, delta=1e-5), overlap=2).spent({})
+        0.0
+
+    """
+
+    budget: Budget
+    overlap: int
+    cohorts: tuple[str, ...] = ()
+
+    def spent(self, charges: Mapping[str, Sequence[Charged]]) -> float:
+        """Return what the costliest cohorts spent together."""
+        if any(holds_weaker(found, self.budget.unit) for found in charges.values()):
+            return math.inf
+        return filters.federation_epsilon(
+            charges, delta=self.budget.delta, overlap=self.overlap, adjacency=self.budget.adjacency
+        )
 
 
 def holds_weaker(charges: Sequence[Charged], unit: UnitKind) -> bool:

@@ -38,6 +38,7 @@ from wardpose.shared.privacy.entries import (
     CHECKPOINT,
     COMMIT,
     GENESIS,
+    KEY,
     NOTHING,
     VERSION,
     Entry,
@@ -45,7 +46,9 @@ from wardpose.shared.privacy.entries import (
     entry_hash,
     next_entry,
 )
-from wardpose.shared.privacy.tally import Tally, text_digest
+from wardpose.shared.privacy.row_signatures import check_all, check_row, sign_rows, signature_of
+from wardpose.shared.privacy.tally import FORM, Tally, text_digest
+from wardpose.shared.signing import PublicKey, Signer
 
 _APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
 _PATIENCE = 120.0  # seconds to wait for another process's transaction
@@ -92,11 +95,14 @@ class Chain:
         clock: Callable[[], float] = time.time,
         readonly: bool = False,
         witness: Witness | None = None,
+        signer: Signer | None = None,
     ) -> None:
         self.path = path
         self.readonly = readonly
         self._clock = clock
         self._witness = witness
+        self._signer = signer
+        self._signed = NOTHING  # head whose signature this process has checked
         self._checked: deque[Tally] = deque(maxlen=1)  # of this process; whoever works with it has taken it out
 
     def entries(self) -> tuple[Entry, ...]:
@@ -150,9 +156,49 @@ class Chain:
         finally:
             self._keep(tally)
 
+    def renew_key(self, signer: Signer, why: str) -> Entry:
+        """Let another key sign from here on, whoever signed the rows before.
+
+        Raises:
+            LedgerError: there is no ledger, or the key signs already.
+
+        """
+        if not self.path.exists():
+            raise LedgerError(f"{self.path}: there is no ledger")
+        with self.reading() as tally, self._connect() as connection:
+            found = signature_of(connection, tally.count)
+        if found is not None and found[0] == signer.public.fingerprint:
+            raise LedgerError(f"{self.path}: is signed by this key already")
+        self._signer = signer
+        with self.transaction(signed=False) as append:
+            return append(KEY, {"key": signer.public.text, "why": why})
+
+    def check_signatures(self, key: PublicKey) -> tuple[int, int]:
+        """Check the whole chain, that its last row is a key's, and every signature that this key made.
+
+        Returns:
+            How many rows it signed, and how many it did not.
+
+        Raises:
+            LedgerError: says what is wrong.
+
+        """
+        tally = self._read_all(lambda entry: None)
+        with self._connect() as connection:
+            try:
+                check_row(connection, tally.count, tally.head, key)
+                return check_all(connection, key)
+            except LedgerError as error:
+                raise LedgerError(f"{self.path}: {error}") from error
+
     @contextlib.contextmanager
-    def transaction(self) -> Iterator["Appender"]:
-        """Hold the write lock; what was appended is durable afterwards, or gone if the block raises."""
+    def transaction(self, *, signed: bool = True) -> Iterator["Appender"]:
+        """Hold the write lock; what was appended is durable afterwards, or gone if the block raises.
+
+        Args:
+            signed: whether the rows before must be signed by the key that signs the new ones.
+
+        """
         if self.readonly:
             raise LedgerError(f"{self.path}: opened read-only")
         if not self.path.exists():
@@ -160,19 +206,25 @@ class Chain:
             self._create()
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            tally = self._tally(connection)
+            tally = self._tally(connection, signed=signed)
             appender = Appender(connection, tally, self._now())
             try:
                 yield appender
                 appender.checkpoint_when_due()
+                if self._signer is not None:
+                    sign_rows(connection, appender.added, self._signer)
                 connection.execute("COMMIT")
             except BaseException:
-                if not appender.used:
+                if not appender.added:
                     self._keep(tally)
                 raise
         if self._witness is not None:
             self._witness.remember(tally.count, tally.head)
         self._keep(tally)
+
+    def month(self, tally: Tally) -> str:
+        """Return the month that an entry added now would belong to."""
+        return tally.month(self._now())
 
     def _keep(self, tally: Tally) -> None:
         """Remember what was checked, where reading it all again would take long."""
@@ -193,11 +245,18 @@ class Chain:
             self._must_be_ledger(connection)
             return self._read(connection, Tally(), None if self._witness is None else self._witness.head(), use)
 
-    def _tally(self, connection: sqlite3.Connection) -> Tally:
+    def _tally(self, connection: sqlite3.Connection, *, signed: bool = True) -> Tally:
         self._must_be_ledger(connection)
         known = None if self._witness is None else self._witness.head()  # before the rows: they only become more
         start = self._of_this_process(connection) or self._of_checkpoint(connection, known) or Tally()
-        return self._read(connection, start, known)
+        tally = self._read(connection, start, known)
+        if signed and self._signer is not None and self._signed != tally.head:
+            try:
+                check_row(connection, tally.count, tally.head, self._signer.public)
+            except LedgerError as error:
+                raise LedgerError(f"{self.path}: {error}") from error
+            self._signed = tally.head
+        return tally
 
     def _read(
         self,
@@ -240,7 +299,7 @@ class Chain:
                 return None
             tally = Tally.load(text)
             entry = next_entry(row, tally.count, tally.head, self.path)
-            if entry.kind != CHECKPOINT or entry.body["state"] != text_digest(text):
+            if (entry.kind, entry.body.get("form")) != (CHECKPOINT, FORM) or entry.body["state"] != text_digest(text):
                 return None
             tally.add(entry)
         except (sqlite3.OperationalError, LedgerError, ValueError, KeyError, TypeError, AttributeError, IndexError):
@@ -275,6 +334,8 @@ class Chain:
                     connection.execute(statement)
                 append = Appender(connection, Tally(), self._now())
                 append(GENESIS, {"ledger": secrets.token_hex(16), "version": VERSION})
+                if self._signer is not None:
+                    sign_rows(connection, append.added, self._signer)
                 connection.execute("COMMIT")
             with contextlib.suppress(FileExistsError):  # another process was first
                 os.link(temporary, self.path)
@@ -312,6 +373,15 @@ class Chain:
         with self._connect() as connection:
             yield from _entries_after(connection, sequence, kind, self.path)
 
+    def hash_at(self, sequence: int) -> str:
+        """Hash of an entry of the checked chain; 64 zeros where there is none, and for 0."""
+        with self.reading():
+            pass
+        if not self.path.exists():
+            return NOTHING
+        with self._connect() as connection:
+            return _hash_at(connection, sequence)
+
     @contextlib.contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
         connection: sqlite3.Connection | None = None
@@ -344,7 +414,7 @@ class Appender:
 
     Attributes:
         tally: what all entries add up to, those that were just added included.
-        used: whether anything was added.
+        added: the rows that were added.
 
     """
 
@@ -352,7 +422,12 @@ class Appender:
         self._connection = connection
         self._now = now
         self.tally = tally
-        self.used = False
+        self.added: list[Entry] = []
+
+    @property
+    def month(self) -> str:
+        """The month that a new entry belongs to."""
+        return self.tally.month(self._now)
 
     def __call__(self, kind: str, body: Mapping[str, Any]) -> Entry:
         """Add an entry; durable when the transaction ends without an error."""
@@ -362,7 +437,7 @@ class Appender:
         text = json.dumps(stamped, sort_keys=True, separators=(",", ":"), allow_nan=False)
         row = (sequence, kind, text, previous, entry_hash(sequence, kind, text, previous))
         entry = next_entry(row, self.tally.count, previous, "new")
-        self.used = True
+        self.added.append(entry)
         self.tally.add(entry)
         self._connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", row)
         return entry
@@ -379,12 +454,12 @@ class Appender:
     def checkpoint_when_due(self) -> None:
         """Write down what the entries add up to, if enough of them came since it was last done."""
         since = self.tally.count - self.tally.checkpoint
-        if since < max(_SPACING, self.tally.size // _BYTES_AN_ENTRY):
+        if self.tally.form == FORM and since < max(_SPACING, self.tally.size // _BYTES_AN_ENTRY):
             return
         text = self.tally.dump()
         self.tally.size = len(text)
         before = self.tally.checkpoint
-        entry = self(CHECKPOINT, {"state": text_digest(text)})
+        entry = self(CHECKPOINT, {"state": text_digest(text), "form": FORM})
         self._connection.execute(_SUMS)
         self._connection.execute("INSERT OR REPLACE INTO sums VALUES (?, ?)", (entry.sequence, text))
         self._connection.execute("DELETE FROM sums WHERE sequence < ?", (before,))  # the witness may be one behind

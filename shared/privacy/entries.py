@@ -9,7 +9,9 @@ from typing import Any
 from wardpose.shared.errors import LedgerError
 
 GENESIS, COHORT, RESERVE, COMMIT, CHECKPOINT = "genesis", "cohort", "reserve", "commit", "checkpoint"
-KINDS = (GENESIS, COHORT, RESERVE, COMMIT, CHECKPOINT)
+KEY = "key"  # from here on another key signs the rows (`row_signatures`)
+SITE_KEY, EXPIRE = "site-key", "expire"  # at the server: `wardpose.server.ledger`
+KINDS = (GENESIS, COHORT, RESERVE, COMMIT, CHECKPOINT, KEY, SITE_KEY, EXPIRE)
 VERSION = 3
 """In the first entry: what entries mean (docs/evolution.md)."""
 
@@ -23,7 +25,7 @@ class Entry:
 
     Attributes:
         sequence: 1 for the first, without gaps.
-        kind: `genesis`, `cohort`, `reserve`, `commit` or `checkpoint`.
+        kind: `genesis`, `cohort`, `reserve`, `commit`, `checkpoint`, `key`, `site-key` or `expire`.
         body: what it says, plain JSON values.
         previous: hash of the entry before it, 64 zeros for the first.
         hash: hexadecimal SHA-256 over all of the above.

@@ -17,6 +17,7 @@
 * **Every entry holds the hash of the one before it.** A changed, deleted or reordered row is a
   `LedgerError` at every use. A ledger cut short, deleted, or rewritten from some row on is told by the witness that
   remembers its head (`chain`), and by `verify(expected_head=...)`.
+* **Every row is signed** where the ledger has a signer (`row_signatures`): nobody without the key can write one.
 * **Patients keep their own account** (`membership`), whatever the cohort is called and whoever else is in it.
 
 One file holds several cohorts; at the server each site is a cohort. A `Ledger` keeps no connection: it may be used
@@ -32,13 +33,14 @@ from pathlib import Path
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError
 from wardpose.shared.privacy import accounting, filters
 from wardpose.shared.privacy.accounting import Accountant, Adjacency, Event, UnitKind
-from wardpose.shared.privacy.budget import Budget, charge_of, holds_weaker, of_tier
+from wardpose.shared.privacy.budget import Budget, OverlapBudget, Window, charge_of, holds_weaker, of_tier
 from wardpose.shared.privacy.chain import Chain, Witness
 from wardpose.shared.privacy.course import Course
-from wardpose.shared.privacy.entries import COHORT, COMMIT, RESERVE, Entry
+from wardpose.shared.privacy.entries import COHORT, COMMIT, NOTHING, RESERVE, Entry
 from wardpose.shared.privacy.filters import Account, Charged
 from wardpose.shared.privacy.membership import Standing, patient_keys, tiers_by_key
 from wardpose.shared.privacy.tally import Tally, events_of
+from wardpose.shared.signing import PublicKey, Signer
 
 __all__ = ["Budget", "Ledger", "Reservation"]
 
@@ -100,6 +102,7 @@ class Ledger:
         clock: Callable[[], float] = time.time,
         readonly: bool = False,
         witness: Witness | None = None,
+        signer: Signer | None = None,
     ) -> None:
         """Open a ledger, and check it when it exists.
 
@@ -108,15 +111,16 @@ class Ledger:
             clock: Unix time of new entries.
             readonly: refuse to write.
             witness: remembers the head elsewhere, so that a lost or old file is told from a new one.
+            signer: signs every row, and must have signed the last one that is there.
 
         Raises:
-            LedgerError: the file is no ledger, is empty, is damaged, was tampered with, or is not the one that the
-                witness remembers; or `readonly` and missing.
+            LedgerError: the file is no ledger, is empty, is damaged, was tampered with, is not signed by the signer, or
+                is not the one that the witness remembers; or `readonly` and missing.
 
         """
         self.path = Path(path)
         self.readonly = readonly
-        self._chain = Chain(self.path, clock=clock, readonly=readonly, witness=witness)
+        self._chain = Chain(self.path, clock=clock, readonly=readonly, witness=witness, signer=signer)
         if readonly and not self.path.is_file():
             raise LedgerError(f"{self.path}: there is no ledger")
         with self._chain.reading():
@@ -194,18 +198,35 @@ class Ledger:
         """Patients whose account would be over the budget's limit with a reservation; equal accounts are asked once."""
         membership = tally.membership
         spend = membership.waiting(reservation.sequence).spend
+        windows = budget.windows(spend.study, spend.month)
         over: dict[tuple[Standing, str], bool] = {}
         out = set()
         for name, key in keys.items():
             tier, standing = tiers[key], membership.standing(key, without=reservation.sequence)
             if (standing, tier) not in over:
-                charges = membership.charges(standing, spend.of_tier(tier))
-                over[standing, tier] = not budget.bears(charges, tally.order, tier=tier)
+                mine = spend.of_tier(tier)
+                over[standing, tier] = not all(
+                    budget.bears(
+                        window.charged(membership.charges(standing, mine, chosen=window.holds)),
+                        tally.order,
+                        tier=tier,
+                        limit=window.limit,
+                    )
+                    for window in windows
+                )
             if over[standing, tier]:
                 out.add(name)
         return frozenset(out)
 
-    def check(self, cohort: str, events: Sequence[Event], *, budget: Budget, course: Course | None = None) -> None:
+    def check(
+        self,
+        cohort: str,
+        events: Sequence[Event],
+        *,
+        budget: Budget,
+        course: Course | None = None,
+        further: Sequence[Budget | OverlapBudget] = (),
+    ) -> None:
         """Ask whether `reserve` would succeed now; charges nothing and promises nothing.
 
         Raises:
@@ -214,7 +235,7 @@ class Ledger:
 
         """
         with self._chain.reading() as tally:
-            self._check(tally, cohort, events, budget, course)
+            self._check(tally, self._chain.month(tally), cohort, events, (budget, *further), course)
 
     def reserve(
         self,
@@ -225,6 +246,7 @@ class Ledger:
         round: int,  # noqa: A002 - the project's word
         budget: Budget,
         course: Course | None = None,
+        further: Sequence[Budget | OverlapBudget] = (),
     ) -> Reservation:
         """Charge a cohort, before any of its frames is read. Durable when it returns; it can never be undone.
 
@@ -238,13 +260,15 @@ class Ledger:
             budget: what may be spent in all.
             course: the declared course that the events are part of; without one a charge stands alone, and from the
                 second on only the Rényi filter holds.
+            further: other limits that must hold as well, checked in the same transaction.
 
         Raises:
-            BudgetExceeded: the cohort, or a consent tier of it, would be over its limit; nothing is charged.
+            BudgetExceeded: the cohort, or a consent tier of it, would be over a limit; nothing is charged.
             LedgerError: the ledger cannot be read or written; nothing is charged.
 
         """
-        self.check(cohort, events, budget=budget, course=course)  # the slow arithmetic, remembered, outside the lock
+        # The slow arithmetic, which is remembered, outside the lock.
+        self.check(cohort, events, budget=budget, course=course, further=further)
         body = {
             "cohort": _name(cohort),
             "run": run_id,
@@ -255,10 +279,13 @@ class Ledger:
                 "delta": budget.delta,
                 "adjacency": budget.adjacency,
                 "by_tier": dict(budget.by_tier),
+                **({"per_month": budget.per_month} if budget.per_month < math.inf else {}),
+                **({"studies": dict(budget.studies)} if budget.studies else {}),
             },
         }
         with self._chain.transaction() as append:
-            new = self._check(append.tally, cohort, events, budget, course)
+            new = self._check(append.tally, append.month, cohort, events, (budget, *further), course)
+            body["study"], body["month"] = _study(course), append.month
             if new.course and course is not None and not append.tally.knows_course(cohort, course):
                 body["declared"] = course.model_dump_json()  # with the first charge: what the rest must be a part of
             if append.tally.order is None:
@@ -285,6 +312,8 @@ class Ledger:
             self._find(append.entry(reservation.sequence), reservation)
             if append.is_committed(reservation.sequence):
                 raise LedgerError(f"{self.path}: reservation {reservation.sequence} was committed before")
+            if reservation.sequence in append.tally.expired:
+                raise LedgerError(f"{self.path}: reservation {reservation.sequence} was taken back")
             append(COMMIT, {"cohort": reservation.cohort, "reservation": reservation.sequence})
 
     def is_committed(self, reservation: Reservation) -> bool:
@@ -299,10 +328,20 @@ class Ledger:
         with self._chain.reading() as tally:
             return tally.order
 
-    def charges(self, cohort: str) -> list[Charged]:
-        """Return what the reservations of a cohort charged; equal ones once, with their number."""
+    def month(self) -> str:
+        """Return the month that a charge made now would belong to: that of the latest time the ledger knows."""
         with self._chain.reading() as tally:
-            return tally.charges(cohort)
+            return self._chain.month(tally)
+
+    def last_month(self) -> str:
+        """Return the month of the latest time that the ledger knows: that of its last charges."""
+        with self._chain.reading() as tally:
+            return tally.month(0)
+
+    def charges(self, cohort: str, window: Window | None = None) -> list[Charged]:
+        """Return what the reservations of a cohort charged, in a window or ever; equal ones once, with their number."""
+        with self._chain.reading() as tally:
+            return tally.charges(cohort, (window or Window()).holds)
 
     def events(self, cohort: str) -> tuple[Event, ...]:
         """Everything that was ever reserved for a cohort, equal charges together; empty for one that is not known."""
@@ -314,12 +353,18 @@ class Ledger:
             return {name: events_of(tally.charges(name)) for name in tally.cohorts}
 
     def reservations(self, cohort: str, run_id: str) -> Iterator[Entry]:
-        """Entries that charged a cohort for a run, in order."""
+        """Entries that charged a cohort for a run, in order, but for those that were taken back."""
+        with self._chain.reading() as tally:
+            expired = frozenset(tally.expired)
+        for entry in self._chain.after(0, RESERVE):
+            if (entry.body["cohort"], entry.body["run"]) == (cohort, run_id) and entry.sequence not in expired:
+                yield entry
+
+    def all_reservations(self) -> Iterator[Entry]:
+        """Entries that charged anybody, in order."""
         with self._chain.reading():
             pass
-        for entry in self._chain.after(0, RESERVE):
-            if (entry.body["cohort"], entry.body["run"]) == (cohort, run_id):
-                yield entry
+        yield from self._chain.after(0, RESERVE)
 
     def account(
         self,
@@ -330,6 +375,7 @@ class Ledger:
         tier: str | None = None,
         whole_ledger: bool = False,
         unit: UnitKind = "record",
+        window: Window | None = None,
     ) -> Account:
         """Return what was spent by whoever was in the cohort at every charge, by each rule (`filters.account`).
 
@@ -340,25 +386,40 @@ class Ledger:
             tier: units of this consent tier ("" for none); whoever paid most, also by changing tiers, when absent.
             whole_ledger: the charges of all cohorts of the file.
             unit: whose epsilon it is; infinite where a charge was for a weaker unit, of which they may have many.
+            window: of the charges in it alone.
 
         """
+        window = window or Window()
         with self._chain.reading() as tally:
-            charges, order = tally.charges(None if whole_ledger else cohort), tally.order
+            charges, order = tally.charges(None if whole_ledger else cohort, window.holds), tally.order
         if tier is not None:
             charges = [of_tier(charge, tier) for charge in charges]
+        charges = window.charged(charges)
         if holds_weaker(charges, unit):
             return Account(composed=math.inf, course=math.inf, renyi_filter=math.inf)
         return filters.account(charges, delta=delta, adjacency=adjacency, first_order=order)
 
-    def patients(self, *, delta: float, adjacency: Adjacency = "add-remove") -> list[tuple[int, float]]:
-        """Return how many patients have spent how much, most first. Private: it must not leave the site."""
+    def patients(
+        self, *, delta: float, adjacency: Adjacency = "add-remove", window: Window | None = None
+    ) -> list[tuple[int, float]]:
+        """Return how many patients have spent how much, most first. Private: it must not leave the site.
+
+        Args:
+            delta: at which epsilon is computed.
+            adjacency: for which it is computed.
+            window: of the charges in it alone.
+
+        """
+        window = window or Window()
         with self._chain.reading() as tally:
             membership, order = tally.membership, tally.order
             counts: dict[Standing, int] = {}
             for key in membership.patients:
                 standing = membership.standing(key)
                 counts[standing] = counts.get(standing, 0) + 1
-            charges = {standing: membership.charges(standing) for standing in counts}
+            charges = {
+                standing: window.charged(membership.charges(standing, chosen=window.holds)) for standing in counts
+            }
         spent = [
             (
                 count,
@@ -401,6 +462,11 @@ class Ledger:
         with self._chain.reading() as tally:
             return tuple(tally.cohorts)
 
+    def identity(self) -> str:
+        """Return the random identity that the ledger was made with; empty before its first entry."""
+        with self._chain.reading() as tally:
+            return tally.ledger
+
     def head(self) -> tuple[int, str]:
         """Sequence number and hash of the last entry, (0, 64 zeros) for a ledger that was never written.
 
@@ -408,6 +474,29 @@ class Ledger:
         """
         with self._chain.reading() as tally:
             return tally.count, tally.head
+
+    def contains(self, head: tuple[int, str]) -> bool:
+        """Tell whether a head that was seen before is still in the chain."""
+        sequence, digest = head
+        return digest == NOTHING if sequence == 0 else self._chain.hash_at(sequence) == digest != NOTHING
+
+    def renewed(self, signer: Signer, why: str) -> Entry:
+        """Let another key sign from here on: the old one was replaced, or rows were not signed before.
+
+        Raises:
+            LedgerError: there is no ledger, or the key signs already.
+
+        """
+        return self._chain.renew_key(signer, why)
+
+    def check_signatures(self, key: PublicKey) -> tuple[int, int]:
+        """Check the chain and who signed it; returns how many rows a key signed, and how many it did not.
+
+        Raises:
+            LedgerError: the last row is not signed by this key, or one of its signatures is false.
+
+        """
+        return self._chain.check_signatures(key)
 
     def entries(self) -> tuple[Entry, ...]:
         """Every entry, in order, after checking the whole chain.
@@ -428,28 +517,73 @@ class Ledger:
         self._chain.verify(expected_head)
 
     def _check(
-        self, tally: Tally, cohort: str, events: Sequence[Event], budget: Budget, course: Course | None
+        self,
+        tally: Tally,
+        month: str,
+        cohort: str,
+        events: Sequence[Event],
+        budgets: Sequence[Budget | OverlapBudget],
+        course: Course | None,
     ) -> Charged:
         """Refuse what a budget cannot bear; return the charge, which is of its declared course or stands alone."""
-        before = tally.charges(None if budget.whole_ledger else cohort)
-        new = charge_of(before, events, course)
-        tiers = [event.tier for charge in (*before, new) for event in charge.events]
-        for tier in dict.fromkeys(["", *tiers, *budget.by_tier]):
-            # Where nobody is named, whoever is of this tier now may have been of another one at every charge before.
-            earlier = before if budget.whole_ledger else [of_tier(charge, tier) for charge in before]
-            charges = [*earlier, of_tier(new, tier)]
-            if not budget.bears(charges, tally.order, tier=tier):
-                total, spent = budget.spent(charges, tally.order), budget.spent(earlier, tally.order)
-                who = f"cohort {cohort!r}" + (f", tier {tier!r}" if tier else "")
-                raise BudgetExceeded(
-                    f"{who}: epsilon would be {total:.4g} of {budget.limit(tier):.4g} at delta {budget.delta:g} "
-                    f"({spent:.4g} is spent)"
-                )
+        (budget, *_) = budgets
+        whole_ledger = isinstance(budget, Budget) and budget.whole_ledger
+        new = charge_of(tally.charges(None if whole_ledger else cohort), events, course)
+        for limit in budgets:
+            refuse = _refuse_overlap if isinstance(limit, OverlapBudget) else _refuse
+            refuse(tally, cohort, new, limit, _study(course), month)  # type: ignore[arg-type]
         return new
 
     def _find(self, entry: Entry | None, reservation: Reservation) -> None:
         if entry is None or entry.hash != reservation.hash:
             raise LedgerError(f"{self.path}: it has no reservation {reservation.sequence} of {reservation.cohort!r}")
+
+
+def _refuse(tally: Tally, cohort: str, new: Charged, budget: Budget, study: str, month: str) -> None:
+    """Refuse a charge that a cohort's budget cannot bear.
+
+    Raises:
+        BudgetExceeded: says which limit, and what is spent of it.
+
+    """
+    for window in budget.windows(study, month):
+        before = tally.charges(None if budget.whole_ledger else cohort, window.holds)
+        tiers = [event.tier for charge in (*before, new) for event in charge.events]
+        for tier in dict.fromkeys(["", *tiers, *budget.by_tier]):
+            # Where nobody is named, whoever is of this tier now may have been of another one at every charge before.
+            earlier = window.charged(before if budget.whole_ledger else [of_tier(charge, tier) for charge in before])
+            charges = window.charged([*earlier, of_tier(new, tier)])
+            if not budget.bears(charges, tally.order, tier=tier, limit=window.limit):
+                total, spent = budget.spent(charges, tally.order), budget.spent(earlier, tally.order)
+                who = f"cohort {cohort!r}" + (f", tier {tier!r}" if tier else "") + window.words
+                allowed = budget.limit(tier) if window.limit is None else window.limit
+                raise BudgetExceeded(
+                    f"{who}: epsilon would be {total:.4g} of {allowed:.4g} at delta {budget.delta:g} "
+                    f"({spent:.4g} is spent)"
+                )
+
+
+def _refuse_overlap(tally: Tally, cohort: str, new: Charged, limit: OverlapBudget, study: str, month: str) -> None:
+    """Refuse a charge by which somebody in several cohorts would spend too much.
+
+    Raises:
+        BudgetExceeded: says which limit.
+
+    """
+    for window in limit.budget.windows(study, month):
+        charges = {name: tally.charges(name, window.holds) for name in limit.cohorts or tally.cohorts}
+        charges[cohort] = [*charges.get(cohort, []), new]
+        total = limit.spent({name: window.charged(found) for name, found in charges.items()})
+        allowed = limit.budget.epsilon if window.limit is None else window.limit
+        if total > allowed:
+            raise BudgetExceeded(
+                f"cohort {cohort!r}{window.words}: epsilon of a patient at {limit.overlap} sites would be {total:.4g} "
+                f"of {allowed:.4g} at delta {limit.budget.delta:g}"
+            )
+
+
+def _study(course: Course | None) -> str:
+    return "" if course is None else course.federation
 
 
 def _name(cohort: str) -> str:

@@ -21,7 +21,7 @@ number of patients and of *different* charges, not with the number of rounds.
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -45,12 +45,16 @@ class Spend(NamedTuple):
         course: identity of the declared course it is part of; empty where it is part of none.
         events: as canonical JSON.
         covers: the beginning of the course that counts as charged by it, as canonical JSON (`Charged`).
+        study: name of the federation that it was charged for; empty where nobody knows, which may be any.
+        month: in which it was charged ("2026-11", UTC), by the latest time that the ledger had seen.
 
     """
 
     course: str
     events: str
     covers: str = "[]"
+    study: str = ""
+    month: str = ""
 
     def charged(self, times: int = 1) -> Charged:
         """Return it as what the accountant takes, incurred so many times.
@@ -64,6 +68,30 @@ class Spend(NamedTuple):
     def of_tier(self, tier: str) -> "Spend":
         """Return what a unit of `tier` pays of it."""
         return self if tier == ANY_TIER else self._replace(events=_of_tier(self.events, tier or UNTIERED))
+
+    @property
+    def timeless(self) -> "Spend":
+        """Return it as ledgers before studies and months knew it."""
+        return self._replace(study="", month="")
+
+
+def total(spent: Iterable[tuple[Spend, int]], chosen: Callable[[Spend], bool] = lambda spend: True) -> list[Charged]:
+    """Return what was charged by those that are chosen, equal charges once with their number."""
+    times: dict[Spend, int] = {}
+    for spend, count in spent:
+        if chosen(spend):
+            times[spend.timeless] = times.get(spend.timeless, 0) + count
+    return [spend.charged(count) for spend, count in times.items()]
+
+
+def listed(spent: Mapping[Spend, int], *, timeless: bool) -> list[list[Any]]:
+    """Return counted charges as plain JSON values, with or without their studies and months."""
+    if not timeless:
+        return [[*spend, count] for spend, count in spent.items()]
+    times: dict[Spend, int] = {}
+    for spend, count in spent.items():
+        times[spend.timeless] = times.get(spend.timeless, 0) + count
+    return [[*spend[:3], count] for spend, count in times.items()]
 
 
 class Standing(NamedTuple):
@@ -167,14 +195,12 @@ class Membership:
         )
         return Standing(account, tuple(extra), tier)
 
-    def charges(self, standing: Standing, *more: Spend) -> list[Charged]:
-        """Return the charges of a standing, and more."""
-        times = dict(self._accounts.get(standing.account, {}))
-        for spend, count in self._nameless.items():
-            times[spend] = times.get(spend, 0) + count
-        for spend in (*standing.waiting, *more):
-            times[spend] = times.get(spend, 0) + 1
-        return [spend.charged(count) for spend, count in times.items()]
+    def charges(
+        self, standing: Standing, *more: Spend, chosen: Callable[[Spend], bool] = lambda spend: True
+    ) -> list[Charged]:
+        """Return the charges of a standing, and more; those that are chosen."""
+        extra = [(spend, 1) for spend in (*standing.waiting, *more)]
+        return total([*self._accounts.get(standing.account, {}).items(), *self._nameless.items(), *extra], chosen)
 
     def body(self, cohort: str, reservation: int, members: Members) -> dict[str, Any]:
         """Return what an entry notes: the members, or the earlier note of this cohort that has the same."""
@@ -214,22 +240,40 @@ class Membership:
             elif old:
                 self._holders[old] -= 1
 
-    def dump(self) -> dict[str, Any]:
-        """Return everything as plain JSON values that follow from the entries alone; `load` is the inverse."""
+    def forget(self, sequence: int, spend: Spend) -> None:
+        """Take a reservation back that nobody was, or will be, noted for: nothing was released for it.
+
+        Raises:
+            LedgerError: patients are named here; whom it charged is not known to the entry that takes it back.
+
+        """
+        if self.patients:
+            raise LedgerError("a ledger that knows patients takes no reservation back")
+        if self._waiting.pop(sequence, None) is None and spend in self._nameless:
+            raise LedgerError("the reservation charged everybody; it cannot be taken back")
+
+    def dump(self, *, timeless: bool = False) -> dict[str, Any]:
+        """Return everything as plain JSON values that follow from the entries alone; `load` is the inverse.
+
+        Args:
+            timeless: in the form of ledgers before studies and months.
+
+        """
+        fields = 3 if timeless else len(Spend._fields)
         places = {key: place for place, key in enumerate(self.patients)}
         accounts = {account: place for place, account in enumerate(dict.fromkeys(a for a, _ in self.patients.values()))}
 
-        def listed(members: Members) -> list[list[Any]]:
+        def named(members: Members) -> list[list[Any]]:
             return [[places[key], tier] for key, tier in members.items()]
 
         return {
-            "accounts": [[[*spend, count] for spend, count in self._accounts[account].items()] for account in accounts],
+            "accounts": [listed(self._accounts[account], timeless=timeless) for account in accounts],
             "patients": [[key, accounts[account], tier] for key, (account, tier) in self.patients.items()],
-            "notes": {cohort: [sequence, listed(members)] for cohort, (sequence, members) in self.notes.items()},
-            "seen": {cohort: listed(members) for cohort, members in self._seen.items()},
-            "nameless": [[*spend, count] for spend, count in self._nameless.items()],
+            "notes": {cohort: [sequence, named(members)] for cohort, (sequence, members) in self.notes.items()},
+            "seen": {cohort: named(members) for cohort, members in self._seen.items()},
+            "nameless": listed(self._nameless, timeless=timeless),
             "waiting": [
-                [sequence, late.cohort, *late.spend, None if late.seen is None else listed(late.seen)]
+                [sequence, late.cohort, *late.spend[:fields], None if late.seen is None else named(late.seen)]
                 for sequence, late in self._waiting.items()
             ],
         }
@@ -282,14 +326,21 @@ def tiers_by_key(ledger: str, patients: Members) -> dict[str, str]:
     return found
 
 
-def spend_of(course: str, events: Iterable[Mapping[str, Any]], covers: Iterable[Mapping[str, Any]] = ()) -> Spend:
+def spend_of(
+    course: str,
+    events: Iterable[Mapping[str, Any]],
+    covers: Iterable[Mapping[str, Any]] = (),
+    *,
+    study: str = "",
+    month: str = "",
+) -> Spend:
     """Write down what a reservation charges.
 
     Raises:
         ConfigError: the events cannot be understood.
 
     """
-    spend = Spend(course, _text(list(events)), _text(list(covers)))
+    spend = Spend(course, _text(list(events)), _text(list(covers)), study, month)
     spend.charged()
     return spend
 

@@ -10,7 +10,7 @@ what stands against it alone:
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from wardpose.client.app import app as client_app
 from wardpose.server.app import run_federation
 from wardpose.server.summary import summarise
 from wardpose.shared.config import AdmissionConfig, FederationConfig, changed
+from wardpose.shared.signing import Signer, load_signer
 from wardpose.simulation.benchmarks.step import hardware
+from wardpose.simulation.forging import signed_again
 from wardpose.simulation.grid import Fault, InProcessGrid
 from wardpose.simulation.layout import prepare_sites
 
@@ -47,19 +49,16 @@ def measure_poisoning(plan: FederationConfig, *, rules: Sequence[str] = RULES, f
 
     """
     plan = changed(plan, {"seed": 1 if plan.seed is None else plan.seed})
-    faults = [
-        Fault(site=plan.sites[-1].name, round=number, kind="replace", replace=multiplying(factor))
-        for number in range(1, plan.rounds + 1)
-    ]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sites = prepare_sites(plan, folder)  # one set of sites for all rows: their caches are made once
         for rule in rules:
             row: dict[str, Any] = {"name": rule}
-            for column, poison in (("honest", []), *((guard, faults) for guard in GUARDS)):
+            for column in ("honest", *GUARDS):
                 guards = GUARDS.get(column, AdmissionConfig())
                 run = _with(plan, rule, guards)
+                sites = prepare_sites(plan, folder / f"{rule}-{column}")
+                poison = [] if column == "honest" else _poison(plan, sites, factor)
                 with InProcessGrid(client_app, sites, faults=poison) as grid:
                     run_federation(grid, run, folder / f"{rule}-{column}", resume=False)
                 summary = summarise(folder / f"{rule}-{column}")
@@ -76,14 +75,22 @@ def measure_poisoning(plan: FederationConfig, *, rules: Sequence[str] = RULES, f
     return {"rows": rows, "hardware": hardware("cpu"), "setting": setting}
 
 
-def multiplying(factor: float) -> Any:
-    """Make the fault's replacement that multiplies every number of a release."""
+def _poison(plan: FederationConfig, sites: Mapping[str, Path], factor: float) -> list[Fault]:
+    """Return the last site's faults: in every round it multiplies its update, and signs it as every site does."""
+    name = plan.sites[-1].name
+    replace = multiplying(factor, load_signer(sites[name].parent / "node.key"))
+    return [Fault(site=name, round=number, kind="replace", replace=replace) for number in range(1, plan.rounds + 1)]
+
+
+def multiplying(factor: float, signer: Signer) -> Any:
+    """Make the fault's replacement that multiplies every number of a release, and signs it with the site's key."""
 
     def replace(_: Message, answer: Message) -> Message:
         if answer.has_content():
             honest = answer.content.array_records["arrays"]
             poison = {name: Array(value.numpy() * np.float32(factor)) for name, value in honest.items()}
             answer.content["arrays"] = ArrayRecord(poison)
+            signed_again(answer.content, signer)
         return answer
 
     return replace

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 from support.coco_files import content
+from support.sealing import write_keys
 from support.untouched import untouched
 from typer.testing import CliRunner
 
@@ -40,6 +42,7 @@ def write_site(folder: Path, **changes: Any) -> Path:
     }
     path = folder / "site.yaml"
     path.write_text(yaml.safe_dump(content))
+    write_keys(folder)
     return path
 
 
@@ -56,10 +59,12 @@ def statuses(path: Path) -> dict[str, set[str]]:
 
 def test_a_good_site_has_no_failure_and_nothing_is_written(tmp_path: Path) -> None:
     path = write_site(tmp_path)
+    before = {file.name for file in tmp_path.iterdir()}
     found = statuses(path)
     assert "failure" not in set().union(*found.values())
     assert set(found) >= {
         "configuration",
+        "keys",
         "policy",
         "ledger",
         "budget",
@@ -70,7 +75,7 @@ def test_a_good_site_has_no_failure_and_nothing_is_written(tmp_path: Path) -> No
         "data",
         "disk",
     }
-    assert [file.name for file in tmp_path.iterdir()] == ["site.yaml"]
+    assert {file.name for file in tmp_path.iterdir()} == before
 
 
 def ledger_states(folder: Path) -> dict[str, Callable[[], None]]:
@@ -79,7 +84,9 @@ def ledger_states(folder: Path) -> dict[str, Callable[[], None]]:
 
     def charge(times: int) -> None:
         for number in range(times):
-            Ledger(path).reserve("ward-7", [EVENT], run_id="r", round=number, budget=Budget(epsilon=100.0, delta=1e-3))
+            Ledger(path, signer=write_keys(path.parent)[0]).reserve(
+                "ward-7", [EVENT], run_id="r", round=number, budget=Budget(epsilon=100.0, delta=1e-3)
+            )
 
     def killed() -> None:
         """Leave what a killed process leaves: the second order is in the log alone."""
@@ -191,7 +198,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], name: s
     path = write_site(tmp_path, **changes)
     if name == "ledger":
         journal = SiteJournal(tmp_path / "state" / "journal.sqlite")
-        Ledger(tmp_path / "ledger.sqlite", witness=journal).reserve(
+        Ledger(tmp_path / "ledger.sqlite", witness=journal, signer=write_keys(tmp_path)[0]).reserve(
             "ward-7", [EVENT], run_id="r", round=1, budget=Budget(epsilon=100.0, delta=1e-3)
         )
         (tmp_path / "ledger.sqlite").unlink()
@@ -202,7 +209,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], name: s
 
 def test_a_spent_budget_is_a_failure(tmp_path: Path) -> None:
     path = write_site(tmp_path)
-    Ledger(tmp_path / "ledger.sqlite").reserve(
+    Ledger(tmp_path / "ledger.sqlite", signer=write_keys(tmp_path)[0]).reserve(
         "ward-7", [EVENT], run_id="r", round=1, budget=Budget(epsilon=100.0, delta=1e-3)
     )
     assert statuses(path)["budget"] == {"failure"}
@@ -232,7 +239,7 @@ def test_the_command_prints_one_json_object_and_exits_1_on_failure(tmp_path: Pat
 
 def test_the_ledger_is_shown_entry_by_entry(tmp_path: Path) -> None:
     path = write_site(tmp_path)
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger = Ledger(tmp_path / "ledger.sqlite", signer=write_keys(tmp_path)[0])
     ledger.commit(ledger.reserve("ward-7", [EVENT], run_id="r", round=3, budget=Budget(epsilon=100.0, delta=1e-3)))
     shown = json.loads(CliRunner().invoke(app, ["ledger", str(path), "--json"]).stdout)
     assert [entry["kind"] for entry in shown["entries"]] == ["genesis", "reserve", "commit"]
@@ -249,7 +256,7 @@ def test_the_ledger_is_shown_entry_by_entry(tmp_path: Path) -> None:
 def test_every_consent_tier_is_shown_with_its_own_budget(tmp_path: Path) -> None:
     path = write_site(tmp_path, policy={"epsilon": 4.0, "delta": 1e-3, "tiers": {"strict": 2.0, "open": 9.0}})
     strict = replace(EVENT, tier="strict", sample_rate=0.01)
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger = Ledger(tmp_path / "ledger.sqlite", signer=write_keys(tmp_path)[0])
     ledger.reserve(
         "ward-7",
         [strict, replace(EVENT, tier="untiered")],
@@ -287,3 +294,19 @@ def test_clearing_the_cache_leaves_ledger_and_journal(tmp_path: Path) -> None:
     assert not entry.exists()
     assert (tmp_path / "ledger.sqlite").exists()
     assert (tmp_path / "state" / "journal.sqlite").exists()
+
+
+def test_a_ledger_of_another_hand_and_keys_that_are_wrong_are_failures(tmp_path: Path) -> None:
+    path = write_site(tmp_path)
+    Ledger(tmp_path / "ledger.sqlite").declare("ward-7", identity="x")
+    found = {finding.name: finding for finding in check_site(path)}
+    assert (found["ledger"].status, "is not signed" in found["ledger"].text) == ("failure", True)
+    (tmp_path / "node.key").chmod(0o644)
+    path.touch()
+    found = {finding.name: finding for finding in check_site(path)}
+    assert (found["keys"].status, "may be read by others" in found["keys"].text) == ("failure", True)
+    (tmp_path / "node.key").chmod(0o600)
+    (tmp_path / "coordinator.pub").unlink()
+    os.utime(path, (1, 1))
+    texts = [finding.text for finding in check_site(path) if finding.status == "failure"]
+    assert any("coordinator.pub: cannot be read" in text for text in texts)

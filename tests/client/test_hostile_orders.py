@@ -6,6 +6,7 @@ Every case is a change of one good order. A refusal is a number and a fixed sent
 import json
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ import yaml
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from support.orders import make_order
+from support.sealing import sealed, write_keys
 
 from wardpose.client import app as client
+from wardpose.client.contact import Contact
 from wardpose.client.journal import SiteJournal
+from wardpose.shared.errors import WireError
 from wardpose.shared.pose.model import ModelConfig, build_model
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
-from wardpose.shared.wire import TRAIN, Refusal, SiteRelease, hash_arrays, unpack
+from wardpose.shared.wire import TRAIN, Refusal, RoundOrder, SiteRelease, hash_arrays, unpack
 
 MODEL = ModelConfig(weights="random", input_size=(64, 32))
 NAN, INF = float("nan"), float("inf")
@@ -55,6 +59,7 @@ def site(tmp_path: Path) -> Path:
         "answer_seconds": 0.0,
     }
     (tmp_path / "site.yaml").write_text(yaml.safe_dump(content))
+    write_keys(tmp_path)
     return tmp_path / "site.yaml"
 
 
@@ -71,12 +76,21 @@ def good(weights: Arrays) -> Json:
 
 
 def send(site: Path, text: str | None, arrays: Arrays | None) -> Message:
-    """Hand a message to the hospital's ClientApp as Flower would."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    """Hand an order to the hospital's ClientApp as Flower would, sealed by its coordinator, its course accepted."""
     records: dict[str, Any] = {} if text is None else {"body": ConfigRecord({"json": text})}
     if arrays is not None:
         records["arrays"] = ArrayRecord({name: Array(value) for name, value in arrays.items()})
-    message = Message(RecordDict(records), 1, TRAIN, group_id="1")
+    with suppress(WireError):
+        _, coordinator = write_keys(site.parent)
+        contact = Contact(site.parent / "state" / "contact.sqlite", coordinator.public)
+        contact.accept(unpack(RecordDict(records), RoundOrder)[0].course)
+    return deliver(site, sealed(site.parent, RecordDict(records), TRAIN))
+
+
+def deliver(site: Path, content: RecordDict, kind: str = TRAIN) -> Message:
+    """Hand a message to the hospital's ClientApp as Flower would."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    message = Message(content, 1, kind, group_id="1")
     message.metadata.__dict__["_message_id"] = "1"
     context = Context(
         run_id=1,

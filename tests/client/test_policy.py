@@ -1,7 +1,9 @@
 import pytest
+from pydantic import ValidationError
 from support.orders import make_order
 
-from wardpose.client.policy import check_order
+from wardpose.client.policy import check_order, knobs
+from wardpose.client.site import Site
 from wardpose.shared.anonymize.public_view import PublicViewConfig
 from wardpose.shared.errors import PolicyViolation
 from wardpose.shared.privacy.mechanisms import Mechanism
@@ -96,3 +98,15 @@ def test_the_budget_is_stated_for_the_sites_adjacency() -> None:
     asked = order(Mechanism(name="dp-sgd", noise_multiplier=1.0, adjacency="add-remove"))
     with pytest.raises(PolicyViolation, match="adjacency"):
         check_order(site(adjacency="replace-one"), asked)
+
+
+def test_limits_of_a_month_and_a_study_reach_the_ledger() -> None:
+    config = site(epsilon=4.0, epsilon_per_month=1.5, studies={"gait": 2.0})
+    budget = Site(config).budget(private=True)
+    assert (budget.per_month, budget.studies) == (1.5, {"gait": 2.0})
+    assert not Site(config).budget(private=False).is_bounded
+    shown = {knob.knob: knob.bound for knob in knobs(config)}
+    assert (shown["policy.epsilon_per_month"], shown["policy.studies"]) == ("1.5", "{'gait': 2.0}")
+    for wrong in ({"epsilon_per_month": 0.0}, {"studies": {"gait": -1.0}}, {"studies": {"no name": 1.0}}):
+        with pytest.raises(ValidationError):
+            site(**wrong)

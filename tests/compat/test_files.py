@@ -11,8 +11,12 @@ import pytest
 from compat.make import COURSE, DELTA, read
 from flwr.app import ConfigRecord, RecordDict
 
+from wardpose.client.journal import SiteJournal
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError, WireError
+from wardpose.shared.privacy import chain
 from wardpose.shared.privacy.accounting import Event
+from wardpose.shared.privacy.budget import Window
+from wardpose.shared.privacy.entries import entry_hash
 from wardpose.shared.privacy.ledger import Budget, Ledger
 from wardpose.shared.wire import RoundOrder, unpack_body
 
@@ -125,3 +129,58 @@ def test_a_message_of_another_protocol_is_refused(change: dict[str, int]) -> Non
     body = json.dumps({**json.loads(text), **change})
     with pytest.raises(WireError, match=r"protocol|amplified_by"):
         unpack_body(RecordDict({"body": ConfigRecord({"json": body})}), RoundOrder, arrays=False)
+
+
+def test_a_sum_of_before_months_is_checked_as_it_was_and_then_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoints hold the hash of a sum without months; what they vouch for is read again, once."""
+    monkeypatch.setattr(chain, "_SPACING", 8)
+    folder = Path(shutil.copytree(FILES / "ledger-3-sums", tmp_path / "old"))
+    facts = json.loads((folder / "facts.json").read_text())
+    journal = SiteJournal(folder / "journal.sqlite")
+
+    def opened() -> Ledger:
+        return Ledger(folder / "ledger.sqlite", witness=journal, clock=lambda: 1_800_000_000.0)
+
+    ledger = opened()
+    ledger.verify()
+    assert list(ledger.head()) == facts["head"]
+    assert facts["checkpoints"] == 4
+    same({cohort: ledger.epsilon(cohort, 1e-5) for cohort in ledger.cohorts()}, facts["epsilon"])
+    same([list(found) for found in ledger.patients(delta=1e-5)], facts["patients"])
+    months = {entry.body["time"] // 2_592_000 for entry in ledger.entries() if entry.kind == "reserve"}
+    assert len(months) > 2  # the clock went on while it was written
+    whole = Window()
+    now = Window(month=ledger.month())
+    assert ledger.charges("ward", now) == []
+    assert ledger.charges("ward", Window(study="posture")) == ledger.charges("ward", whole)
+    ledger.reserve("other", COURSE.events(3), run_id="x", round=3, budget=Budget(epsilon=50.0, delta=1e-5))
+    assert ledger.entries()[-1].body["form"] == 2
+    read: list[int] = []
+    real = chain.next_entry
+    monkeypatch.setattr(chain, "next_entry", lambda row, *rest: (read.append(row[0]), real(row, *rest))[1])
+    assert opened().charges("other", now) == ledger.charges("other", now) != []
+    assert min(read) == 40
+
+
+def test_a_sum_of_before_months_that_is_false_is_found(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FILES / "ledger-3-sums", tmp_path / "old"))
+    connection = sqlite3.connect(folder / "ledger.sqlite")
+    rows = connection.execute("SELECT sequence, kind, body FROM entries ORDER BY sequence").fetchall()
+    connection.execute("DROP TRIGGER entries_stay")
+    previous = "0" * 64
+    for sequence, kind, body in rows:
+        if kind == "checkpoint":
+            changed = json.loads(body)
+            changed["state"] = "0" * 64
+            body = json.dumps(changed, sort_keys=True, separators=(",", ":"))
+        digest = entry_hash(sequence, kind, body, previous)
+        connection.execute(
+            "UPDATE entries SET body = ?, previous = ?, hash = ? WHERE sequence = ?", (body, previous, digest, sequence)
+        )
+        previous = digest
+    connection.commit()
+    connection.close()
+    with pytest.raises(LedgerError, match="it is no sum of what was before"):
+        Ledger(folder / "ledger.sqlite")

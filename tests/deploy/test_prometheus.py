@@ -145,6 +145,8 @@ def test_promtool_parses_every_query_of_the_dashboard(installed: Callable[[str],
             )
         ),
         ({'wardpose_site_ledger_state{job="wardpose-site",state="locked"}': "1+0x60"}, "LedgerLocked"),
+        ({'wardpose_ledgers_apart{job="wardpose-server",site="north"}': "1+0x60"}, "LedgersApart"),
+        ({'wardpose_site_ledgers_apart{job="wardpose-site"}': "1+0x60"}, "LedgersApart"),
         ({'wardpose_sites_failed_total{site="a",reason="late"}': "0+1x60"}, "SiteFails"),
         ({'wardpose_releases_rejected_total{site="a",reason="norm"}': "0x20 1x40"}, "ReleaseRejected"),
         ({'wardpose_releases_rejected_total{site="a",reason="ledger"}': "1+0x60"}, "ReleaseRejected"),

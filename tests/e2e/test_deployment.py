@@ -48,7 +48,7 @@ def test_two_rounds_and_prometheus_reads_the_epsilons_back(
 
     monitor = watch()
     delta = federation.privacy.delta
-    ledger = Ledger(deployment.run_directory / "ledger.sqlite")
+    ledger = Ledger(deployment.ledger)
     expected = {(site,): ledger.epsilon(site, delta=delta) for site in SITES}
     assert all(value > 0 for value in expected.values())
     for site in SITES:
@@ -97,7 +97,7 @@ def test_a_supernode_killed_in_mid_round_is_charged_and_the_run_ends(
     assert statuses[1, victim] == "failed"
     assert statuses[1, survivor] == statuses[2, survivor] == "released"
 
-    ledger = Ledger(deployment.run_directory / "ledger.sqlite")
+    ledger = Ledger(deployment.ledger)
     charged = [
         (entry.body["cohort"], entry.body["round"])
         for entry in ledger.entries()

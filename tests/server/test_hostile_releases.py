@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
@@ -20,6 +21,8 @@ from support.federations import charged_steps, rows_of, tiny_federation
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.exporter import ServerExporter
 from wardpose.server.journal import SiteRow
+from wardpose.shared.signing import Signer, load_signer
+from wardpose.simulation.forging import signed_again
 from wardpose.simulation.grid import Fault, Replacement
 from wardpose.simulation.run import simulate
 
@@ -50,30 +53,45 @@ class Attack:
     rounds: Sequence[int] = (1,)
 
 
-def sending(content: Content) -> Replacement:
-    """A site whose answer holds what `content` makes of the honest one's."""
+FOLDER: list[Path] = []
+"""Where the besieged federation lies, once it runs."""
+
+
+def key_of(answer: Message) -> Signer:
+    """The key of the site that answers."""
+    site = json.loads(str(answer.content.config_records["body"]["json"]))["site"]
+    return load_signer(FOLDER[-1] / "sites" / site / "node.key")
+
+
+def sending(content: Content, *, signed: bool = True) -> Replacement:
+    """A site whose answer holds what `content` makes of the honest one's, signed by its key as far as may be."""
 
     def send(_: Message, answer: Message) -> Message:
-        answer.__dict__["_content"] = content(answer.content)
+        signer = key_of(answer)
+        changed = content(answer.content)
+        answer.__dict__["_content"] = (
+            signed_again(changed, signer) if signed and isinstance(changed, RecordDict) else changed
+        )
         return answer
 
     return send
 
 
-def stating(**changes: object) -> Replacement:
+def stating(*, signed: bool = True, **changes: object) -> Replacement:
     """A site whose release states something else."""
 
     def change(content: RecordDict) -> RecordDict:
         body = json.loads(str(content.config_records["body"]["json"])) | changes
-        content["body"] = ConfigRecord({"json": json.dumps(body)})
+        content["body"] = ConfigRecord({"json": json.dumps(body), "signature": ""})
         return content
 
-    return sending(change)
+    return sending(change, signed=signed)
 
 
 def text(value: object, **more: Any) -> Replacement:
     """A site whose release's body is this text."""
-    return sending(lambda content: RecordDict({**content, "body": ConfigRecord({"json": value, **more})}))  # type: ignore[dict-item]
+    fields = {"json": value, "signature": "", **more}
+    return sending(lambda content: RecordDict({**content, "body": ConfigRecord(fields)}))  # type: ignore[dict-item]
 
 
 def arrays(change: Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any] | Array]]) -> Replacement:
@@ -130,6 +148,30 @@ def error(code: int) -> Replacement:
     return lambda order, _: Message(Error(code, "x" * 1000), reply_to=order)
 
 
+def arrays_unsigned(honest: RecordDict) -> RecordDict:
+    """Other arrays than the facts were signed for: whoever carries the message can do that."""
+    zeros = {name: Array(value.numpy() * 0) for name, value in honest.array_records["arrays"].items()}
+    honest["arrays"] = ArrayRecord(zeros)
+    return honest
+
+
+def backwards(honest: RecordDict) -> RecordDict:
+    """The same numbers, of which memory is read from its end."""
+    same = {n: Array(value.numpy()[::-1].copy()[::-1]) for n, value in honest.array_records["arrays"].items()}
+    honest["arrays"] = ArrayRecord(same)
+    return honest
+
+
+def signed_by(name: str) -> Replacement:
+    """Another site's key under this one's answer."""
+    return lambda _, answer: _resigned(answer, load_signer(FOLDER[-1] / "sites" / name / "node.key"))
+
+
+def _resigned(answer: Message, signer: Signer) -> Message:
+    signed_again(answer.content, signer)
+    return answer
+
+
 class Replay:
     """Sends in round 2 what it sent in round 1."""
 
@@ -161,6 +203,7 @@ class Ledgers:
 
 
 OTHER = "ab" * 32
+KEY = Signer(ec.generate_private_key(ec.SECP384R1())).public.text
 ALWAYS = [1, 2]
 LATER = (1, 2)  # honest in round 1, to have something to contradict in round 2
 
@@ -196,6 +239,17 @@ ATTACKS = (
     Attack("other-weights", stating(weights_hash=OTHER), reason="order"),
     Attack("other-code", stating(code_hash=OTHER), reason="order"),
     Attack("replay", Replay(), reason="order", rounds=LATER),
+    Attack("other-nonce", stating(nonce=OTHER), reason="order"),
+    Attack("other-order", stating(order=OTHER), reason="order"),
+    Attack("nothing-signed", stating(signed=False), reason="signature"),
+    Attack("facts-not-signed", stating(signed=False, epsilon_spent=0.0), reason="signature"),
+    Attack("signed-by-another", signed_by("north"), reason="signature"),
+    Attack("another-key", stating(key=KEY), reason="signature"),
+    Attack("no-key", stating(key="ssh-rsa AAAA"), reason="signature"),
+    Attack("arrays-not-signed", sending(arrays_unsigned, signed=False), reason="arrays"),
+    Attack("never-seen-entry", stating(server_ledger=(1, OTHER)), reason="ledger"),
+    Attack("future-entry", stating(server_ledger=(10**6, OTHER)), reason="ledger"),
+    Attack("not-its-receipts", stating(receipts=[OTHER] * 17)),
     Attack("renamed", arrays(lambda a: {f"{name}2": value for name, value in a.items()}), reason="arrays"),
     Attack("one-array-less", arrays(lambda a: dict(list(a.items())[1:])), reason="arrays"),
     Attack("one-array-more", arrays(lambda a: {**a, "backbone.x": np.zeros(2, np.float32)}), reason="arrays"),
@@ -242,13 +296,16 @@ ATTACKS = (
     Attack("preflight-delta", stating(delta=1e-300), reason="facts", rounds=(0,)),
     Attack("preflight-code", stating(code_hash=OTHER), reason="order", rounds=(0,)),
     Attack("preflight-name", stating(site="north"), reason="sender", rounds=(0,)),
+    Attack("preflight-unsigned", stating(signed=False), reason="signature", rounds=(0,)),
+    Attack("preflight-other-key", stating(key=KEY), reason="signature", rounds=(0,)),
+    Attack("preflight-replayed", stating(nonce=OTHER), reason="order", rounds=(0,)),
     Attack("preflight-node", from_node(100), reason="sender", rounds=(0,)),
     Attack("preflight-refusal", error(1003), "refused", "", rounds=(0,)),
 )
 HARMLESS = (
     Attack("twice", lambda _, answer: [answer, answer], "released", "", rounds=ALWAYS),
     Attack("twice-with-poison", lambda o, a: [a, Message(RecordDict(), reply_to=o)], "released", "", rounds=ALWAYS),
-    Attack("strides", each(lambda v: v[::-1]), "released", "", rounds=ALWAYS),
+    Attack("strides", sending(backwards, signed=False), "released", "", rounds=ALWAYS),
 )  # fmt: skip
 BY_NAME = {attack.name: attack for attack in (*ATTACKS, *HARMLESS)}
 
@@ -271,6 +328,7 @@ def faults_of(attacks: Sequence[Attack]) -> list[Fault]:
 
 
 def run(folder: Path, sites: Sequence[str], faults: Sequence[Fault]) -> Outcome:
+    FOLDER.append(folder)
     summary = simulate(tiny_federation(sites, rounds=ROUNDS), folder, faults=faults, report=False)
     return Outcome(folder, summary, rows_of(folder))
 
@@ -360,6 +418,7 @@ def test_numbers_that_stand_for_an_update_are_judged_as_the_update(tmp_path: Pat
         mechanism={**mechanism, "projection": projection},
         data={"public": [public]},
     )
+    FOLDER.append(tmp_path / "run")
     summary = simulate(config, tmp_path / "run", faults=faults_of(SHORT), report=False)
     rows = rows_of(tmp_path / "run")
     assert summary["status"] == "completed"

@@ -14,6 +14,7 @@ from support.federations import charged_steps, rows_of, tiny_federation
 from wardpose.client.app import app as client_app
 from wardpose.server.app import run_federation
 from wardpose.server.checkpoint import Checkpoint
+from wardpose.server.contact import open_alarms
 from wardpose.server.folder import held
 from wardpose.server.heads import Heads
 from wardpose.server.journal import RunJournal
@@ -22,6 +23,7 @@ from wardpose.server.summary import summarise
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.weights import load_model, read_metadata
 from wardpose.shared.site_config import load_site
+from wardpose.shared.wire import Refusal
 from wardpose.simulation.grid import Fault, FaultKind, InProcessGrid
 from wardpose.simulation.layout import prepare_sites
 from wardpose.simulation.run import simulate
@@ -121,14 +123,15 @@ def test_a_ledger_that_went_back_stops_its_own_site_in_this_run_and_the_next(tmp
     with InProcessGrid(client_app, prepare_sites(config, folder)) as grid:
         run_federation(grid, changed, folder, resume=resume)
     row = rows_of(folder)[0, "south"]
-    assert (row.status, row.reason) == ("rejected", "ledger")
-    assert "went back from" in row.detail
+    assert (row.status, row.code) == ("refused", Refusal.APART)  # the site is told what it once had
+    assert [alarm.site for alarm in open_alarms(folder / "contact.sqlite")] == ["south"]
     assert statuses(folder, "north")[2] == "released"
     before = charged_steps(folder, "south")
     Heads(folder / "heads.sqlite").accept_another("south", "its disk broke; the hospital wrote on 3 May")
     with InProcessGrid(client_app, prepare_sites(config, folder)) as grid:
         run_federation(grid, config, folder, resume=False)
     assert statuses(folder)[1] == "released"
+    assert open_alarms(folder / "contact.sqlite") == []
     assert charged_steps(folder, "south")[0] == before[0] + 1
 
 

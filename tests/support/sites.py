@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from support.sealing import write_keys
 
 
 def write_site(folder: Path, **policy: Any) -> Path:
@@ -20,6 +21,7 @@ def write_site(folder: Path, **policy: Any) -> Path:
     }
     path = folder / "site.yaml"
     path.write_text(yaml.safe_dump(content))
+    write_keys(folder)
     return path
 
 

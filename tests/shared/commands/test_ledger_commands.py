@@ -3,20 +3,24 @@
 import itertools
 import json
 import math
+import re
 import sqlite3
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from support.ledgers import BUDGET, COURSE, DELTA, EVENT, spend
+from support.ledgers import BUDGET, COURSE, DELTA, EVENT, cost, spend
 from typer.testing import CliRunner, Result
 
+from wardpose.server.ledger import ServerLedger
 from wardpose.shared.errors import ConfigError, LedgerError
 from wardpose.shared.ledger_statement import detection
 from wardpose.shared.privacy.accounting import as_seeded, epsilon
 from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.signing import create_key_pair
 from wardpose.simulation.cli import app
 
 
@@ -214,3 +218,38 @@ def test_no_rule_finds_more_than_is_stated(spent: float, delta: float) -> None:
             assert found <= detection(spent, delta, wrong) + 1e-12
     assert detection(spent, delta, 1 - delta - high) == pytest.approx(delta + high)
     assert detection(math.inf, delta, 0.0) == 1.0
+
+
+def test_a_month_and_a_study_are_shown_beside_the_whole(tmp_path: Path) -> None:
+    path, page = tmp_path / "ledger.sqlite", tmp_path / "statement.html"
+    budget = replace(BUDGET, per_month=1.25, studies={"study": 1.5, "later": 0.75})
+    clock = iter([1_750_000_000.0, 1_780_000_000.0] * 2)
+    for number in (1, 2):
+        now = next(clock)
+        ledger = Ledger(path, clock=lambda now=now: now)  # type: ignore[misc]
+        ledger.reserve("ward", [EVENT], run_id="run", round=number, budget=budget, course=COURSE)
+    (ward,) = answer("show", path)["cohorts"]
+    spent = {found["window"]: (found["budget"], found["spent"]) for found in (ward["month"], *ward["federations"])}
+    assert spent == {
+        "2026-05": (1.25, pytest.approx(cost(EVENT))),
+        "study": (1.5, pytest.approx(cost(EVENT, EVENT))),
+        "later": (0.75, 0.0),
+    }
+    assert "in 2026-05: epsilon" in run("show", path).output
+    answer("statement", path, page, "--holder", "North")
+    row = r'<td>2026-05</td>\s*<td class="number">[0-9.]+</td>\s*<td class="number">1.25</td>'
+    assert re.search(row, page.read_text())
+
+
+def test_a_charge_that_a_site_took_back_is_checked_with_its_key(tmp_path: Path) -> None:
+    ledger = ServerLedger(tmp_path / "ledger.sqlite")
+    keys = {name: create_key_pair(tmp_path / f"{name}.key", tmp_path / f"{name}.pub") for name in ("north", "other")}
+    ledger.reserve("north", [EVENT], run_id="run", round=1, budget=BUDGET, course=COURSE)
+    (said,) = ledger.open_reservations("north")
+    signature = said.sign(keys["north"])
+    ledger.expire(said.text(), signature, keys["north"].public, site="north", run="run", round_number=1)
+    assert answer("verify", ledger.path, "--site-key", tmp_path / "north.pub")["taken_back"] == 1
+    refused = run("verify", ledger.path, "--site-key", tmp_path / "other.pub")
+    assert isinstance(refused.exception, LedgerError)
+    assert "not by the site's" in str(refused.exception)
+    answer("verify", ledger.path, "--site-key", tmp_path / "other.pub", "--site", "south")

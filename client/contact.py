@@ -1,0 +1,331 @@
+"""What passed between this site and its coordinator, and whether both still know it: orders, heads, receipts.
+
+The site carries out what its coordinator signed for it, once. It remembers the head of the coordinator's ledger, and
+tells it in every answer; the coordinator says in every seal which of them it has confirmed, and what it last saw of the
+site's own ledger. A ledger on either side that was lost, put back from an old copy, or written anew from some row on is
+therefore found at the next contact: by whoever kept the other half. The site then refuses, and raises an alarm that
+stays until both agree again.
+
+All of it lies in `contact.sqlite` in the site's state folder.
+"""
+
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import RecordDict
+
+from wardpose.shared.errors import DamagedError, LedgerError
+from wardpose.shared.privacy.course import Course
+from wardpose.shared.privacy.expiry import NothingReleased
+from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.seals import Head, OrderSeal, Receipt, SignedReceipt, Word, body_text, open_seal, text_hash
+from wardpose.shared.signing import PublicKey, SignatureError, Signer
+from wardpose.shared.sqlite import as_rows, read_rows, transaction
+
+logger = logging.getLogger("wardpose.client")
+
+_NOTHING = Head(0, "0" * 64)
+_SERVED, _VOID = "served", "void"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS seals (nonce TEXT PRIMARY KEY, kind TEXT NOT NULL, received INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS courses (identity TEXT PRIMARY KEY, run TEXT NOT NULL, accepted INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS coordinator_head (
+    coordinator TEXT PRIMARY KEY, sequence INTEGER NOT NULL, hash TEXT NOT NULL, issued REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS sent (
+    release TEXT PRIMARY KEY, order_hash TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS receipts (
+    digest TEXT PRIMARY KEY, text TEXT NOT NULL, signature TEXT NOT NULL, received INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS charges (reservation TEXT PRIMARY KEY, state TEXT NOT NULL, since INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS alarms (number INTEGER PRIMARY KEY, what TEXT NOT NULL, raised INTEGER NOT NULL,
+    cleared INTEGER);
+"""
+
+
+class LedgersApartError(LedgerError):
+    """The coordinator's ledger and the site's do not agree on what was charged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """An order that was believed, and what its answer says beside the facts of the round.
+
+    Attributes:
+        seal: of the order.
+        signer: the site's.
+        server_ledger: head of the coordinator's ledger that the site remembers.
+        words: what the site signs of charges that no answer came to.
+
+    """
+
+    seal: OrderSeal
+    signer: Signer
+    server_ledger: Head
+    words: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """A disagreement that nobody has settled.
+
+    Attributes:
+        what: in a line.
+        raised: Unix time.
+
+    """
+
+    what: str
+    raised: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    sequence: int
+    hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Issued:
+    issued: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    text: str
+    signature: str
+
+
+class Contact:
+    """Remember one coordinator.
+
+    Attributes:
+        path: an SQLite file, made on the first write.
+        coordinator: its public key.
+
+    """
+
+    def __init__(self, path: Path, coordinator: PublicKey) -> None:
+        self.path = path
+        self.coordinator = coordinator
+
+    def opened(self, content: RecordDict, *, site: str, kind: str, ledger: Ledger, signer: Signer) -> Conversation:
+        """Believe a message, or refuse it; what was believed is remembered durably.
+
+        Args:
+            content: what came.
+            site: this site's name.
+            kind: the message's type.
+            ledger: the site's.
+            signer: the site's.
+
+        Raises:
+            SignatureError: the coordinator did not sign it for this site, or it came before.
+            LedgersApartError: one of the two ledgers is not the one that the other side knows; an alarm is raised.
+
+        """
+        seal = open_seal(content, self.coordinator, site=site, kind=kind)
+        self._use_once(seal)
+        with self._alarming():
+            self._check_heads(seal, ledger)
+            receipts = [self._read_receipt(receipt, site) for receipt in seal.receipts]
+            with transaction(self.path, _SCHEMA) as connection:
+                for receipt in receipts:
+                    connection.execute(
+                        "INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?)",
+                        (receipt.digest, receipt.text, receipt.signature, int(time.time())),
+                    )
+                if self.remembered() in (_NOTHING, seal.confirmed):
+                    self._remember(connection, seal)
+        words = tuple(self._words(seal, site=site, ledger=ledger, signer=signer))
+        return Conversation(seal=seal, signer=signer, server_ledger=self.remembered(), words=words)
+
+    def begin(self, conversation: Conversation) -> None:
+        """Note that an order is about to be carried out: from here on something may leave for its charge.
+
+        Raises:
+            SignatureError: the coordinator names no charge, or this site signed that nothing was released for it.
+
+        """
+        charge = conversation.seal.charge
+        if charge is None:
+            raise SignatureError("the coordinator does not say what pays for the order")
+        if self._settle(charge, _SERVED) != _SERVED:
+            raise SignatureError(f"of charge {charge[:12]} this site has signed that nothing was released")
+
+    def _words(self, seal: OrderSeal, *, site: str, ledger: Ledger, signer: Signer) -> Iterator[Word]:
+        """Sign what never began here, and see that it never does: once signed, such an order is not carried out."""
+        for asked in seal.unanswered:
+            charged = any(
+                (entry.body["run"], entry.body["round"]) == (asked.run, asked.round)
+                for entry in ledger.all_reservations()
+            )
+            if charged or self._settle(asked.reservation, _VOID) != _VOID:
+                continue
+            statement = NothingReleased(site=site, **asked.model_dump())
+            yield Word(text=statement.text(), signature=statement.sign(signer))
+
+    def _settle(self, reservation: str, state: str) -> str:
+        """Decide once what becomes of a charge; returns what was decided first, now or earlier."""
+        with transaction(self.path, _SCHEMA) as connection:
+            connection.execute("INSERT OR IGNORE INTO charges VALUES (?, ?, ?)", (reservation, state, int(time.time())))
+            row = connection.execute("SELECT state FROM charges WHERE reservation = ?", (reservation,)).fetchone()
+        return str(row["state"])
+
+    def remembered(self) -> Head:
+        """Return the head of the coordinator's ledger that this site remembers; that of an empty one before any."""
+        query = "SELECT sequence, hash FROM coordinator_head WHERE coordinator = ?"
+        rows = as_rows(_Row, _rows(self.path, query, self.coordinator.fingerprint), self.path)
+        return Head(rows[0].sequence, rows[0].hash) if rows else _NOTHING
+
+    def refuse_unconfirmed(self, conversation: Conversation) -> None:
+        """See that the coordinator knows that its ledger still holds what this site remembers of it.
+
+        Raises:
+            SignatureError: it does not say so yet; a preflight brings it about.
+
+        """
+        if conversation.server_ledger not in (conversation.seal.ledger, conversation.seal.confirmed):
+            raise SignatureError(
+                f"the coordinator does not confirm entry {conversation.server_ledger.sequence} of its ledger, "
+                "which this site has seen"
+            )
+
+    def accept(self, course: Course) -> None:
+        """Note that the site would take part in a course: it was asked, and every check was passed."""
+        with transaction(self.path, _SCHEMA) as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO courses VALUES (?, ?, ?)", (course.identity, course.run, int(time.time()))
+            )
+
+    def refuse_unknown(self, course: Course) -> None:
+        """See that a course was accepted before a round of it is carried out.
+
+        Raises:
+            SignatureError: it was not.
+
+        """
+        if not _rows(self.path, "SELECT identity FROM courses WHERE identity = ?", course.identity):
+            raise SignatureError(f"run {course.run}: its course {course.identity[:12]} was not accepted in a preflight")
+
+    def sent(self, release: str, *, order: str, run: str, round_number: int) -> None:
+        """Note what is about to leave, before it leaves."""
+        with transaction(self.path, _SCHEMA) as connection:
+            connection.execute("INSERT OR IGNORE INTO sent VALUES (?, ?, ?, ?)", (release, order, run, round_number))
+
+    def receipts(self) -> list[SignedReceipt]:
+        """Return all receipts that the coordinator gave, oldest first."""
+        rows = _rows(self.path, "SELECT text, signature FROM receipts ORDER BY rowid")
+        return [SignedReceipt(text=row.text, signature=row.signature) for row in as_rows(_Kept, rows, self.path)]
+
+    def alarms(self) -> list[Alarm]:
+        """Return the disagreements that were not settled."""
+        return open_alarms(self.path)
+
+    def accept_another(self, why: str) -> None:
+        """Let the coordinator go on with another ledger: the old one was lost, and staff of both sides know of it."""
+        with transaction(self.path, _SCHEMA) as connection:
+            connection.execute("DELETE FROM coordinator_head WHERE coordinator = ?", (self.coordinator.fingerprint,))
+            connection.execute("UPDATE alarms SET cleared = ? WHERE cleared IS NULL", (int(time.time()),))
+            connection.execute(
+                "INSERT INTO alarms (what, raised, cleared) VALUES (?, ?, ?)",
+                (f"another ledger of the coordinator was accepted: {why}", int(time.time()), int(time.time())),
+            )
+
+    def _use_once(self, seal: OrderSeal) -> None:
+        with transaction(self.path, _SCHEMA) as connection:
+            new = connection.execute(
+                "INSERT OR IGNORE INTO seals VALUES (?, ?, ?)", (seal.nonce, seal.kind, int(time.time()))
+            ).rowcount
+        if not new:
+            raise SignatureError("the order came before; it is carried out once")
+
+    def _check_heads(self, seal: OrderSeal, ledger: Ledger) -> None:
+        before, issued = self.remembered(), self._issued()
+        if seal.ledger.sequence < before.sequence and seal.issued >= issued:  # an older message may come later
+            raise LedgersApartError(
+                f"the coordinator's ledger went back from {before.sequence} to {seal.ledger.sequence} entries"
+            )
+        if seal.ledger.sequence == before.sequence and seal.ledger.hash != before.hash:
+            raise LedgersApartError(f"entry {before.sequence} of the coordinator's ledger is not the one seen before")
+        if seal.site_ledger is not None and not ledger.contains(seal.site_ledger):
+            raise LedgersApartError(
+                f"{ledger.path}: the coordinator has seen entry {seal.site_ledger.sequence} of this ledger, which is "
+                "not in it (an old backup? restore the newest)"
+            )
+
+    def _read_receipt(self, signed: SignedReceipt, site: str) -> SignedReceipt:
+        """Check that a receipt says nothing that this site knows to be wrong."""
+        try:
+            receipt = signed.opened(self.coordinator)
+        except SignatureError as error:
+            raise LedgersApartError(f"a receipt is not the coordinator's: {error}") from error
+        if receipt.site != site:
+            raise LedgersApartError(f"a receipt is of site {receipt.site}")
+        if receipt.release is not None and not self._was_sent(receipt):
+            raise LedgersApartError(
+                f"the coordinator has a release of run {receipt.run}, round {receipt.round}, that this site never sent"
+            )
+        return signed
+
+    def _was_sent(self, receipt: Receipt) -> bool:
+        query = "SELECT release FROM sent WHERE release = ? AND order_hash = ?"
+        return bool(_rows(self.path, query, receipt.release, receipt.order))
+
+    def _issued(self) -> float:
+        """When the coordinator said what the site remembers."""
+        query = "SELECT issued FROM coordinator_head WHERE coordinator = ?"
+        rows = as_rows(_Issued, _rows(self.path, query, self.coordinator.fingerprint), self.path)
+        return rows[0].issued if rows else 0.0
+
+    def _remember(self, connection: sqlite3.Connection, seal: OrderSeal) -> None:
+        connection.execute(
+            "INSERT INTO coordinator_head VALUES (?, ?, ?, ?) ON CONFLICT (coordinator) DO UPDATE "
+            "SET sequence = excluded.sequence, hash = excluded.hash, issued = excluded.issued "
+            "WHERE excluded.sequence >= sequence",
+            (self.coordinator.fingerprint, *seal.ledger, seal.issued),
+        )
+
+    @contextmanager
+    def _alarming(self) -> Iterator[None]:
+        """Write down a disagreement that the block finds, once, or that there is none any more."""
+        try:
+            yield
+        except LedgersApartError as error:
+            logger.error("ALARM: %s", error)
+            if all(alarm.what != str(error) for alarm in self.alarms()):
+                with transaction(self.path, _SCHEMA) as connection:
+                    connection.execute(
+                        "INSERT INTO alarms (what, raised) VALUES (?, ?)", (str(error), int(time.time()))
+                    )
+            raise
+        if self.alarms():
+            with transaction(self.path, _SCHEMA) as connection:
+                connection.execute("UPDATE alarms SET cleared = ? WHERE cleared IS NULL", (int(time.time()),))
+
+
+def open_alarms(path: Path) -> list[Alarm]:
+    """Return the disagreements with a coordinator that a site has and that were not settled."""
+    rows = _rows(path, "SELECT what, raised FROM alarms WHERE cleared IS NULL ORDER BY number")
+    return as_rows(Alarm, rows, path)
+
+
+def _rows(path: Path, query: str, *arguments: object) -> list[dict[str, object]]:
+    """Read rows; none from a journal of a time before there were such tables."""
+    try:
+        return read_rows(path, query, *arguments)
+    except DamagedError as error:
+        if "no such table" in str(error):
+            return []
+        raise
+
+
+def facts_hash(content: RecordDict) -> str:
+    """Hash of the facts of a release, as a receipt names it."""
+    return text_hash(body_text(content))
