@@ -15,6 +15,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid import InMemoryGrid
 
+from wardpose.server.card import NAME as CARD
+from wardpose.server.card import epsilon_sentence, model_card
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.coordinator import Accounts, coordinator_accounts, folder_accounts, load_coordinator
 from wardpose.server.course import declare
@@ -27,6 +29,7 @@ from wardpose.server.ledger import ServerLedger
 from wardpose.server.limits import Limits
 from wardpose.server.rounds import Coordinator, catch_up
 from wardpose.server.scoring import Scorer, arrays_of, check_public_data, load_arrays
+from wardpose.server.summary import summarise
 from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.config import (
     FederationConfig,
@@ -224,7 +227,10 @@ def _train(
         measured = coordinator.evaluator.after_last(state.round, state.weights, start)
         coordinator.deliver_receipts()
     kept = start if measured is not None and measured.chosen == PUBLIC else state.weights
-    _score(journal, state.run, scorer.test(kept), measured)
+    scores = scorer.test(kept)
+    _score(journal, state.run, scores, measured)
+    summary = summarise(folder, state.run) | {"status": status}
+    card = model_card(summary, config, scores)
     facts = {"run": state.run, "round": str(state.round), "mechanism": course.mechanism.name, "candidate": PRIVATE}
     free = facts | {"round": "0", "mechanism": "public start", "candidate": PUBLIC}
     candidates = {PRIVATE: (state.weights, facts), PUBLIC: (start, free)}
@@ -232,7 +238,10 @@ def _train(
     for name, (weights, about) in candidates.items():
         if name == chosen or (measured is not None and measured.chosen is not None):
             load_arrays(model, weights)
-            _save_model(model, folder / ("model.safetensors" if name == chosen else f"model-{name}.safetensors"), about)
+            told = {"card": card, "epsilon": epsilon_sentence(summary)} if name == chosen else {}
+            place = folder / ("model.safetensors" if name == chosen else f"model-{name}.safetensors")
+            _save_model(model, place, about | told)
+    write_text(folder / CARD, card)
     return status
 
 
@@ -246,11 +255,13 @@ def _score(journal: RunJournal, run: str, final: dict[str, Any] | None, measured
 
 
 def _save_model(model: PoseModel, path: Path, facts: dict[str, str]) -> None:
-    """Write a model of the run; one of another run that lies there is kept beside it."""
+    """Write a model of the run; one of another run that lies there is kept beside it, and so is its card."""
     run = facts["run"]
     other = read_metadata(path).get("run", "unknown") if path.exists() else run
     if other != run:
         logger.info("the model of run %s is now %s", other, set_aside(path, other))
+        if "card" in facts and (path.parent / CARD).exists():
+            set_aside(path.parent / CARD, other)
     save_model(model, path, facts)
 
 

@@ -12,7 +12,8 @@ from wardpose.shared.files import storage_error
 from wardpose.shared.signing import Signer, ensure_key_pair
 
 LOCK = "coordinator.lock"
-_WRITTEN = ("checkpoint.safetensors", "model.safetensors", "initial.safetensors", "pretrain.checkpoint", "latest-run")
+_MODELS = ("checkpoint.safetensors", "model.safetensors", "initial.safetensors")
+_WRITTEN = (*_MODELS, "model-card.md", "pretrain.checkpoint", "latest-run")
 _SUFFIX = "?" * 8  # that `shared.files.write_bytes` gives to a file until it is whole
 
 

@@ -17,10 +17,10 @@ from wardpose.shared.config import FederationConfig
 from wardpose.shared.data.dataset import listed
 from wardpose.shared.data.records import Frame, PoseDataset
 from wardpose.shared.files import write_text
+from wardpose.shared.pose.drawing import draw_skeleton
 from wardpose.shared.pose.evaluation import predict
 from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.yaml_config import to_yaml
-from wardpose.simulation.drawing import draw_skeleton
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,9 @@ from wardpose.shared.errors import ConfigError, DataError
 Change = Callable[[Frame, str], Frame]
 """Frame and its name (`photo.png`; `clip.mp4#12` and `scan.tif#2`: one of several, from 0) -> the changed frame of the
 same size; may raise a `WardposeError`."""
+
+ChangeMany = Callable[[Sequence[Frame], Sequence[str]], list[Frame]]
+"""The same of several frames, each changed as if it were alone."""
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
@@ -30,6 +33,7 @@ class Job:
         source: picture, video, or folder of them.
         destination: of the same sort.
         change: what happens to each frame.
+        change_many: the same for several frames of a video; one by one when absent.
         identity: of the change; work done by another one is not continued.
         lossless: the result must be stored without loss.
         force: overwrite what exists.
@@ -46,6 +50,7 @@ class Job:
     destination: Path
     change: Change
     identity: str
+    change_many: ChangeMany | None = None
     lossless: bool = True
     force: bool = False
     on_bad: OnBad = "error"

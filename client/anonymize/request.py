@@ -67,6 +67,9 @@ def anonymize(
         source=source,
         destination=destination,
         change=lambda frame, name: method(frame, persons.of(frame, name)),
+        change_many=(lambda frames, names: method.many(frames, list(map(persons.of, frames, names))))
+        if isinstance(method, ViewMethod)
+        else None,
         identity=method.identity() + ("" if boxes is None else files.sha256_file(boxes)),
         lossless=method.lossless,
         force=force,
