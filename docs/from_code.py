@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from wardpose.client import exporter as site_exporter
 from wardpose.server import exporter as server_exporter
-from wardpose.shared import wire
+from wardpose.shared import seals, wire
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.privacy import accounting, mechanisms
 from wardpose.shared.privacy.course import Course
@@ -26,7 +26,7 @@ from wardpose.simulation.cli import app
 
 _PRIVACY = (
     "mechanisms", "units", "sampling", "clipping", "noise", "accounting", "composition", "filters", "course",
-    "schedules", "budget", "ledger", "chain", "entries", "tally", "membership",
+    "schedules", "budget", "ledger", "chain", "entries", "tally", "membership", "merkle",
 )  # fmt: skip
 
 
@@ -240,15 +240,30 @@ def metrics() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+_WIRE_MODELS: tuple[type[BaseModel], ...] = (
+    seals.OrderSeal,
+    wire.RoundOrder,
+    Course,
+    wire.SiteRelease,
+    wire.SiteStatus,
+    wire.ReceiptsOrder,
+    seals.Receipt,
+    seals.SignedReceipt,
+    seals.Charge,
+    seals.Word,
+)
+
+
 def wire_records() -> str:
     """Return the messages between server and site."""
     parts = [
         "# Wire",
         f"Protocol {wire.PROTOCOL}. A message is one Flower `ConfigRecord` named `body` with one text `json`; where "
-        "weights or an update come along, also one `ArrayRecord` named `arrays`. A key that is not in these tables is "
-        "refused.",
+        "weights or an update come along, also one `ArrayRecord` named `arrays`. Beside an order stands one record "
+        "`seal` with the texts `json` (an `OrderSeal`) and `signature`; an answer's `body` holds its `signature`, too. "
+        "A key that is not in these tables is refused.",
     ]
-    for model in (wire.RoundOrder, Course, wire.SiteRelease, wire.SiteStatus):
+    for model in _WIRE_MODELS:
         meanings = attributes_of(wire.SiteRelease) | attributes_of(model)
         fields = [(f"`{name}`", _value(field, ""), meanings[name]) for name, field in model.model_fields.items()]
         parts += [f"## {model.__name__}", summary_of(model), _table(("key", "value", "meaning"), fields)]
@@ -263,7 +278,9 @@ def wire_records() -> str:
     text = "\n\n".join(parts) + "\n"
     for name in ("Mechanism", "LocalTraining", "ModelConfig"):  # the plan's own
         text = text.replace(f"({name.lower()})", f"(configuration.md#federationconfig-{name.lower()})")
-    return text.replace("(course)", "(#course)")
+    for model in _WIRE_MODELS:
+        text = text.replace(f"({model.__name__.lower()})", f"(#{model.__name__.lower()})")
+    return text
 
 
 def privacy() -> str:

@@ -367,6 +367,13 @@ class Chain:
         with self._connect() as connection:
             yield from _entries_after(connection, sequence, kind, self.path)
 
+    def stored(self, after: int, until: int) -> list[Row]:
+        """Return the rows behind an entry, up to another, as they are stored: to be checked by whoever reads them."""
+        with self._connect() as connection:
+            self._must_be_ledger(connection)
+            query = f"{_COLUMNS} WHERE sequence > ? AND sequence <= ? ORDER BY sequence"
+            return connection.execute(query, (after, until)).fetchall()
+
     def hash_at(self, sequence: int) -> str:
         """Hash of an entry of the checked chain; 64 zeros where there is none, and for 0."""
         with self.reading():
