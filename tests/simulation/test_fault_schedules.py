@@ -23,6 +23,7 @@ from support.invariants import (
     nothing_left_uncharged,
     nothing_left_unpaid,
     open_site_ledger,
+    shows_all,
     steps_in,
 )
 from support.schedules import MISHAPS, SITES, Disk, World, clock_off_by
