@@ -1,22 +1,26 @@
 """What is wrong with a data set, before it trains anything: `wardpose data check`.
 
-Every record is read and every picture decoded once. Nothing is written, and nothing leaves the screen of whoever calls
-it: counts and ids of patients are shown.
+Every record is read and every picture decoded. Nothing is written but the contact sheet that is asked for, and nothing
+leaves the screen of whoever calls it: counts and ids of patients are shown.
 """
 
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import numpy as np
 
+from wardpose.client.contact_sheet import write_sheet
 from wardpose.client.findings import Finding, finding
+from wardpose.client.left_right import swapped_sides
 from wardpose.shared.data.dataset import ImageFile, ListDataset, listed
 from wardpose.shared.data.records import PoseRecord
 from wardpose.shared.data.source import DataSource, WardSource, open_source
 from wardpose.shared.errors import DataError, WardposeError
+from wardpose.shared.pose.estimators import Estimator
 from wardpose.shared.skeleton import Skeleton
 
 _KINDS = {
@@ -83,13 +87,20 @@ class _Picture:
 
 
 def check_data(
-    source: DataSource, *, skeleton: Skeleton, progress: Callable[[int, int], None] | None = None
+    source: DataSource,
+    *,
+    skeleton: Skeleton,
+    estimator: Estimator | None = None,
+    sheet: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> DataReport:
     """Open a source and look at every record and picture of it.
 
     Args:
         source: what YAML would name.
         skeleton: joints that will be trained.
+        estimator: a model that is asked which side is left, too.
+        sheet: picture to write, with the joints of doubtful records first and of others drawn.
         progress: called with how many pictures are read, and of how many.
 
     """
@@ -103,12 +114,20 @@ def check_data(
         )
     pictures = list(_pictures(dataset, progress))
     records = [dataset.record(index) for index in range(len(dataset))]
+    sides = swapped_sides(dataset, estimator)
+    swapped = _swapped(records, sides, estimator)
+    if sheet is not None:
+        marked = dict.fromkeys(sides, "sides?")
+        marked |= {row: "empty" for picture in pictures if picture.flat for row in picture.rows}
+        unread = {row for picture in pictures if picture.error for row in picture.rows}
+        write_sheet(sheet, dataset, marked, unread)
     findings = [
         *_bad_records(dataset, pictures),
         *_duplicates(records, pictures),
         *_patients(dataset, records),
         *_several_people(dataset, records, pictures),
         *_joints(records, skeleton),
+        swapped,
         *(finding("note", "warning", note) for note in dataset.notes if _SKIPPED not in note),
     ]
     return DataReport(
@@ -206,6 +225,16 @@ def _several_people(dataset: ListDataset, records: list[PoseRecord], pictures: l
     if silent:
         text += f"; in {len(silent)} of them a record does not name the other patients (also)"
     yield finding("several people", "warning" if silent else "ok", text, silent)
+
+
+def _swapped(records: list[PoseRecord], sides: dict[int, str], estimator: Estimator | None) -> Finding:
+    asked = "" if estimator is None else f", {estimator.name} was asked"
+    return finding(
+        "left and right",
+        "warning" if sides else "ok",
+        f"{len(sides)} records have left and right swapped, likely{asked}",
+        [f"{records[index].record_id}: {why}" for index, why in sides.items()],
+    )
 
 
 def _joints(records: list[PoseRecord], skeleton: Skeleton) -> Iterator[Finding]:

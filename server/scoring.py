@@ -13,7 +13,9 @@ from wardpose.shared.data.dataset import concatenate
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.data.source import DataSource, open_source
 from wardpose.shared.errors import DataError
-from wardpose.shared.pose.evaluation import Scores, evaluate
+from wardpose.shared.pose.estimators import TorchEstimator, estimate_records
+from wardpose.shared.pose.evaluation import Scores, evaluate, score
+from wardpose.shared.pose.intervals import SCORES, Sample, interval
 from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.skeleton import get_skeleton
 
@@ -43,9 +45,17 @@ class Scorer:
         """Return all scores on test data, the configured one as `score`; `None` without any."""
         if self._test is None:
             return None
-        scores = self._scores(weights, self._test)
+        load_arrays(self.model, weights)
+        estimator = TorchEstimator(self.model, device=_device())
+        joints, confidence = estimate_records(estimator, self._test)
+        scores = score(joints, self._test)
+        records = [self._test.record(i) for i in range(len(self._test))]
+        sample = Sample.of(joints, confidence, records, self.model.skeleton)
+        found = interval(sample, SCORES[self.config.server.score])
         return {
             "score": self._score(scores),
+            "interval": [found.low, found.high],
+            "patients": len({record.patient_id for record in records}),
             "by_group": scores.by_group,
             "per_joint": scores.per_joint,
             "records": len(self._test),
@@ -53,11 +63,14 @@ class Scorer:
 
     def _scores(self, weights: Arrays, dataset: PoseDataset) -> Scores:
         load_arrays(self.model, weights)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return evaluate(self.model.to(device), dataset, device=device)
+        return evaluate(self.model, dataset, device=_device())
 
     def _score(self, scores: Scores) -> float | None:
         return {"pck@0.2": scores.pck_box_02, "pckh@0.5": scores.pckh_05}[self.config.server.score]
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def check_public_data(config: FederationConfig) -> None:

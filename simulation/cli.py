@@ -5,10 +5,10 @@ import sys
 
 import typer
 
-from wardpose.client.commands import anonymize, data, site, vault
+from wardpose.client.commands import anonymize, data, evaluate, label, predict, site, vault
 from wardpose.server.commands import server
 from wardpose.shared.allocator import tune_allocator
-from wardpose.shared.commands import ledger
+from wardpose.shared.commands import export, ledger
 from wardpose.shared.errors import WardposeError, one_line
 from wardpose.shared.files import FULL
 from wardpose.simulation.commands import anonymizer, audit, benchmark, dev, plan, pretrain, simulate
@@ -23,7 +23,10 @@ app = typer.Typer(
 )
 app.add_typer(site.app, name="site", help="What a hospital engineer does.")
 app.add_typer(server.app, name="server", help="What a coordinator does.")
-for _group in (data, anonymize, vault, ledger, anonymizer, audit, benchmark, dev, plan, pretrain, simulate):
+_OF_HOSPITALS = (predict, evaluate, label, data, anonymize, vault)
+_OF_ALL = (export, ledger)
+_OF_RESEARCHERS = (anonymizer, audit, benchmark, dev, plan, pretrain, simulate)
+for _group in (*_OF_HOSPITALS, *_OF_ALL, *_OF_RESEARCHERS):
     _group.register(app)
 
 

@@ -11,15 +11,16 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
+from wardpose.server.evaluation import shown_values
 from wardpose.server.scoring import open_all
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.data.dataset import listed
 from wardpose.shared.data.records import Frame, PoseDataset
 from wardpose.shared.files import write_text
+from wardpose.shared.pose.drawing import draw_skeleton
 from wardpose.shared.pose.evaluation import predict
 from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.yaml_config import to_yaml
-from wardpose.simulation.drawing import draw_skeleton
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -55,6 +56,7 @@ def write_report(
         budgets=_picture(_budgets(summary)),
         groups=_group_rows(summary),
         score_label=_score_label(summary),
+        shown=shown_values,
         examples=[] if dataset is None else _examples(dataset, before, after),
     )
     write_text(path, html)

@@ -1,7 +1,10 @@
 """What is to be done with a picture, a folder or a video, and what became of it."""
 
+import fcntl
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,6 +15,9 @@ from wardpose.shared.errors import ConfigError, DataError
 Change = Callable[[Frame, str], Frame]
 """Frame and its name (`photo.png`; `clip.mp4#12` and `scan.tif#2`: one of several, from 0) -> the changed frame of the
 same size; may raise a `WardposeError`."""
+
+ChangeMany = Callable[[Sequence[Frame], Sequence[str]], list[Frame]]
+"""The same of several frames, each changed as if it were alone."""
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
@@ -27,6 +33,7 @@ class Job:
         source: picture, video, or folder of them.
         destination: of the same sort.
         change: what happens to each frame.
+        change_many: the same for several frames of a video; one by one when absent.
         identity: of the change; work done by another one is not continued.
         lossless: the result must be stored without loss.
         force: overwrite what exists.
@@ -34,6 +41,8 @@ class Job:
             that the frames after it keep their numbers), and end a video that was cut off where it was cut off.
         progress: called after each frame.
         mode: permissions of what is written.
+        log: says what is to be kept of a vault's log beside what is written in a folder: `vault`, whose it is, and
+            `entry`, the hash of its last entry.
 
     """
 
@@ -41,11 +50,13 @@ class Job:
     destination: Path
     change: Change
     identity: str
+    change_many: ChangeMany | None = None
     lossless: bool = True
     force: bool = False
     on_bad: OnBad = "error"
     progress: Progress | None = None
     mode: int = 0o644
+    log: Callable[[], dict[str, str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,25 @@ def refuse_existing(job: Job) -> None:
         raise ConfigError(f"{job.destination}: exists already (--force overwrites)")
     if job.destination.resolve() == job.source.resolve():
         raise ConfigError(f"{job.destination}: is the source itself")
+
+
+@contextmanager
+def naming(job: Job) -> Iterator[None]:
+    """Hold the folder of the destination while the finished file gets its name, if it still may have it.
+
+    Raises:
+        ConfigError: another job has written it meanwhile.
+
+    """
+    job.destination.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(job.destination.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        refuse_existing(job)
+        yield
+    finally:
+        os.close(folder)
 
 
 def unreadable(path: Path, error: OSError) -> DataError:

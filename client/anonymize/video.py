@@ -6,7 +6,7 @@ What is done is kept in segments beside the destination; the next run goes on af
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 
 from wardpose.client.anonymize import disk
 from wardpose.client.anonymize.encoding import Segment, Storage, Stored, assemble, read_segment, storage_for
-from wardpose.client.anonymize.job import Job, LeftOut, Outcome, refuse_existing
+from wardpose.client.anonymize.job import Job, LeftOut, Outcome, naming, refuse_existing
 from wardpose.client.anonymize.manifest import Done
 from wardpose.client.anonymize.sources import WORK
 from wardpose.client.anonymize.timing import shown_at
@@ -25,6 +25,9 @@ from wardpose.shared.data.records import Frame
 from wardpose.shared.data.video_file import Video
 from wardpose.shared.data.video_stream import open_stream, other_contents
 from wardpose.shared.errors import DataError, StorageError, WardposeError
+
+_BATCH = 8
+_BATCH_BYTES = 64 << 20
 
 
 def anonymise_video(
@@ -86,7 +89,8 @@ def _anonymise(
                 left_out = tuple(left.reason for left in outcome.left_out)
                 cut = bool(video.index.losses)
                 before_naming(temporary, Done(video.frame_count, tuple(outcome.skipped), left_out, cut=cut))
-            disk.move(temporary, job.destination, mode=job.mode)
+            with naming(job):
+                disk.move(temporary, job.destination, mode=job.mode)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -130,10 +134,9 @@ def _change(video: Video, job: Job, label: str, storage: Storage, work: Path, ou
     segments: list[Stored] = []
     segment, begin = None, outcome.resumed
     try:
-        for number in range(outcome.resumed, video.frame_count):
+        for number, frame, why in _changed_frames(video, range(outcome.resumed, video.frame_count), job, label):
             if segment is None:
                 segment, begin = Segment(storage, height, width, aspect), number
-            frame, why = _changed(video, number, job, label)
             segment.add(frame, why)
             outcome.frames += not why
             if segment.full:
@@ -151,16 +154,44 @@ def _change(video: Video, job: Job, label: str, storage: Storage, work: Path, ou
     return segments
 
 
+def _changed_frames(video: Video, numbers: range, job: Job, label: str) -> Iterator[tuple[int, Frame, str]]:
+    """Give out changed frames, or black ones and why; several go through the network together where that can be."""
+    size = 1 if job.change_many is None else max(1, min(_BATCH, _BATCH_BYTES // (3 * video.height * video.width)))
+    for start in range(0, len(numbers), size):
+        group = numbers[start : start + size]
+        done = _together(video, group, job, label) if len(group) > 1 else None
+        for place, number in enumerate(group):
+            frame, why = _changed(video, number, job, label) if done is None else (done[place], "")
+            yield number, frame, why
+
+
+def _together(video: Video, numbers: range, job: Job, label: str) -> list[Frame] | None:
+    """Change frames at once; `None` where one of them has to be looked at alone."""
+    if job.change_many is None:
+        return None
+    try:
+        frames = [_read(video, number, job) for number in numbers]
+        return job.change_many(frames, [f"{label}#{number}" for number in numbers])
+    except StorageError:
+        raise
+    except WardposeError:
+        return None
+
+
+def _read(video: Video, number: int, job: Job) -> Frame:
+    frame = video.frame(number)
+    if frame.shape[:2] != (video.height, video.width):
+        raise DataError(
+            f"{job.source}: frame {number} is {frame.shape[1]} x {frame.shape[0]} pixels, the first "
+            f"{video.width} x {video.height} (allowed: one size)"
+        )
+    return frame
+
+
 def _changed(video: Video, number: int, job: Job, label: str) -> tuple[Frame, str]:
     """Return the changed frame, or a black one and why."""
     try:
-        frame = video.frame(number)
-        if frame.shape[:2] != (video.height, video.width):
-            raise DataError(
-                f"{job.source}: frame {number} is {frame.shape[1]} x {frame.shape[0]} pixels, the first "
-                f"{video.width} x {video.height} (allowed: one size)"
-            )
-        return job.change(frame, f"{label}#{number}"), ""
+        return job.change(_read(video, number, job), f"{label}#{number}"), ""
     except StorageError:
         raise  # a full disk is no bad frame
     except WardposeError as error:

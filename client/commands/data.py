@@ -23,9 +23,15 @@ def check(
     site: Annotated[
         Path | None, typer.Argument(help="A site.yaml: its cohort's data. Else name a source.", metavar="[SITE.yaml]")
     ] = None,
-    kind: Annotated[str | None, typer.Option(help="coco, mpii, lsp or video.", rich_help_panel=_SOURCE)] = None,
-    annotations: Annotated[Path | None, typer.Option(help="coco, mpii: the file.", rich_help_panel=_SOURCE)] = None,
-    images: Annotated[Path | None, typer.Option(help="coco, mpii: folder.", rich_help_panel=_SOURCE)] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="coco, cvat, label-studio, mpii, lsp or video.", rich_help_panel=_SOURCE)
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="coco, cvat, label-studio, mpii: the file.", rich_help_panel=_SOURCE)
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="coco, cvat, label-studio, mpii: folder.", rich_help_panel=_SOURCE)
+    ] = None,
     path: Annotated[Path | None, typer.Option(help="lsp, video: folder or file.", rich_help_panel=_SOURCE)] = None,
     labels: Annotated[Path | None, typer.Option(help="video: JSON or CSV.", rich_help_panel=_SOURCE)] = None,
     layout: Annotated[str | None, typer.Option(help="video: joints of the labels.", rich_help_panel=_SOURCE)] = None,
@@ -35,11 +41,17 @@ def check(
     pattern: Annotated[str | None, typer.Option(help="Patient in file names.", rich_help_panel=_SOURCE)] = None,
     ids: Annotated[str | None, typer.Option(help="Patients' ids: exact or fold.", rich_help_panel=_SOURCE)] = None,
     skeleton: Annotated[str, typer.Option(help="Joints that will be trained.")] = "lsp14",
+    sheet: Annotated[
+        Path | None, typer.Option(help="Picture to write: doubtful records first, joints drawn. It shows patients.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Ask it which side is left: bundled, .safetensors, .onnx.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the sheet.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what is wrong with a data set; exits 1 when something is. Nothing is written."""
+    """Say what is wrong with a data set; exits 1 when something is. Nothing is written but the sheet."""
     from wardpose.client.data_check import check_data
     from wardpose.shared.errors import ConfigError
+    from wardpose.shared.pose.estimators import open_estimator
     from wardpose.shared.site_config import load_site
     from wardpose.shared.skeleton import get_skeleton
 
@@ -54,11 +66,15 @@ def check(
         )
     source = load_site(site).cohort.data if site is not None else _source(options)
     layout_wanted = get_skeleton(skeleton)
-    if as_json:
-        report = check_data(source, skeleton=layout_wanted)
-    else:
-        with progress("reading") as update:
-            report = check_data(source, skeleton=layout_wanted, progress=update)
+    if sheet is not None and (sheet.suffix.lower() not in (".png", ".jpg", ".jpeg") or (sheet.exists() and not force)):
+        raise ConfigError(f"{sheet}: exists already, or is no picture's name (allowed: .png, .jpg; --force overwrites)")
+    estimator = None if model is None else open_estimator(model)
+    if estimator is not None and estimator.skeleton is not layout_wanted:
+        raise ConfigError(f"--model {model}: predicts {estimator.skeleton.name} (allowed: --skeleton's {skeleton})")
+    with progress("reading") as update:
+        report = check_data(
+            source, skeleton=layout_wanted, estimator=estimator, sheet=sheet, progress=None if as_json else update
+        )
     counts = {"name": report.name, "records": report.records, "pictures": report.pictures, "patients": report.patients}
     say_findings(report.findings, ok=report.ok, verdict=report.verdict, counts=counts, as_json=as_json)
 

@@ -1,7 +1,7 @@
-"""What `wardpose anonymize` and `wardpose recover` say at their end."""
+"""What `wardpose anonymize`, `recover` and `predict` say at their end."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wardpose.shared.terminal import say, say_step
 
@@ -16,11 +16,16 @@ def say_outcome(outcome: "Outcome", *, as_json: bool, **more: str) -> None:
     for line in outcome.skipped:
         say_step(f"skipped: {line}")
     content = {"frames": outcome.frames, "resumed": outcome.resumed, "skipped": outcome.skipped, **more}
+    say_left_out(content, outcome.left_out, as_json=as_json)
+
+
+def say_left_out(content: dict[str, Any], left_out: "Sequence[LeftOut]", *, as_json: bool) -> None:
+    """Print a result, and last what is not in it."""
     if as_json:
-        say({**content, "left_out": [asdict(left) for left in outcome.left_out]}, as_json=True)
+        say({**content, "left_out": [asdict(left) for left in left_out]}, as_json=True)
         return
     say(content, as_json=False)
-    say({"left_out": _listed(outcome.left_out)}, as_json=False)
+    say({"left_out": _listed(left_out)}, as_json=False)
 
 
 def _listed(left_out: "Sequence[LeftOut]") -> str:

@@ -25,7 +25,7 @@ from wardpose.shared.anonymize.generators import (
     RecoverableGenerator,
     round_symbols,
 )
-from wardpose.shared.anonymize.public_view import CropMap
+from wardpose.shared.anonymize.public_view import CropMap, apply_all
 from wardpose.shared.anonymize.tensors import to_frame, to_unit
 from wardpose.shared.anonymize.weights_file import load_recoverable, parse_recoverable, read_info
 from wardpose.shared.data.records import Frame
@@ -83,12 +83,27 @@ class ViewMethod:
         """Return the changed frame."""
         if self.map.keeps_scene:
             return _by_region(frame, boxes, self.map, VIEW_SIDE)
-        canvas = np.zeros_like(frame)
-        for top, bottom, left, right in _regions(frame, boxes):
-            region = frame[top:bottom, left:right]
-            view = _resized(self.map(_shrunk(region, VIEW_SIDE)), region.shape[0], region.shape[1])
-            canvas[top:bottom, left:right] = np.maximum(canvas[top:bottom, left:right], view)
-        return canvas
+        return self.many([frame], [boxes])[0]
+
+    def many(self, frames: Sequence[Frame], boxes: Sequence[Sequence[Box] | None]) -> list[Frame]:
+        """Return the changed frames, each as if it were alone; regions of one size go through the network together."""
+        if self.map.keeps_scene:
+            return [self(frame, those) for frame, those in zip(frames, boxes, strict=True)]
+        places = [_regions(frame, those) for frame, those in zip(frames, boxes, strict=True)]
+        small = [
+            _shrunk(frame[top:bottom, left:right], VIEW_SIDE)
+            for frame, those in zip(frames, places, strict=True)
+            for top, bottom, left, right in those
+        ]
+        views = iter(apply_all(self.map, small) if len(small) > 1 else map(self.map, small))
+        out = []
+        for frame, those in zip(frames, places, strict=True):
+            canvas = np.zeros_like(frame)
+            for top, bottom, left, right in those:
+                view = _resized(next(views), bottom - top, right - left)
+                canvas[top:bottom, left:right] = np.maximum(canvas[top:bottom, left:right], view)
+            out.append(canvas)
+        return out
 
     def identity(self) -> str:
         """SHA-256 over the map."""

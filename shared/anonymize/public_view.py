@@ -17,9 +17,10 @@ carries the original under a key, so it is not public against whoever holds, or 
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,27 @@ class CropMap(Protocol):
     def identity(self) -> str:
         """Hexadecimal SHA-256 of everything that decides the map (name, parameters, weights)."""
         ...
+
+
+@runtime_checkable
+class BatchMap(Protocol):
+    """A map of crops that takes several at a time, and gives each what it would give it alone."""
+
+    def many(self, crops: Sequence[Frame]) -> list[Frame]:
+        """Return the changed crops, which are of one size."""
+        ...
+
+
+def apply_all(change: CropMap, crops: Sequence[Frame]) -> list[Frame]:
+    """Apply a map to crops of any sizes, those of one size together where it can."""
+    if not isinstance(change, BatchMap):
+        return [change(crop) for crop in crops]
+    out: list[Frame] = list(crops)
+    for shape in {crop.shape for crop in crops}:
+        places = [place for place, crop in enumerate(crops) if crop.shape == shape]
+        for place, changed in zip(places, change.many([crops[place] for place in places]), strict=True):
+            out[place] = changed
+    return out
 
 
 class Geometry(BaseModel):
@@ -141,8 +163,14 @@ class PublicView:
             box: x, y, width, height of the person.
 
         """
-        affine = box_to_affine(box, self.geometry.size, padding=self.geometry.padding)
-        return self.map(warp(frame, affine, self.geometry.size)), affine
+        return self.of_people([frame], [box])[0]
+
+    def of_people(self, frames: Sequence[Frame], boxes: Sequence[NDArray[np.floating]]) -> list[tuple[Frame, Affine]]:
+        """Return phi of several records, each as `of_person` does."""
+        size = self.geometry.size
+        affines = [box_to_affine(box, size, padding=self.geometry.padding) for box in boxes]
+        crops = [warp(frame, affine, size) for frame, affine in zip(frames, affines, strict=True)]
+        return list(zip(apply_all(self.map, crops) if len(crops) > 1 else map(self.map, crops), affines, strict=True))
 
     def identity(self) -> str:
         """Hexadecimal SHA-256 of everything that decides phi: the map and its geometry."""

@@ -7,7 +7,6 @@ are those of the patient rule, or else of `patient` (and `also`, a list) in an a
 """
 
 import contextlib
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from wardpose.shared.data.fields import field, flag, identifier, keypoints, numb
 from wardpose.shared.data.patients import Owners, PatientRule
 from wardpose.shared.data.picture_folder import PictureFolder
 from wardpose.shared.data.reading import CheckImages, OnBadRecord, Reading
+from wardpose.shared.data.tool_joints import joint_name
 from wardpose.shared.errors import DataError
 from wardpose.shared.patient_ids import PatientError, strip
 from wardpose.shared.skeleton import COCO17, Skeleton
@@ -134,7 +134,7 @@ class _People:
             str(identifier(entry, "id")),
             joints=joints[:, :2].astype(np.float32),
             visibility=visibility(joints[:, 2], "keypoints"),
-            box=numbers(field(entry, "bbox", list), "bbox", 4).astype(np.float32),
+            box=_box(entry),
             frame=frame,
             frame_name=name.replace("\\", "/"),
             stated_size=size(image),
@@ -179,6 +179,12 @@ class _People:
         return joints if joints[:, 2].any() else None
 
 
+def _box(entry: dict[str, Any]) -> NDArray[np.float32] | None:
+    """Return the box that was drawn; `None` where COCO Annotator writes zeros for people without one."""
+    box = numbers(field(entry, "bbox", list), "bbox", 4).astype(np.float32)
+    return box if box.any() else None
+
+
 def _area(entry: dict[str, Any], frame: ImageFile) -> float | None:
     if entry.get("area"):
         return float(field(entry, "area", (int, float)))
@@ -215,7 +221,7 @@ def _categories(content: Any) -> tuple[dict[_Id, list[int]], dict[_Id, str]]:
         joints = category.get("keypoints") or []
         if not isinstance(joints, list):
             raise DataError(f'categories: "{name}" has keypoints {short(joints)} (allowed: a list of names)')
-        given = [_joint_name(joint) for joint in joints]
+        given = [joint_name(joint) for joint in joints]
         if sorted(given) == sorted(COCO17.joints):
             orders[number] = [given.index(joint) for joint in COCO17.joints]
         elif given or name.strip().lower() == "person":
@@ -224,9 +230,3 @@ def _categories(content: Any) -> tuple[dict[_Id, list[int]], dict[_Id, str]]:
         found = refused or "no person"
         raise DataError(f"categories: {found} (allowed: a category, as person, with COCO's 17 joints)")
     return orders, names
-
-
-def _joint_name(joint: Any) -> str:
-    """Write `Left Eye`, `left-eye` and `leftEye` as COCO does."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(joint).strip())
-    return re.sub(r"[\s_.-]+", "_", words).lower()

@@ -112,6 +112,34 @@ class VideoSource(_Files):
     layout: str | None = None
 
 
+class CvatSource(_Files):
+    """CVAT's own XML with skeletons.
+
+    Attributes:
+        annotations: the XML, for images or for video 1.1.
+        images: folder of the images, or the video.
+
+    """
+
+    kind: Literal["cvat"]
+    annotations: Path
+    images: Path
+
+
+class LabelStudioSource(_Files):
+    """Label Studio's JSON with keypoints.
+
+    Attributes:
+        annotations: the JSON export.
+        images: folder of the images.
+
+    """
+
+    kind: Literal["label-studio"]
+    annotations: Path
+    images: Path
+
+
 class WardSource(_Source):
     """Rendered ward scenes.
 
@@ -130,7 +158,10 @@ class WardSource(_Source):
     seed: int = Field(default=0, ge=0)
 
 
-DataSource = Annotated[CocoSource | MpiiSource | LspSource | VideoSource | WardSource, Field(discriminator="kind")]
+DataSource = Annotated[
+    CocoSource | MpiiSource | LspSource | VideoSource | CvatSource | LabelStudioSource | WardSource,
+    Field(discriminator="kind"),
+]
 """Any data set that YAML can name; `kind` says which."""
 
 
@@ -226,6 +257,16 @@ def _open(source: DataSource, skeleton: Skeleton, index_folder: Path | None) -> 
             skeleton=skeleton,
             **_options(source),
         )
+    if isinstance(source, CvatSource):
+        from wardpose.shared.data.cvat import read_cvat
+
+        return read_cvat(
+            source.annotations, images=source.images, skeleton=skeleton, index_folder=index_folder, **_options(source)
+        )
+    if isinstance(source, LabelStudioSource):
+        from wardpose.shared.data.label_studio import read_label_studio
+
+        return read_label_studio(source.annotations, images=source.images, skeleton=skeleton, **_options(source))
     if isinstance(source, LspSource):
         from wardpose.shared.data.lsp import read_lsp
 

@@ -80,21 +80,27 @@ def read_video(
     return reading.finish()
 
 
-class _VideoFrame:
+class VideoFrame:
+    """A frame of a video as a `FrameSource`."""
+
     def __init__(self, video: Video, number: int) -> None:
         self._video = video
         self._number = number
 
     def load(self) -> Frame:
+        """Decode it; `DataError` names file and number when that fails."""
         return self._video.frame(self._number)
 
     def size(self) -> tuple[int, int]:
+        """(height, width) in pixels, upright."""
         return self._video.size(self._number)
 
     def fingerprint(self) -> str:
+        """Name and size of the video, and the frame's number."""
         return f"{self._video.path.name}:{self._video.path.stat().st_size}:{self._number}"
 
     def changed(self) -> str:
+        """Inode and times of change of the video."""
         return changed(self._video.path)
 
 
@@ -110,7 +116,7 @@ def _read_entry(entry: Any, reading: Reading, path: Path, video: Video | None, s
             raise DataError(f"{path}: frame is {number!r} (allowed: 0 to {video.frame_count - 1})")
         video.check(number)
         name = str(number)
-        frame = _VideoFrame(video, number)
+        frame = VideoFrame(video, number)
     unknown = set(entry) - {"frame", "joints", "person", "patient", "also", "box", "head_size", "group"}
     if unknown:
         raise DataError(

@@ -1,19 +1,16 @@
 """From a model and a data set to predicted joints in frame pixels, and to the numbers that a table shows."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from wardpose.shared.data import crops
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.errors import DataError
 from wardpose.shared.pose import metrics
-from wardpose.shared.pose.codec import SimCC
+from wardpose.shared.pose.estimators import TorchEstimator, estimate_records
 from wardpose.shared.pose.model import PoseModel
 
 
@@ -71,24 +68,8 @@ def predict(
         DataError: the data set is in another skeleton, or a frame cannot be read.
 
     """
-    if dataset.skeleton.name != model.skeleton.name:
-        raise DataError(
-            f"{dataset.name}: skeleton {dataset.skeleton.name}, but the model predicts {model.skeleton.name}"
-        )
-    codec = SimCC.of(model.config)
-    model.to(device)
-    joints = np.zeros((len(dataset), len(model.skeleton), 2), np.float32)
-    scores = np.zeros(joints.shape[:2], np.float32)
-    for start in range(0, len(dataset), batch_size):
-        rows = range(start, min(start + batch_size, len(dataset)))
-        batch = [crops.crop_record(dataset, i, model.config.input_size) for i in rows]
-        pixels = torch.from_numpy(np.stack([crop.image for crop in batch])).to(device)
-        with torch.inference_mode():
-            in_crop, confidence = codec.decode(*_logits(model, crops.to_tensor(pixels), flip_test=flip_test))
-        for i, crop, points, score in zip(rows, batch, in_crop.cpu().numpy(), confidence.cpu().numpy(), strict=True):
-            joints[i] = crops.transform(points, crops.invert(crop.affine))
-            scores[i] = score
-    return joints, scores
+    estimator = TorchEstimator(model, device=device, flip_test=flip_test)
+    return estimate_records(estimator, dataset, batch_size=batch_size)
 
 
 def evaluate(
@@ -165,20 +146,3 @@ def score(
             skeleton=skeleton,
         ),
     )
-
-
-def _logits(model: PoseModel, x: Tensor, *, flip_test: bool) -> tuple[Tensor, Tensor]:
-    logits_x, logits_y = model(x)
-    if not flip_test:
-        return logits_x, logits_y
-    order = torch.from_numpy(model.skeleton.flip_order).to(x.device)
-    mirrored_x, mirrored_y = (logits[:, order] for logits in model(x.flip(-1)))
-    # Pixel p is p' = W - 1 - p in the mirrored crop, so bin b is bin W·s - s - b there: reversed, s - 1 bins too far.
-    shift = int(model.config.split_ratio) - 1
-    back = mirrored_x.flip(-1)
-    back = torch.cat([back[..., shift:], back[..., -1:].expand(*back.shape[:-1], shift)], dim=-1)
-    return _mean_distribution(logits_x, back), _mean_distribution(logits_y, mirrored_y)
-
-
-def _mean_distribution(a: Tensor, b: Tensor) -> Tensor:
-    return torch.logaddexp(a.log_softmax(-1), b.log_softmax(-1)) - math.log(2.0)

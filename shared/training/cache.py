@@ -31,9 +31,9 @@ import torch
 from numpy.typing import NDArray
 
 from wardpose.shared.anonymize.public_view import PublicView
-from wardpose.shared.data.crops import Augmentation, compose, crop_frame, invert, to_tensor, warp
+from wardpose.shared.data.crops import Affine, Augmentation, compose, crop_frame, invert, to_tensor, warp
 from wardpose.shared.data.dataset import ListDataset
-from wardpose.shared.data.records import PoseDataset
+from wardpose.shared.data.records import Frame, PoseDataset, PoseRecord
 from wardpose.shared.errors import DataError
 from wardpose.shared.pose.model import ModelConfig, PoseModel, Strategy, trainable_names
 
@@ -194,13 +194,8 @@ class _Job:
         crops: list[NDArray[np.uint8]] = []
         shown: list[NDArray[np.uint8]] = []
         rows = len(self.dataset) * self.views
-        for index in range(len(self.dataset)):
-            record, frame = self.dataset.record(index), self.dataset.frame(index)
-            if self.drawn_boxes and record.box_source == "joints":
-                whole = np.array([0, 0, frame.shape[1], frame.shape[0]], np.float32)
-                record = replace(record, box=whole, box_source="frame")
+        for index, record, frame, public in self._seen():
             known = record.box_source == "given" and record.view_key  # which follows from the box
-            public = None if self.public_view is None else self.public_view.of_person(frame, record.box)
             for view in range(self.views):
                 crop = crop_frame(
                     frame,
@@ -220,6 +215,23 @@ class _Job:
                         if pictures:
                             arrays[name][row + 1 - len(pictures) : row + 1] = self._stored(pictures)
                         pictures.clear()
+
+    def _seen(self) -> Iterator[tuple[int, PoseRecord, Frame, tuple[Frame, Affine] | None]]:
+        """Give out records with their frames and public views, which are made a batch at a time."""
+        for start in range(0, len(self.dataset), _BUILD_BATCH):
+            rows = range(start, min(start + _BUILD_BATCH, len(self.dataset)))
+            frames = [self.dataset.frame(index) for index in rows]
+            records = [self._with_box(self.dataset.record(i), frame) for i, frame in zip(rows, frames, strict=True)]
+            views: list[tuple[Frame, Affine] | None] = [None] * len(rows)
+            if self.public_view is not None:
+                views = list(self.public_view.of_people(frames, [record.box for record in records]))
+            yield from zip(rows, records, frames, views, strict=True)
+
+    def _with_box(self, record: PoseRecord, frame: Frame) -> PoseRecord:
+        if self.drawn_boxes and record.box_source == "joints":
+            whole = np.array([0, 0, frame.shape[1], frame.shape[0]], np.float32)
+            return replace(record, box=whole, box_source="frame")
+        return record
 
     def _stored(self, crops: list[NDArray[np.uint8]]) -> NDArray[Any]:
         if self.layout.kind == "uint8":

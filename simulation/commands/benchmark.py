@@ -126,6 +126,20 @@ def anonymizer(
 
 
 @app.command()
+def predict(
+    seconds: Annotated[int, typer.Option(min=1, help="Length of the film.")] = 60,
+    batch: Annotated[int, typer.Option(min=1, help="Crops at a time.")] = 8,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    save: Save = False,
+    as_json: AsJson = False,
+) -> None:
+    """Frames per second of predict on a 720p film, beside the plain network; the budget is 0.6 of it."""
+    from wardpose.simulation.benchmarks.predict import measure_predict
+
+    _show(measure_predict(seconds=seconds, batch_size=batch, device=device), "predict", save=save, as_json=as_json)
+
+
+@app.command()
 def ledger(
     events: Annotated[str, typer.Option(help="Sizes to measure, with commas between.")] = "1000,10000,100000,1000000",
     cohorts: Annotated[int, typer.Option(min=1, help="Cohorts that share the events.")] = 200,

@@ -20,7 +20,7 @@ from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.scoring import arrays_of
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.pose.weights import load_model
+from wardpose.shared.pose.weights import load_model, read_metadata
 from wardpose.shared.privacy.accounting import epsilon
 from wardpose.shared.privacy.filters import COURSE_SHARE
 from wardpose.shared.privacy.ledger import Ledger
@@ -143,7 +143,12 @@ def test_a_spent_budget_ends_the_run_cleanly_with_a_checkpoint(tmp_path: Path) -
     for site in summary["sites"]:
         assert site["epsilon_spent"] <= 2.0
     assert (tmp_path / "run" / "checkpoint.safetensors").exists()
-    assert (tmp_path / "run" / "model.safetensors").exists()
+    known = read_metadata(tmp_path / "run" / "model.safetensors")
+    card = (tmp_path / "run" / "model-card.md").read_text()
+    assert known["card"] == card
+    assert known["epsilon"] in card
+    assert known["epsilon"].startswith("Whoever sees the model")
+    assert "the run is stopped" in card
 
 
 def test_a_policy_that_forbids_the_mechanism_is_heard_before_anything_is_charged(tmp_path: Path) -> None:

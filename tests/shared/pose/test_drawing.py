@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from wardpose.shared.pose.drawing import draw_skeleton
 from wardpose.shared.skeleton import LSP14
-from wardpose.simulation.drawing import draw_skeleton
 
 
 def _pose() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,1 @@
+"""From pictures and videos to joints, in the formats that laboratories read."""

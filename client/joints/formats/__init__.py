@@ -1,0 +1,1 @@
+"""Joints as files: how each laboratory's programs read them."""

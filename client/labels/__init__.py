@@ -1,0 +1,1 @@
+"""From frames without labels to labels: drafts that labelling tools import."""
