@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 IMPORT_ROOT := build/import
 
-.PHONY: demo test test-all lint format docs install clean
+.PHONY: demo test test-all lint format docs stubs install clean
 
 demo: $(STAMP)
 	$(BIN)/wardpose simulate demo
@@ -50,3 +50,8 @@ $(IMPORT_ROOT):
 
 clean:
 	rm -rf build $(VENV)
+
+# What is generated from the Budget service's definition; tests/shared/test_budget_wire.py holds that it is current.
+stubs: $(STAMP) $(IMPORT_ROOT)
+	cd $(IMPORT_ROOT) && ../../$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. \
+		wardpose/shared/budget_wire/budget.proto

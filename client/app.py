@@ -16,7 +16,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from wardpose.client.contact import LedgersApartError, facts_hash
-from wardpose.client.policy import charged_events, check_order, check_weights
+from wardpose.client.evaluation import evaluate_cohort
+from wardpose.client.policy import charged_events, check_evaluation, check_order, check_weights
 from wardpose.client.release import at_declared_times, build_kept, build_release, build_status
 from wardpose.client.site import Site, locate_site, open_cohort_data, open_public_data, open_site
 from wardpose.client.training import patients_of, train_round
@@ -30,12 +31,15 @@ from wardpose.shared.errors import (
     WardposeError,
     WireError,
 )
+from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.signing import SignatureError
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import (
     PREFLIGHT,
+    PREFLIGHT_EVALUATION,
     RECEIPTS,
     TRAIN,
+    EvaluationOrder,
     ReceiptsOrder,
     Refusal,
     RoundOrder,
@@ -64,6 +68,18 @@ def train(message: Message, context: Context) -> Message:
     return answer_order(message, lambda: locate_site(context.node_config))
 
 
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Answer an `EvaluationOrder` by an `EvaluationRelease` or a `Refusal`."""
+    return answer_evaluation(message, lambda: locate_site(context.node_config))
+
+
+@app.query("evaluation")
+def preflight_evaluation(message: Message, context: Context) -> Message:
+    """Answer an `EvaluationOrder` without weights by a `SiteStatus` or the `Refusal` it would meet, at no cost."""
+    return answer_preflight(message, lambda: locate_site(context.node_config))
+
+
 @app.query("preflight")
 def preflight(message: Message, context: Context) -> Message:
     """Answer a `RoundOrder` without weights by a `SiteStatus` or the `Refusal` it would meet, at no cost."""
@@ -79,6 +95,11 @@ def receipts(message: Message, context: Context) -> Message:
 def answer_order(message: Message, locate: Callable[[], Path]) -> Message:
     """Answer a `RoundOrder` for the site whose site.yaml `locate` finds."""
     return _answer(message, locate, _train)
+
+
+def answer_evaluation(message: Message, locate: Callable[[], Path]) -> Message:
+    """Answer an `EvaluationOrder` for the site whose site.yaml `locate` finds."""
+    return _answer(message, locate, _evaluate)
 
 
 def answer_preflight(message: Message, locate: Callable[[], Path]) -> Message:
@@ -178,6 +199,22 @@ def _round(
     return content
 
 
+def _evaluate(message: Message, path: Path) -> Message:
+    order, weights = unpack(message.content, EvaluationOrder)
+    if hash_arrays(weights) != order.weights_hash:
+        raise WireError("the weights are not those that the order names")
+    site = open_site(path)
+    number = site.journal.received(
+        run=order.run, round_number=order.number, federation=order.course.federation, mechanism=EVALUATION
+    )
+    if order.code_hash != code_hash():
+        site.journal.finished(number, "refused", detail="the server runs other code")
+        return refusal(Refusal.CODE, message)
+    with at_declared_times(site.config.answer_seconds):
+        content = evaluate_cohort(site, path, order, weights, number, message.content)
+    return Message(content, reply_to=message)
+
+
 def _check(site: Site, order: RoundOrder) -> None:
     """Hold the order, and the public view it needs, against the site's policy; nothing is charged yet."""
     check_order(site.config, order)
@@ -190,19 +227,27 @@ def _check(site: Site, order: RoundOrder) -> None:
 
 
 def _preflight(message: Message, path: Path) -> Message:
-    order, _ = unpack(message.content, RoundOrder)
-    site = open_site(path)
+    order: RoundOrder | EvaluationOrder
+    if message.metadata.message_type == PREFLIGHT_EVALUATION:
+        order, _ = unpack(message.content, EvaluationOrder)
+    else:
+        order, _ = unpack(message.content, RoundOrder)
+    site, mechanism = open_site(path), order.course.mechanism
     if order.code_hash != code_hash():
         return refusal(Refusal.CODE, message)
     ledger = site.ledger()
+    kind = PREFLIGHT if isinstance(order, RoundOrder) else PREFLIGHT_EVALUATION
     conversation = site.contact.opened(
-        message.content, site=site.config.site, kind=PREFLIGHT, ledger=ledger, signer=site.signer
+        message.content, site=site.config.site, kind=kind, ledger=ledger, signer=site.signer
     )
-    _check(site, order)
+    if isinstance(order, RoundOrder):
+        _check(site, order)
+    else:
+        check_evaluation(site.config, order)
     ledger.check(
         site.config.cohort.name,
         charged_events(site.config, order),
-        budget=site.budget(private=order.mechanism.is_private or not order.mechanism.reads_private),
+        budget=site.budget(private=mechanism.is_private or not mechanism.reads_private),
         course=order.course,
     )
     site.contact.accept(order.course)

@@ -18,6 +18,7 @@ from wardpose.client.spent import refuse_lost, state_of
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import DataError
 from wardpose.shared.exposition import FileCollector, Samples, counter, gauge, state_samples, verified_sample
+from wardpose.shared.known_server import FILE, KnownServer
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.site_config import SiteConfig, load_site
 from wardpose.shared.version import code_hash, version
@@ -38,6 +39,7 @@ METRICS = {
     "wardpose_site_ledger_entries": "Entries of the site's ledger.",
     "wardpose_site_ledger_verified": "1 when the ledger's hash chain is unbroken.",
     "wardpose_site_ledger_state": "1 for the state that the ledger is in; all but ok and none need somebody.",
+    "wardpose_site_server_alarms": "Ledgers that the coordinator showed and that contradict one before, not settled.",
     "wardpose_site_ledgers_apart": "1 while the coordinator's ledger and the site's do not agree; no order is taken.",
     "wardpose_site_orders_total": "Orders that were answered, by outcome.",
     "wardpose_site_orders_open": "Orders not answered (yet, or because the process died).",
@@ -65,6 +67,7 @@ class SiteExporter:
                 "ledger": self.ledger,
                 "chain": self.chain,
                 "journal": self.journal,
+                "server": self.server,
                 "contact": self.contact,
             }
         )
@@ -129,6 +132,17 @@ class SiteExporter:
         state, _ = state_of(load_site(self.path))
         yield _gauge("wardpose_site_ledger_verified", verified_sample(state))
         yield _gauge("wardpose_site_ledger_state", state_samples(state))
+
+    def server(self) -> Iterable[Metric]:
+        """Read what was found of the coordinator's ledger, as its Budget service showed it.
+
+        Raises:
+            ConfigError: site.yaml is missing or wrong.
+            DamagedError: the record cannot be read.
+
+        """
+        known = KnownServer(load_site(self.path).state / FILE)
+        yield _gauge("wardpose_site_server_alarms", [({}, len(known.alarms()))])
 
     def journal(self) -> Iterable[Metric]:
         """Read what was ordered; a site that was never asked has no journal, which is no failure.

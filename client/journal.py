@@ -62,8 +62,17 @@ class SiteJournal:
         self.path = path
 
     def received(self, *, run: str, round_number: int, federation: str, mechanism: str) -> int:
-        """Write down that an order came; return its number in the journal."""
+        """Write down that an order came; return its number in the journal.
+
+        One order at a time is carried out: those before it that did not finish were killed. (Were one still at work,
+        `finished` would have the last word.)
+        """
         with transaction(self.path, _SCHEMA) as connection:
+            connection.execute(
+                "UPDATE orders SET status = 'failed', finished = ?, detail = 'its process ended before it answered' "
+                "WHERE status = 'training'",
+                (int(time.time()),),
+            )
             cursor = connection.execute(
                 "INSERT INTO orders (run, round, federation, mechanism, received, status) "
                 "VALUES (?, ?, ?, ?, ?, 'training')",
@@ -87,6 +96,18 @@ class SiteJournal:
             "FROM orders ORDER BY id",
         )
         return as_rows(OrderRow, rows, self.path)
+
+    def answered(self, number: int, *, run: str, round_number: int, mechanism: str) -> bool:
+        """Tell whether an order of this run, round and mechanism came before order `number`, and was not refused."""
+        rows = read_rows(
+            self.path,
+            "SELECT id FROM orders WHERE run = ? AND round = ? AND mechanism = ? AND id < ? AND status != 'refused'",
+            run,
+            round_number,
+            mechanism,
+            number,
+        )
+        return bool(rows)
 
     def paid(self) -> set[tuple[str, int]]:
         """Return run and round of everything that left, which its ledger must know."""

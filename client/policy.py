@@ -5,10 +5,10 @@ list, and `wardpose site policy` shows it. No bound replaces the proofs of the e
 keep a hostile one from wasting a site's day, its disk or its patients' budget.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,13 +17,19 @@ from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import PolicyViolation, WireError
 from wardpose.shared.pose.model import ModelConfig, PoseModel
 from wardpose.shared.privacy.accounting import UNITS, Event, as_seeded
-from wardpose.shared.site_config import SiteConfig
+from wardpose.shared.privacy.course import Course
+from wardpose.shared.privacy.evaluation import EVALUATION
+from wardpose.shared.site_config import PolicyConfig, SiteConfig
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import RoundOrder
+from wardpose.shared.wire import EvaluationOrder, RoundOrder
+
+Order = RoundOrder | EvaluationOrder
+
+_Asked = TypeVar("_Asked", RoundOrder, Order)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limit:
+class Limit(Generic[_Asked]):
     """A number of an order that the server may choose within the site's bounds.
 
     Attributes:
@@ -36,7 +42,7 @@ class Limit:
     """
 
     asked: str
-    value: Callable[[RoundOrder], float]
+    value: Callable[[_Asked], float]
     least: str | None = None
     most: str | None = None
     protects: str
@@ -58,7 +64,7 @@ def _weakest_noise(order: RoundOrder) -> float:
     return mechanism.effective_noise_multiplier
 
 
-LIMITS = (
+LIMITS: tuple[Limit[RoundOrder], ...] = (
     Limit(
         asked="noise_multiplier",
         value=_weakest_noise,
@@ -90,12 +96,6 @@ LIMITS = (
         protects="the site's time",
     ),
     Limit(
-        asked="course.last_round",
-        value=lambda order: order.course.last_round,
-        most="maximum_rounds",
-        protects="the site's time, and the size of its ledger",
-    ),
-    Limit(
         asked="frames_per_unit",
         value=lambda order: order.mechanism.frames_per_unit,
         most="maximum_frames_per_unit",
@@ -106,12 +106,6 @@ LIMITS = (
         value=lambda order: order.training.augmented_views,
         most="maximum_augmented_views",
         protects="the disk and the time that prepared frames take",
-    ),
-    Limit(
-        asked="input_size",
-        value=lambda order: max(order.model.input_size),
-        most="maximum_input_size",
-        protects="memory and disk; a public view is computed at the size of its certificate whatever is asked",
     ),
     Limit(
         asked="learning_rate",
@@ -139,6 +133,42 @@ LIMITS = (
     ),
 )
 
+COMMON_LIMITS: tuple[Limit[Order], ...] = (
+    Limit(
+        asked="course.last_round",
+        value=lambda order: order.course.last_round,
+        most="maximum_rounds",
+        protects="the site's time, and the size of its ledger",
+    ),
+    Limit(
+        asked="input_size",
+        value=lambda order: max(order.model.input_size),
+        most="maximum_input_size",
+        protects="memory and disk; a public view is computed at the size of its certificate whatever is asked",
+    ),
+    Limit(
+        asked="evaluation.noise_multiplier",
+        value=lambda order: (
+            float("inf") if order.course.evaluation is None else order.course.evaluation.noise_multiplier
+        ),
+        least="minimum_evaluation_noise",
+        protects="each release of scores by itself: every patient takes part in it",
+    ),
+    Limit(
+        asked="evaluation.times",
+        value=lambda order: 0 if order.course.evaluation is None else order.course.evaluation.times,
+        most="maximum_evaluations",
+        protects="the site's time; what they cost is set aside with the first round",
+    ),
+    Limit(
+        asked="evaluation.frames",
+        value=lambda order: 0 if order.course.evaluation is None else order.course.evaluation.frames,
+        most="maximum_frames_per_unit",
+        protects="memory",
+    ),
+)
+"""Of rounds and of evaluations alike: what the course says, which both carry, and the network."""
+
 
 def check_order(site: SiteConfig, order: RoundOrder) -> None:
     """Hold an order against the site's policy.
@@ -148,24 +178,13 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
 
     """
     policy, mechanism = site.policy, order.mechanism
-    if policy.federations and order.federation not in policy.federations:
-        _refuse("federation", order.federation, "policy.federations", list(policy.federations))
-    if mechanism.name not in policy.mechanisms:
-        _refuse("mechanism", mechanism.name, "policy.mechanisms", list(policy.mechanisms))
-    if UNITS.index(mechanism.unit) > UNITS.index(policy.unit):
-        _refuse("unit", mechanism.unit, "policy.unit", policy.unit)
-    if mechanism.unit == "patient" and not names_patients(site.cohort.data):
-        _refuse("unit", mechanism.unit, "cohort.data.patients", None)
-    if policy.adjacency == "replace-one" and mechanism.adjacency != "replace-one":
-        _refuse("adjacency", mechanism.adjacency, "policy.adjacency", policy.adjacency)
+    _check_course(site, order.course)
     if mechanism.uses_public_views and mechanism.feature.labels == "ground-truth" and not policy.public_labels:
         _refuse("feature.labels", mechanism.feature.labels, "policy.public_labels", policy.public_labels)
     if mechanism.uses_public_views and site.public_view is None:
         _refuse("mechanism", mechanism.name, "public_view", None)
     if mechanism.uses_basis and mechanism.projection.source == "public" and not site.public_data:
         _refuse("mechanism", mechanism.name, "public_data", [])
-    if set(mechanism.tiers) != set(site.cohort.declared_tiers):
-        _refuse("tiers", sorted(mechanism.tiers), "cohort.declared_tiers", sorted(site.cohort.declared_tiers))
     if mechanism.uses_basis and mechanism.projection.source == "public-views" and not policy.own_public_basis:
         _refuse(
             "projection.source",
@@ -173,12 +192,38 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
             "policy.own_public_basis",
             policy.own_public_basis,
         )
-    for limit in LIMITS:
-        value = limit.value(order)
-        if limit.most is not None and value > getattr(policy, limit.most):
-            _refuse(limit.asked, value, f"policy.{limit.most}", getattr(policy, limit.most))
-        if limit.least is not None and value < getattr(policy, limit.least):
-            _refuse(limit.asked, value, f"policy.{limit.least}", getattr(policy, limit.least))
+    _hold(policy, LIMITS, order)
+    _hold(policy, COMMON_LIMITS, order)
+
+
+def check_evaluation(site: SiteConfig, order: EvaluationOrder) -> None:
+    """Hold an order to score networks on the cohort's patients against the site's policy.
+
+    Raises:
+        PolicyViolation: names the order's value and the policy's key and limit.
+
+    """
+    _check_course(site, order.course)
+    _hold(site.policy, COMMON_LIMITS, order)
+
+
+def _check_course(site: SiteConfig, course: Course) -> None:
+    """Hold what a course declares against the site's policy, and the site's own state."""
+    policy, mechanism = site.policy, course.mechanism
+    if policy.federations and course.federation not in policy.federations:
+        _refuse("federation", course.federation, "policy.federations", list(policy.federations))
+    if mechanism.name not in policy.mechanisms:
+        _refuse("mechanism", mechanism.name, "policy.mechanisms", list(policy.mechanisms))
+    if course.evaluation is not None and EVALUATION not in policy.mechanisms:
+        _refuse("mechanism", EVALUATION, "policy.mechanisms", list(policy.mechanisms))
+    if UNITS.index(mechanism.unit) > UNITS.index(policy.unit):
+        _refuse("unit", mechanism.unit, "policy.unit", policy.unit)
+    if mechanism.unit == "patient" and not names_patients(site.cohort.data):
+        _refuse("unit", mechanism.unit, "cohort.data.patients", None)
+    if policy.adjacency == "replace-one" and mechanism.adjacency != "replace-one":
+        _refuse("adjacency", mechanism.adjacency, "policy.adjacency", policy.adjacency)
+    if set(mechanism.tiers) != set(site.cohort.declared_tiers):
+        _refuse("tiers", sorted(mechanism.tiers), "cohort.declared_tiers", sorted(site.cohort.declared_tiers))
     if site.cohort.declared_patients < policy.minimum_declared_patients:
         _refuse(
             "cohort",
@@ -190,12 +235,21 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
         _refuse("installed code", code_hash(), "policy.code_hash", policy.code_hash)
 
 
-def charged_events(site: SiteConfig, order: RoundOrder) -> tuple[Event, ...]:
+def _hold(policy: PolicyConfig, limits: Iterable[Limit[_Asked]], order: _Asked) -> None:
+    for limit in limits:
+        value = limit.value(order)
+        if limit.most is not None and value > getattr(policy, limit.most):
+            _refuse(limit.asked, value, f"policy.{limit.most}", getattr(policy, limit.most))
+        if limit.least is not None and value < getattr(policy, limit.least):
+            _refuse(limit.asked, value, f"policy.{limit.least}", getattr(policy, limit.least))
+
+
+def charged_events(site: SiteConfig, order: Order) -> tuple[Event, ...]:
     """Return what an order costs here: a seeded site's charges say that they are not private."""
     return order.events() if site.simulation_seed is None else as_seeded(order.events())
 
 
-def check_weights(site: SiteConfig, order: RoundOrder, weights: Mapping[str, Any]) -> None:
+def check_weights(site: SiteConfig, order: Order, weights: Mapping[str, Any]) -> None:
     """See that the weights are those of the ordered network: names, shapes, types, finite and within policy.
 
     Raises:
@@ -232,7 +286,7 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], np.dtype[An
 Turner = Literal["site", "server, within the site's bounds", "nobody"]
 
 _SITE = {
-    "mechanisms": "what a round may do at all",
+    "mechanisms": "what a round may do at all, and whether networks may be scored on patients (evaluation)",
     "unit": "who is protected: a patient, a picture, or a record where patients are not known",
     "epsilon": "every patient, over all runs and for ever",
     "epsilon_per_month": "the same, within one calendar month",
@@ -256,7 +310,8 @@ _NOBODY = {
     "public batch": "drawn independently of the private one (shared/training/public_part.py)",
     "geometry of the public view": "that of its certificate (shared/anonymize/public_view.py)",
     "charge": "in full before a frame is read, and never taken back (shared/privacy/ledger.py)",
-    "what leaves": "a noised update and facts without patients (client/release.py)",
+    "evaluation": "one vector of norm 1 at most for each patient (shared/privacy/evaluation.py)",
+    "what leaves": "a noised update, or noised scores, and facts without patients (client/release.py)",
 }
 
 
@@ -277,7 +332,8 @@ def knobs(site: SiteConfig) -> list[Knob]:
         Knob(knob=f"policy.{key}", turned_by="site", bound=str(_plain(getattr(policy, key))), protects=protects)
         for key, protects in _SITE.items()
     ]
-    for limit in LIMITS:
+    every: list[Limit[Any]] = [*LIMITS, *COMMON_LIMITS]
+    for limit in every:
         key = limit.most or limit.least
         sign = "at most" if limit.most else "at least"
         rows.append(

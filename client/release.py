@@ -1,10 +1,11 @@
 """The only door out of a site.
 
-`build_release` is the one function in `wardpose.client` that makes something for the server. What it lets through is
-fixed by the type `SiteRelease`: the noised update and facts that follow from the order, the site's configuration and
-the ledger, signed by the site's key. It refuses to build anything for a reservation that is not committed, for an
-update that the mechanism did not make, and for numbers that are not finite and of the agreed type. A loss, a count of
-samples, a batch size, a norm, a time: there is no field they could be put in.
+`build_release` and, for scores on patients, `build_scores` are the functions in `wardpose.client` that make something
+for the server. What they let through is fixed by the types `SiteRelease` and `EvaluationRelease`: a noised vector and
+facts that follow from the order, the site's configuration and the ledger, signed by the site's key. They refuse to
+build anything for a reservation that is not committed, for a vector that the mechanism did not make, and for numbers
+that are not finite and of the agreed type. A loss, a count of samples, a batch size, a norm, a time: there is no field
+they could be put in.
 
 How long a round takes depends on how many units were drawn, and whoever receives the answer sees when it comes; no
 accountant charges that. `at_declared_times` therefore opens the door, for releases and refusals alike, only at whole
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wardpose.client.contact import Conversation
@@ -35,6 +37,9 @@ from wardpose.shared.training.local import LocalUpdate
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import (
     COEFFICIENTS,
+    SCORES,
+    EvaluationOrder,
+    EvaluationRelease,
     ReceiptsKept,
     RoundOrder,
     SiteRelease,
@@ -101,10 +106,7 @@ def build_release(
         WireError: the update is not what the order asked for, or is not finite.
 
     """
-    paid = (reservation.run_id, reservation.round, reservation.cohort, tuple(reservation.events))
-    asked = (order.run, order.round, site.cohort.name, charged_events(site, order))
-    if paid != asked or not ledger.is_committed(reservation):
-        raise LedgerError(f"{ledger.path}: round {order.round} of run {order.run} is not committed; nothing may leave")
+    _refuse_unpaid(site, order, order.round, ledger, reservation)
     if update.mechanism != order.mechanism or update.steps != order.training.steps:
         raise WireError("the update was made by another mechanism or number of steps than ordered")
     arrays = {}
@@ -124,6 +126,47 @@ def build_release(
         **_facts(site, ledger, conversation, secure=update.secure),
     )
     return pack(body, arrays, signer=conversation.signer), sum(array.nbytes for array in arrays.values())
+
+
+def build_scores(
+    *,
+    site: SiteConfig,
+    order: EvaluationOrder,
+    scores: NDArray[np.float64],
+    secure: bool,
+    ledger: Ledger,
+    reservation: Reservation,
+    conversation: Conversation,
+) -> tuple[RecordDict, int]:
+    """Make what leaves the site after an evaluation, signed, and its size in bytes.
+
+    Args:
+        site: its configuration.
+        order: what was asked.
+        scores: (D,), noised.
+        secure: whether the noise was cryptographically secure.
+        ledger: that paid for it.
+        reservation: with which it paid.
+        conversation: in which it was asked.
+
+    Raises:
+        LedgerError: the scores are not paid for (their reservation is not committed, or is not of this evaluation).
+        WireError: the scores are not those that the order asked for, or are not finite.
+
+    """
+    _refuse_unpaid(site, order, order.number, ledger, reservation)
+    if scores.shape != (order.layout.size,) or scores.dtype != np.float64 or not np.isfinite(scores).all():
+        raise WireError("the scores are not finite and of the ordered form")
+    arrays = {SCORES: scores}
+    body = EvaluationRelease(
+        run=order.run,
+        number=order.number,
+        weights_hash=order.weights_hash,
+        arrays=hash_arrays(arrays),
+        paid=Head(reservation.sequence, reservation.hash),
+        **_facts(site, ledger, conversation, secure=secure),
+    )
+    return pack(body, arrays, signer=conversation.signer), scores.nbytes
 
 
 def build_status(*, site: SiteConfig, ledger: Ledger, conversation: Conversation) -> RecordDict:
@@ -161,6 +204,15 @@ def _facts(
         "words": conversation.words,
         **_budget(site, ledger),
     }
+
+
+def _refuse_unpaid(
+    site: SiteConfig, order: RoundOrder | EvaluationOrder, number: int, ledger: Ledger, reservation: Reservation
+) -> None:
+    paid = (reservation.run_id, reservation.round, reservation.cohort, tuple(reservation.events))
+    asked = (order.run, number, site.cohort.name, charged_events(site, order))
+    if paid != asked or not ledger.is_committed(reservation):
+        raise LedgerError(f"{ledger.path}: round {number} of run {order.run} is not committed; nothing may leave")
 
 
 def _payload(update: LocalUpdate) -> Mapping[str, Tensor]:

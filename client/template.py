@@ -24,6 +24,7 @@ cohort:
 
 policy:
   mechanisms: [dp-sgd]      # of dp-sgd, projected, feature, feature-projective; none gives no privacy at all
+                            # evaluation: courses may also score networks on these patients, at a declared cost
   unit: patient             # what the guarantee protects: patient (all frames of one), frame (a picture) or record
   epsilon: 4.0              # total budget of each patient over all runs, at this delta
   # epsilon_per_month: 1.0  # of it, in one calendar month

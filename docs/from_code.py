@@ -17,16 +17,18 @@ from pydantic.fields import FieldInfo
 
 from wardpose.client import exporter as site_exporter
 from wardpose.server import exporter as server_exporter
+from wardpose.server.coordinator import CoordinatorConfig
 from wardpose.shared import seals, wire
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.privacy import accounting, mechanisms
 from wardpose.shared.privacy.course import Course
+from wardpose.shared.privacy.evaluation import Evaluation
 from wardpose.shared.site_config import SiteConfig
 from wardpose.simulation.cli import app
 
 _PRIVACY = (
     "mechanisms", "units", "sampling", "clipping", "noise", "accounting", "composition", "filters", "course",
-    "schedules", "budget", "ledger", "chain", "entries", "tally", "membership",
+    "evaluation", "schedules", "budget", "ledger", "chain", "entries", "tally", "membership", "merkle",
 )  # fmt: skip
 
 
@@ -113,7 +115,7 @@ def _paragraphs(text: str | None) -> str:
 
 
 def configuration() -> str:
-    """Return every key of a plan and of a site's file."""
+    """Return every key of a plan, of a site's file and of the coordinator's."""
     parts = [
         "# Configuration",
         "Unknown keys are refused, and every error names file, key, value and what is allowed. `wardpose simulate PLAN "
@@ -125,6 +127,10 @@ def configuration() -> str:
         "## site.yaml",
         "A hospital's own file. Its policy beats whatever a server asks; `wardpose site policy` shows it knob by knob.",
         *_models(SiteConfig),
+        "## coordinator.yaml",
+        "Where the ledger is, and what the coordinator lets sites and federations spend; no plan changes it. "
+        "Found by `WARDPOSE_COORDINATOR`, else in Wardpose's home.",
+        *_models(CoordinatorConfig),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -246,6 +252,9 @@ _WIRE_MODELS: tuple[type[BaseModel], ...] = (
     Course,
     wire.SiteRelease,
     wire.SiteStatus,
+    wire.EvaluationOrder,
+    Evaluation,
+    wire.EvaluationRelease,
     wire.ReceiptsOrder,
     seals.Receipt,
     seals.SignedReceipt,

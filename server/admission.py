@@ -24,7 +24,7 @@ from wardpose.server.contact import Contact
 from wardpose.server.exchange import Garbage
 from wardpose.server.heads import Heads
 from wardpose.server.journal import Reason
-from wardpose.server.norm_bound import Trained, largest_norm
+from wardpose.server.norm_bound import Trained, largest_norm, largest_scores
 from wardpose.server.uplink import UplinkDecoder
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import ConfigError, LedgerError, WireError
@@ -36,7 +36,10 @@ from wardpose.shared.signing import PublicKey, SignatureError
 from wardpose.shared.training.step import expected_batch_size
 from wardpose.shared.wire import (
     COEFFICIENTS,
+    SCORES,
     ArrayForm,
+    EvaluationOrder,
+    EvaluationRelease,
     ReceiptsKept,
     RoundOrder,
     SiteAnswer,
@@ -115,7 +118,7 @@ class Admission:
         self,
         answer: Message | Garbage,
         *,
-        order: RoundOrder,
+        order: RoundOrder | EvaluationOrder,
         registered: str,
         seal: OrderSeal,
         key: PublicKey | None,
@@ -232,6 +235,57 @@ class Admission:
             raise Rejected(Reason.LEDGER, str(error)) from error
         self.heads.remember(stated.site, stated.ledger_sequence, stated.ledger_head)
 
+    def scores(
+        self,
+        answer: Message | Garbage,
+        *,
+        site: str,
+        order: EvaluationOrder,
+        seal: OrderSeal,
+        key: PublicKey | None,
+        declared_units: Mapping[str, int],
+    ) -> tuple[EvaluationRelease, NDArray[np.float64]]:
+        """Read a release of scores, and remember the head of the site's ledger.
+
+        Args:
+            answer: what came.
+            site: who was asked.
+            order: what was asked.
+            seal: with which it was asked.
+            key: the node's registered key; `None` where Flower simulates it.
+            declared_units: as the site stated them in its preflight.
+
+        Raises:
+            Rejected: the release is not believed; nothing is remembered.
+
+        """
+        with _reading(Reason.PAYLOAD):
+            content = _content(answer)
+            release = unpack_body(content, EvaluationRelease, arrays=True)
+        asked = {"site": site, "run": order.run, "number": order.number}
+        _check_facts_of(release, asked | {"weights_hash": order.weights_hash, "code_hash": order.code_hash})
+        signed_by = self._check_signed(content, release, seal, key)
+        _check_delta(release)
+        self._check_head(site, release, grown=True)
+        form = ArrayForm(shape=(order.layout.size,), dtype=np.dtype(np.float64))
+        with _reading(Reason.ARRAYS):
+            received = unpack_arrays(content, [{SCORES: form}])
+        if hash_arrays(received) != release.arrays:
+            raise Rejected(Reason.ARRAYS, "its scores are not those that it signed")
+        _check_finite(received)
+        bound = largest_scores(
+            order.evaluation,
+            order.layout,
+            unit=self.mechanism.unit,
+            declared_units=sum(declared_units.values()),
+            admission=self.config.server.admission,
+        )
+        norm = _norm(received)
+        if norm > bound:
+            raise Rejected(Reason.NORM, f"its scores are {norm:.3g} long (allowed: {bound:.3g})")
+        self._hears(release, signed_by)
+        return release, received[SCORES]
+
     def _check_facts(self, status: SiteStatus) -> None:
         """Hold what a site declares of itself against what the arithmetic of budgets and bounds can use."""
         units, smallest = sum(status.declared_units.values()), self.config.server.admission.smallest_cohort
@@ -318,12 +372,16 @@ def _check_answers(release: SiteRelease, site: str, order: RoundOrder) -> None:
         "weights_hash": order.weights_hash,
         "code_hash": order.code_hash,
     }
+    _check_facts_of(release, asked)
+
+
+def _check_facts_of(release: SiteRelease | EvaluationRelease, asked: Mapping[str, object]) -> None:
     other = [name for name, value in asked.items() if getattr(release, name) != value]
     if other:
         raise Rejected(Reason.ORDER, f"the release does not answer the order: another {', '.join(other)}")
 
 
-def _check_delta(stated: SiteStatus | SiteRelease) -> None:
+def _check_delta(stated: SiteAnswer) -> None:
     if stated.delta < MINIMUM_DELTA:
         raise Rejected(Reason.FACTS, f"its delta is {stated.delta:g} (allowed: {MINIMUM_DELTA:g} or more)")
 

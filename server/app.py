@@ -9,6 +9,7 @@ import json
 import logging
 import uuid
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -19,10 +20,11 @@ from wardpose.server.card import epsilon_sentence, model_card
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.coordinator import Accounts, coordinator_accounts, folder_accounts, load_coordinator
 from wardpose.server.course import declare
+from wardpose.server.evaluation import PRIVATE, PUBLIC, scores_on_patients
 from wardpose.server.folder import held, set_aside
 from wardpose.server.forecast import refuse_crossing
-from wardpose.server.initial import initial_model
-from wardpose.server.journal import RunJournal
+from wardpose.server.initial import INITIAL, initial_model
+from wardpose.server.journal import EvaluationRow, RunJournal
 from wardpose.server.ledger import ServerLedger
 from wardpose.server.limits import Limits
 from wardpose.server.rounds import Coordinator, catch_up
@@ -39,7 +41,7 @@ from wardpose.shared.config import (
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_text
 from wardpose.shared.pose.model import PoseModel
-from wardpose.shared.pose.weights import read_metadata, save_model
+from wardpose.shared.pose.weights import load_model, read_metadata, save_model
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.mechanisms import Mechanism
 
@@ -120,6 +122,7 @@ def run_federation(
         model = initial_model(config, folder, reuse=resume)
         state = starting_state(config, folder, journal, model, resume=resume)
         ledger = accounts.ledger()
+        accounts.bind_registered(ledger, grid.get_nodes(), [entry.name for entry in config.sites])
         course = declare(config, ledger, run=state.run, rounds_done=state.round, before=state.course)
         if accounts.config is not None:
             check_limits(config, accounts.config, ledger, course, rounds_done=state.round)
@@ -218,25 +221,48 @@ def _train(
         journal.score(state.run, "initial", scorer.test(state.weights) or {})
     coordinator = Coordinator(grid, config, folder, state=state, course=course, scorer=scorer, accounts=accounts)
     status = coordinator.run()
-    load_arrays(model, state.weights)
-    scores = scorer.test(state.weights)
-    journal.score(state.run, "final", scores or {})
+    measured, start = None, state.weights
+    if course.evaluation is not None and state.round:
+        start = arrays_of(load_model(folder / INITIAL))
+        measured = coordinator.evaluator.after_last(state.round, state.weights, start)
+        coordinator.deliver_receipts()
+    kept = start if measured is not None and measured.chosen == PUBLIC else state.weights
+    scores = scorer.test(kept)
+    _score(journal, state.run, scores, measured)
     summary = summarise(folder, state.run) | {"status": status}
-    card = {"card": model_card(summary, config, scores), "epsilon": epsilon_sentence(summary)}
-    _save_model(model, folder / "model.safetensors", state, course.mechanism, card)
-    write_text(folder / CARD, card["card"])
+    card = model_card(summary, config, scores)
+    facts = {"run": state.run, "round": str(state.round), "mechanism": course.mechanism.name, "candidate": PRIVATE}
+    free = facts | {"round": "0", "mechanism": "public start", "candidate": PUBLIC}
+    candidates = {PRIVATE: (state.weights, facts), PUBLIC: (start, free)}
+    chosen = PRIVATE if measured is None or measured.chosen is None else measured.chosen
+    for name, (weights, about) in candidates.items():
+        if name == chosen or (measured is not None and measured.chosen is not None):
+            load_arrays(model, weights)
+            told = {"card": card, "epsilon": epsilon_sentence(summary)} if name == chosen else {}
+            place = folder / ("model.safetensors" if name == chosen else f"model-{name}.safetensors")
+            _save_model(model, place, about | told)
+    write_text(folder / CARD, card)
     return status
 
 
-def _save_model(model: PoseModel, path: Path, state: Checkpoint, mechanism: Mechanism, card: dict[str, str]) -> None:
-    """Write the run's model; one of another run that lies there is kept beside it, and so is its card."""
-    other = read_metadata(path).get("run", "unknown") if path.exists() else state.run
-    if other != state.run:
+def _score(journal: RunJournal, run: str, final: dict[str, Any] | None, measured: EvaluationRow | None) -> None:
+    """Write down the scores of the model that is kept: on public test data, or what patients were charged for."""
+    if final is None and measured is not None:
+        before, final = scores_on_patients(measured)
+        if before:
+            journal.score(run, "initial", before)
+    journal.score(run, "final", final or {})
+
+
+def _save_model(model: PoseModel, path: Path, facts: dict[str, str]) -> None:
+    """Write a model of the run; one of another run that lies there is kept beside it, and so is its card."""
+    run = facts["run"]
+    other = read_metadata(path).get("run", "unknown") if path.exists() else run
+    if other != run:
         logger.info("the model of run %s is now %s", other, set_aside(path, other))
-        if (path.parent / CARD).exists():
+        if "card" in facts and (path.parent / CARD).exists():
             set_aside(path.parent / CARD, other)
-    facts = {"run": state.run, "round": str(state.round), "mechanism": mechanism.name}
-    save_model(model, path, {**facts, **card})
+    save_model(model, path, facts)
 
 
 def _same_plan(config: FederationConfig, before: str, path: Path) -> None:

@@ -12,18 +12,17 @@ by the site's signed word that nothing was released (`wardpose.shared.privacy.ex
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wardpose.server.ledger import ServerLedger
 from wardpose.server.limits import Limits
 from wardpose.shared.errors import BudgetExceeded, LedgerError
-from wardpose.shared.privacy.accounting import UNITS, Adjacency, Event, UnitKind
+from wardpose.shared.privacy.accounting import UNITS, Adjacency, Event, UnitKind, epsilon
 from wardpose.shared.privacy.course import Course
-from wardpose.shared.privacy.entries import Entry
+from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.privacy.filters import federation_epsilon
 from wardpose.shared.privacy.ledger import Budget, Reservation
-from wardpose.shared.signing import PublicKey
 
 logger = logging.getLogger("wardpose.server")
 
@@ -113,35 +112,6 @@ class GlobalBudget:
             )
             self.ledger.commit(again)
 
-    def expire(
-        self, site: str, run: str, round_number: int, statement: str, signature: str, public_key: PublicKey
-    ) -> Entry:
-        """Take back a reservation of a round that never began, by its site's signed word.
-
-        Args:
-            site: who signed.
-            run: of the reservation.
-            round_number: of the reservation.
-            statement: `NothingReleased.text()`, as the site signed it.
-            signature: the site's.
-            public_key: the site's, as it is registered.
-
-        Raises:
-            SignatureError: the statement is not signed by this key.
-            LedgerError: the statement is for something else, an answer came, or the charge was taken back before.
-
-        """
-        return self.ledger.expire(statement, signature, public_key, site=site, run=run, round_number=round_number)
-
-    def bind(self, site: str, public_key: PublicKey) -> str:
-        """Bind a site's account to the key that it is registered with, and return the account.
-
-        Raises:
-            LedgerError: name and key belong to different accounts, or the key is not the account's.
-
-        """
-        return self.ledger.bind(site, public_key)
-
     def steps(self, site: str, run: str, round_number: int | None = None) -> int:
         """Noised gradients that a site was charged for in a run, or in one round of it, tries that were lost included.
 
@@ -153,9 +123,27 @@ class GlobalBudget:
             if round_number is None or body["round"] == round_number:
                 by_tier = Counter[str]()
                 for event in body["events"]:
-                    by_tier[event.get("tier", "")] += event["steps"]
+                    if event["mechanism"] != EVALUATION:
+                        by_tier[event.get("tier", "")] += event["steps"]
                 total += max(by_tier.values(), default=0)
         return total
+
+    def evaluations(self, sites: Sequence[str], run: str) -> int:
+        """Return the highest number of an evaluation that a site was charged for in a run; 0 before the first."""
+        numbers = (number for site in sites for number, _ in self._evaluations(site, run))
+        return max(numbers, default=0)
+
+    def evaluation_epsilon(self, site: str, run: str) -> float:
+        """Epsilon of the evaluations of a run alone, as a bare list; it is a part of `epsilon`."""
+        events = [event for _, event in self._evaluations(site, run)]
+        return epsilon(events, delta=self.delta, adjacency=self._adjacency([self.ledger.account_of(site)]))
+
+    def _evaluations(self, site: str, run: str) -> Iterator[tuple[int, Event]]:
+        """Yield number and cost of each evaluation that a site was charged for."""
+        for entry in self.ledger.reservations(self.ledger.account_of(site), run):
+            for event in entry.body["events"]:
+                if event["mechanism"] == EVALUATION:
+                    yield int(entry.body["round"]), Event.from_json(event)
 
     def epsilon(self, site: str, *, delta: float | None = None) -> float:
         """Epsilon charged to a site so far, over all runs, as enforced; at the federation's delta when absent."""

@@ -8,10 +8,12 @@ Sites that are simulated begin anew in every run, so their server's ledger lies 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from flwr.proto.node_pb2 import NodeInfo
 
 from wardpose.server.contact import Contact
 from wardpose.server.folder import coordinator_key, shared_use
@@ -23,7 +25,7 @@ from wardpose.server.witness import LedgerWitness
 from wardpose.shared.config import wardpose_home
 from wardpose.shared.errors import ConfigError, LedgerError
 from wardpose.shared.privacy.ledger import Ledger
-from wardpose.shared.signing import Signer
+from wardpose.shared.signing import Signer, read_public_key
 from wardpose.shared.yaml_config import load_yaml
 
 VARIABLE = "WARDPOSE_COORDINATOR"
@@ -107,6 +109,31 @@ class Accounts:
         """Return what passed between the coordinator and each site."""
         return Contact(self.ledger_path.with_name("contact.sqlite"), self.signer(), ledger, self.heads)
 
+    def bind_registered(
+        self, ledger: ServerLedger, nodes: Iterable[NodeInfo], sites: Collection[str]
+    ) -> dict[str, str]:
+        """Bind the accounts of sites to the keys that they are registered with at the SuperLink.
+
+        Args:
+            ledger: with the accounts.
+            nodes: as Flower names them; simulated ones have no key, and are passed over.
+            sites: whose accounts.
+
+        Returns:
+            Sites whose key is not that of their account, with the reason.
+
+        """
+        refused = {}
+        for node in nodes:
+            if node.name not in sites or not node.public_key:
+                continue
+            try:
+                key = read_public_key(node.public_key.decode(errors="replace"), f"site {node.name}")
+                self.heads.follow(node.name, ledger.bind(node.name, key))
+            except (LedgerError, ConfigError) as error:
+                refused[node.name] = str(error)
+        return refused
+
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Hold the state beside other runs, whose charges the ledger orders; `alone` is refused meanwhile.
@@ -151,7 +178,8 @@ class Accounts:
             old |= set((wardpose_home() / "server").glob("*/ledger.sqlite"))
         for path in sorted(old):
             refuse_unimported(ledger, path)
-        refuse_lost(folder, LedgerPlace(path=self.ledger_path, witness=self.witness))
+        if (folder / "journal.sqlite").exists():
+            refuse_lost(folder, LedgerPlace(path=self.ledger_path, witness=self.witness))
 
 
 def refuse_unimported(ledger: ServerLedger, old: Path) -> None:

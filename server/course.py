@@ -10,14 +10,18 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 
+from pydantic import ValidationError
+
+from wardpose.server.ledger import ServerLedger
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import BudgetExceeded, ConfigError
 from wardpose.shared.privacy import filters
-from wardpose.shared.privacy.accounting import calibrate
+from wardpose.shared.privacy.accounting import Event, calibrate, epsilon
 from wardpose.shared.privacy.course import Course
+from wardpose.shared.privacy.evaluation import Evaluation
 from wardpose.shared.privacy.filters import Charged
-from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.privacy.mechanisms import Mechanism, with_values
+from wardpose.shared.yaml_config import describe
 
 logger = logging.getLogger("wardpose.server")
 
@@ -25,7 +29,9 @@ _DIGITS = 4
 _LARGEST = 2.0**19
 
 
-def declare(config: FederationConfig, ledger: Ledger, *, run: str, rounds_done: int = 0, before: str = "") -> Course:
+def declare(
+    config: FederationConfig, ledger: ServerLedger, *, run: str, rounds_done: int = 0, before: str = ""
+) -> Course:
     """Return the course of the rounds that are left.
 
     Args:
@@ -41,10 +47,14 @@ def declare(config: FederationConfig, ledger: Ledger, *, run: str, rounds_done: 
 
     """
     first = min(rounds_done + 1, config.rounds)
-    spent = {entry.name: ledger.charges(entry.name) for entry in config.sites}
+    spent = {entry.name: ledger.charges(ledger.account_of(entry.name)) for entry in config.sites}
     old = Course.model_validate_json(before) if before else None
     if old is not None and old.last_round == config.rounds and _holds(old, spent, config.rounds - rounds_done):
-        return old
+        if old.evaluation == declared_evaluation(config, first=old.first_round):
+            return old
+        logger.warning("server.evaluation is another one: the run declares a new course, which costs more")
+
+    evaluation = declared_evaluation(config, first=first)
 
     def course(mechanism: Mechanism) -> Course:
         return Course(
@@ -54,6 +64,7 @@ def declare(config: FederationConfig, ledger: Ledger, *, run: str, rounds_done: 
             steps=config.training.steps,
             first_round=first,
             last_round=config.rounds,
+            evaluation=evaluation,
         )
 
     mechanism = config.mechanism
@@ -62,7 +73,7 @@ def declare(config: FederationConfig, ledger: Ledger, *, run: str, rounds_done: 
     if mechanism.schedule is not None or mechanism.noise_multiplier:
         return course(mechanism)
     try:
-        sigma = _sigma(config, spent, ledger.first_order(), config.rounds - rounds_done)
+        sigma = _sigma(config, spent, ledger.first_order(), config.rounds - rounds_done, course(mechanism).set_aside())
     except BudgetExceeded as error:
         if old is None:
             raise
@@ -75,11 +86,64 @@ def declare(config: FederationConfig, ledger: Ledger, *, run: str, rounds_done: 
     return course(with_noise(mechanism, sigma))
 
 
+def declared_evaluation(config: FederationConfig, *, first: int) -> Evaluation | None:
+    """Return what a course from round `first` on declares of evaluations; `None` where the plan asks for none.
+
+    Raises:
+        ConfigError: no noise is enough.
+
+    """
+    plan = config.server.evaluation
+    if plan is None:
+        return None
+    times = len(rounds_between(config, first=first)) + 1
+    mechanism, sigma = config.mechanism, plan.noise_multiplier
+    if plan.epsilon is not None:
+        sigma = calibrate(
+            epsilon=plan.epsilon,
+            delta=filters.COURSE_SHARE * config.privacy.delta,
+            sample_rate=1.0,
+            steps=times,
+            noise="discrete-gaussian" if mechanism.discrete else "gaussian",
+            adjacency=mechanism.adjacency,
+        )
+    try:
+        evaluation = Evaluation.model_validate(
+            {
+                "metric": config.server.score,
+                "noise_multiplier": sigma,
+                "times": times,
+                "frames": plan.frames,
+                "loss_clip": plan.loss_clip,
+            }
+        )
+    except ValidationError as error:
+        raise ConfigError(f"server.evaluation: {describe(error)}") from error
+    event = evaluation.event(times, unit=mechanism.unit, adjacency=mechanism.adjacency, noise="gaussian")
+    alone = epsilon([event], delta=filters.COURSE_SHARE * config.privacy.delta, adjacency=mechanism.adjacency)
+    if alone >= config.privacy.epsilon:
+        raise ConfigError(
+            f"server.evaluation.noise_multiplier = {evaluation.noise_multiplier}: {times} evaluations cost epsilon "
+            f"{alone:.3g} by themselves (allowed: less than privacy.epsilon = {config.privacy.epsilon})"
+        )
+    return evaluation
+
+
+def rounds_between(config: FederationConfig, *, first: int) -> tuple[int, ...]:
+    """Return the rounds, from `first` on, after which the plan evaluates; it does so after the last one, too."""
+    plan = config.server.evaluation
+    if plan is None or plan.every == "final":
+        return ()
+    return tuple(number for number in range(first, config.rounds) if number % plan.every == 0)
+
+
 def _holds(course: Course, spent: Mapping[str, Sequence[Charged]], rounds: int) -> bool:
     """Tell whether a declared course still has so many rounds for every site."""
-    declared = sum(event.steps for event in course.whole() if event.tier == course.whole()[0].tier)
+    rounds_events = course.training()
+    declared = sum(event.steps for event in rounds_events if event.tier == rounds_events[0].tier)
     for charges in spent.values():
-        mine = [event for charge in charges if charge.course == course.identity for event in charge.total]
+        charged_here = [event for charge in charges if charge.course == course.identity for event in charge.total]
+        mine = filters.without_evaluations(charged_here)
         charged = sum(event.steps for event in mine if event.tier == mine[0].tier)
         if charged + rounds * course.steps > declared:
             return False
@@ -87,9 +151,16 @@ def _holds(course: Course, spent: Mapping[str, Sequence[Charged]], rounds: int) 
 
 
 def _sigma(
-    config: FederationConfig, spent: Mapping[str, Sequence[Charged]], first_order: int | None, rounds: int
+    config: FederationConfig,
+    spent: Mapping[str, Sequence[Charged]],
+    first_order: int | None,
+    rounds: int,
+    aside: Sequence[Event],
 ) -> float:
-    """Return the smallest noise multiplier with which the rounds that are left fit every site's budget."""
+    """Return the smallest noise multiplier with which the rounds that are left fit every site's budget.
+
+    Beside them, what evaluations will cost (`aside`) must fit.
+    """
     privacy, mechanism, steps = config.privacy, config.mechanism, rounds * config.training.steps
     if not any(charge.events for charges in spent.values() for charge in charges):
         return calibrate(
@@ -97,13 +168,14 @@ def _sigma(
             delta=filters.COURSE_SHARE * privacy.delta,
             sample_rate=mechanism.largest_sample_rate,
             steps=steps,
+            spent=aside,
             noise=mechanism.events(1)[0].noise,
             adjacency=mechanism.adjacency,
         )
     worst = max(spent.values(), key=lambda charges: _cost(charges, config, first_order))
 
     def cost(sigma: float) -> float:
-        new = Charged(course="new", events=with_noise(mechanism, sigma, checked=False).events(steps))
+        new = Charged(course="new", events=(*aside, *with_noise(mechanism, sigma, checked=False).events(steps)))
         return _cost([*worst, new], config, first_order)
 
     already = _cost(worst, config, first_order)

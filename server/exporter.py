@@ -12,6 +12,7 @@ from typing import Any
 from prometheus_client.core import Metric
 
 from wardpose.server.budget import GlobalBudget
+from wardpose.server.budget_service.alarms import ALARMS, Alarms
 from wardpose.server.contact import open_alarms, receipts_waiting
 from wardpose.server.journal import Reason, RunJournal, SiteRow
 from wardpose.server.spent import ledger_of, refuse_lost, state_of
@@ -63,6 +64,7 @@ METRICS = {
     "wardpose_ledger_entries": "Entries of the server's ledger.",
     "wardpose_ledger_verified": "1 when the ledger's hash chain is unbroken.",
     "wardpose_ledger_state": "1 for the state that the ledger is in; all but ok and none need somebody.",
+    "wardpose_ledger_alarms": "Ledgers that a site stated and that do not continue the one seen before, not settled.",
     "wardpose_ledgers_apart": "1 for a site whose ledger and the coordinator's do not agree; it takes no part.",
     "wardpose_receipts_waiting": "Receipts that a site has not acknowledged yet.",
     "wardpose_sites_online": "Registered SuperNodes with a good heartbeat.",
@@ -92,6 +94,7 @@ class ServerExporter:
             "ledger": self.ledger,
             "chain": self.chain,
             "contact": self.contact,
+            "alarms": self.alarms,
         }
         if self.superlink is not None:
             sources["superlink"] = self.nodes
@@ -199,6 +202,16 @@ class ServerExporter:
         state, _ = state_of(self.directory)
         yield _gauge("wardpose_ledger_verified", verified_sample(state))
         yield _gauge("wardpose_ledger_state", state_samples(state))
+
+    def alarms(self) -> Iterable[Metric]:
+        """Read what the Budget service found of sites' ledgers.
+
+        Raises:
+            DamagedError: the file cannot be read.
+
+        """
+        found = Counter(alarm.site for alarm in Alarms(ledger_of(self.directory).path.with_name(ALARMS)).of())
+        yield _gauge("wardpose_ledger_alarms", [({"site": site}, number) for site, number in sorted(found.items())])
 
     def contact(self) -> Iterable[Metric]:
         """Read which sites' ledgers and the coordinator's do not agree, and which receipts wait.

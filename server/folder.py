@@ -3,10 +3,12 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
 
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import storage_error
 from wardpose.shared.signing import Signer, ensure_key_pair
 
 LOCK = "coordinator.lock"
@@ -21,23 +23,31 @@ def held(folder: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: another process holds it.
+        StorageError: the disk is full or the folder is not writable.
 
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(FileIO(folder / LOCK, "a+"))
+            _hold(file, folder)
         except OSError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise ConfigError(
-                f"{folder}: another coordinator (process {holder}) is at work here (allowed: one at a time)"
-            ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+            raise storage_error(error, folder / LOCK) from error
         _sweep(folder)
         yield
+
+
+def _hold(file: FileIO, folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().decode(errors="replace").strip() or "unknown"
+        raise ConfigError(
+            f"{folder}: another coordinator (process {holder}) is at work here (allowed: one at a time)"
+        ) from error
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n".encode())
 
 
 @contextmanager
@@ -46,15 +56,19 @@ def shared_use(folder: Path, *, alone: bool = False) -> Iterator[None]:
 
     Raises:
         ConfigError: somebody is alone with it, or (`alone`) somebody uses it.
+        StorageError: the disk is full or the folder is not writable.
 
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as file:
+    with ExitStack() as stack:
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(FileIO(folder / LOCK, "a+"))
             fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             who = "a run is at work" if alone else "its ledger is being mended"
             raise ConfigError(f"{folder}: {who} (allowed: when it is done)") from error
+        except OSError as error:
+            raise storage_error(error, folder / LOCK) from error
         yield
 
 

@@ -113,7 +113,7 @@ def forecast(
     first, last = max(rounds_done + 1, course.first_round), course.last_round
     if rounds_done >= last:
         return []
-    demands = list({(found.who, found.window): found for found in _demands(limits, ledger, course, accounts)}.values())
+    demands = list(_demands(limits, ledger, course, accounts))
     whole = _charges(course, first, last)
     crossed = [demand for demand in demands if demand.spent(whole) > demand.allowed]
     if not crossed:
@@ -135,11 +135,13 @@ def forecast(
 
 def _demands(limits: Limits, ledger: ServerLedger, course: Course, accounts: Sequence[str]) -> Iterator[_Demand]:
     month, order, charged = ledger.month(), ledger.first_order(), Counter(accounts)
-    for account, times in charged.items():
+    for place, (account, times) in enumerate(charged.items()):
         for limit in limits.of(account, course.federation):
             if isinstance(limit, OverlapBudget):
-                who, budget, names = f"a patient at {limit.overlap} sites", limit.budget, limit.cohorts
-                names = (*(names or ledger.cohorts()), *accounts)
+                if place:
+                    continue  # the same for every site
+                names = tuple(dict.fromkeys([*(limit.cohorts or ledger.cohorts()), *accounts]))
+                who, budget = f"a patient at {min(limit.overlap, len(names))} sites", limit.budget
             else:
                 who, budget, names = f"site {account}", limit, (account,)
             for window in budget.windows(course.federation, month):
@@ -156,7 +158,10 @@ def _demands(limits: Limits, ledger: ServerLedger, course: Course, accounts: Seq
 def _charges(course: Course, first: int, last: int) -> list[Charged]:
     """Return what rounds cost, as the ledger would hold it."""
     rounds = Counter[tuple[Event, ...]](course.events(number) for number in range(first, last + 1))
-    return [Charged(course=course.identity, events=events, times=times) for events, times in rounds.items()]
+    aside = course.set_aside()
+    return [
+        Charged(course=course.identity, events=events, covers=aside, times=times) for events, times in rounds.items()
+    ]
 
 
 def _first_round(demand: _Demand, course: Course, first: int) -> int:

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from wardpose.shared.errors import DamagedError
 from wardpose.shared.sqlite import as_rows, read_rows, transaction, understood
 
 _SCHEMA = """
@@ -32,6 +33,11 @@ CREATE TABLE IF NOT EXISTS sites (
     bytes_up INTEGER NOT NULL,
     steps INTEGER NOT NULL, epsilon_spent REAL, epsilon_budget REAL, delta REAL, secure INTEGER,
     reason TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT '', PRIMARY KEY (run, round, site)
+);
+CREATE TABLE IF NOT EXISTS evaluations (
+    run TEXT NOT NULL, number INTEGER NOT NULL, round INTEGER NOT NULL, last INTEGER NOT NULL, started REAL NOT NULL,
+    seconds REAL NOT NULL, bytes_down INTEGER NOT NULL, bytes_up INTEGER NOT NULL, noise_multiplier REAL NOT NULL,
+    sites TEXT NOT NULL, scores TEXT NOT NULL, chosen TEXT, PRIMARY KEY (run, number)
 );
 """
 _ADDED = {"sites": ("reason", "detail"), "runs": ("ledger", "witness")}  # columns that journals of 0.1 may lack
@@ -116,6 +122,58 @@ class RoundRow:
     epsilon_overlap: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRow:
+    """One evaluation on the sites' private patients.
+
+    Attributes:
+        run: identity of the run.
+        number: of the evaluation in the run, counted from 1.
+        round: after which it was made.
+        last: whether it was the one after the last round.
+        started: Unix time.
+        seconds: duration.
+        bytes_down: weights sent, all sites.
+        bytes_up: releases received.
+        noise_multiplier: sigma at each site.
+        sites: site -> `released`, or why not.
+        scores: what the releases say together, with standard errors (`server.estimates`); `None` where none came.
+        chosen: the model that is kept, `private` or `public-only`; `None` where nothing was to be chosen.
+
+    """
+
+    run: str
+    number: int
+    round: int
+    last: bool
+    started: float
+    seconds: float
+    bytes_down: int
+    bytes_up: int
+    noise_multiplier: float
+    sites: dict[str, str]
+    scores: dict[str, Any] | None
+    chosen: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StoredEvaluation:
+    """The same as the table has it."""
+
+    run: str
+    number: int
+    round: int
+    last: bool
+    started: float
+    seconds: float
+    bytes_down: int
+    bytes_up: int
+    noise_multiplier: float
+    sites: str
+    scores: str
+    chosen: str | None
+
+
 class RunJournal:
     """Write and read one or many runs of a coordinator."""
 
@@ -191,6 +249,16 @@ class RunJournal:
             for site in sites:
                 _insert(connection, "sites", site)
 
+    def evaluation(self, row: EvaluationRow) -> None:
+        """Write down an evaluation."""
+        values = vars(row) | {"sites": json.dumps(row.sites), "scores": json.dumps(row.scores)}
+        with self._writing() as connection:
+            marks = ", ".join("?" * len(values))
+            connection.execute(
+                f"INSERT OR REPLACE INTO evaluations ({', '.join(values)}) VALUES ({marks})",  # noqa: S608 (fixed names)
+                tuple(values.values()),
+            )
+
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with transaction(self.path, _SCHEMA) as connection:
@@ -218,6 +286,21 @@ class RunJournal:
         """Return the finished rounds of a run."""
         rows = read_rows(self.path, "SELECT * FROM rounds WHERE run = ? ORDER BY round", run)
         return as_rows(RoundRow, rows, self.path)
+
+    def evaluations(self, run: str) -> list[EvaluationRow]:
+        """Return the evaluations of a run, in order; none in a journal of an earlier version."""
+        try:
+            rows = read_rows(self.path, "SELECT * FROM evaluations WHERE run = ? ORDER BY number", run)
+        except DamagedError as error:
+            if "no such table" in str(error):
+                return []
+            raise
+        stored = as_rows(_StoredEvaluation, [{**row, "last": bool(row["last"])} for row in rows], self.path)
+        with understood(self.path):
+            return [
+                EvaluationRow(**(vars(row) | {"sites": dict(json.loads(row.sites)), "scores": json.loads(row.scores)}))
+                for row in stored
+            ]
 
     def sites(self, run: str) -> list[SiteRow]:
         """Return what became of each site in each round of a run."""

@@ -57,6 +57,7 @@ from numpy.typing import NDArray
 
 from wardpose.shared.config import AdmissionConfig
 from wardpose.shared.privacy.accounting import UnitKind
+from wardpose.shared.privacy.evaluation import Evaluation, Layout
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
 from wardpose.shared.training.step import expected_batch_size
@@ -124,6 +125,19 @@ def largest_norm(
         return math.inf
     total = admission.slack * (bound * (1 + _ARITHMETIC) + steps * _ROUNDING * (trained.norm + bound))
     return math.inf if math.isnan(total) else total
+
+
+def largest_scores(
+    evaluation: Evaluation, layout: Layout, *, unit: UnitKind, declared_units: int, admission: AdmissionConfig
+) -> float:
+    """Return what the L2 norm of an honest site's noised scores exceeds with probability at most `FAILURE`.
+
+    Every unit adds a vector of norm 1 at most, and the noise of D components is longer than sigma (sqrt(D) + t) with
+    probability at most exp(-t²/2) (Laurent, Massart 2000).
+    """
+    most = admission.largest_cohort or _MOST_UNITS[unit]
+    noise = math.sqrt(layout.size) + math.sqrt(-2 * math.log(FAILURE))
+    return admission.slack * (1 + _ARITHMETIC) * (most * declared_units + evaluation.noise_multiplier * noise)
 
 
 @dataclass(frozen=True, kw_only=True)

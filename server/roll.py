@@ -22,7 +22,17 @@ from wardpose.server.journal import Reason, SiteRow
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.seals import OrderSeal
 from wardpose.shared.signing import PublicKey, read_public_key
-from wardpose.shared.wire import PREFLIGHT, Refusal, RoundOrder, SiteRelease, SiteStatus, pack
+from wardpose.shared.wire import (
+    PREFLIGHT,
+    PREFLIGHT_EVALUATION,
+    EvaluationOrder,
+    EvaluationRelease,
+    Refusal,
+    RoundOrder,
+    SiteRelease,
+    SiteStatus,
+    pack,
+)
 
 logger = logging.getLogger("wardpose.server")
 
@@ -59,7 +69,7 @@ class Member:
     epsilon_spent: float
     secure: bool
 
-    def hears(self, stated: SiteStatus | SiteRelease) -> None:
+    def hears(self, stated: SiteStatus | SiteRelease | EvaluationRelease) -> None:
         """Take over what the site last said of its budget and its noise."""
         self.epsilon_budget, self.delta, self.secure = stated.epsilon_budget, stated.delta, stated.secure
         self.epsilon_spent = max(self.epsilon_spent, stated.epsilon_spent)
@@ -103,11 +113,11 @@ class Roll:
         names = [entry.name for entry in self.config.sites]
         return [name for name in names if name not in self.present and name not in self.dropped]
 
-    def call(self, order: RoundOrder, *, patient: bool) -> list[SiteRow]:
+    def call(self, order: RoundOrder | EvaluationOrder, *, patient: bool) -> list[SiteRow]:
         """Ask the missing sites whether they would take part in `order`; returns the journal's rows of round 0.
 
         Args:
-            order: of the next round.
+            order: of the next round, or of an evaluation.
             patient: wait for all of them to come online, and as long as a round for their answers.
 
         """
@@ -118,10 +128,10 @@ class Roll:
         server = self.config.server
         seconds = server.deadline_seconds if patient else min(server.wait_seconds, server.deadline_seconds)
         body, contact = pack(order), self.admission.contact
-        sealed = {node: contact.sealed(body, site=name or "*", kind=PREFLIGHT) for node, (name, _) in nodes.items()}
+        asked = PREFLIGHT if isinstance(order, RoundOrder) else PREFLIGHT_EVALUATION
+        sealed = {node: contact.sealed(body, site=name or "*", kind=asked) for node, (name, _) in nodes.items()}
         messages = [
-            Message(content, node, PREFLIGHT, group_id="preflight", ttl=seconds)
-            for node, (content, _) in sealed.items()
+            Message(content, node, asked, group_id="preflight", ttl=seconds) for node, (content, _) in sealed.items()
         ]
         rows = []
         for node, answer in exchange(self.grid, messages, seconds=seconds).items():
@@ -189,7 +199,7 @@ class Roll:
         registered: str,
         key: PublicKey | None,
         answer: Answer,
-        order: RoundOrder,
+        order: RoundOrder | EvaluationOrder,
         seal: OrderSeal,
         wanted: Set[str],
     ) -> SiteRow | None:

@@ -20,17 +20,17 @@ from wardpose.server.aggregation import Aggregator, Arrays, clip_to_median
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.coordinator import Accounts
+from wardpose.server.evaluation import Evaluator
 from wardpose.server.exchange import Answer, exchange
 from wardpose.server.journal import Reason, RoundRow, RunJournal, SiteRow
 from wardpose.server.roll import LEAVES, Member, Roll, error_code, sentence
 from wardpose.server.scoring import Scorer
 from wardpose.server.uplink import UplinkDecoder
 from wardpose.shared.config import FederationConfig
-from wardpose.shared.errors import ConfigError, LedgerError, WireError
+from wardpose.shared.errors import WireError
 from wardpose.shared.privacy.accounting import as_seeded
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.seals import Head, OrderSeal, Receipt
-from wardpose.shared.signing import read_public_key
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import RECEIPTS, TRAIN, ReceiptsOrder, Refusal, RoundOrder, hash_arrays, pack
 
@@ -64,6 +64,7 @@ class Coordinator:
         self.grid = grid
         self.config = config
         self.folder = folder
+        self.accounts = accounts
         self.state = state
         self.course = course
         self.mechanism = course.mechanism
@@ -90,6 +91,9 @@ class Coordinator:
             run=state.run,
             dropped=state.dropped,
         )
+        self.evaluator = Evaluator(
+            grid, config, course, roll=self.roll, budget=self.budget, admission=self.admission, journal=self.journal
+        )
 
     def run(self) -> str:
         """Take the rounds that are left; return `completed`, or `stopped` when too few sites are left."""
@@ -101,6 +105,7 @@ class Coordinator:
             if not self.round(order):
                 self.deliver_receipts()
                 return "stopped"
+            self.evaluator.after_round(self.state.round, self.state.weights)
             first = False
         self.deliver_receipts()
         return "completed"
@@ -226,17 +231,10 @@ class Coordinator:
 
     def bind(self) -> None:
         """Bind accounts to the keys that sites are registered with; who comes with another's leaves the run."""
-        registered = {node.node_id: node.public_key for node in self.grid.get_nodes()}
-        for member in self.roll.members():
-            key = registered.get(member.node_id)
-            if not key:
-                continue  # nodes that are simulated have none
-            try:
-                account = self.budget.bind(member.name, read_public_key(key.decode(), f"site {member.name}"))
-            except (LedgerError, ConfigError) as error:
-                self.roll.drop(member.name, str(error))
-                continue
-            self.admission.heads.follow(member.name, account)
+        names = {member.name for member in self.roll.members()}
+        refused = self.accounts.bind_registered(self.budget.ledger, self.grid.get_nodes(), names)
+        for name, why in refused.items():
+            self.roll.drop(name, why)
 
     def judge(
         self, order: RoundOrder, member: Member, answer: Answer, seal: OrderSeal

@@ -1,12 +1,13 @@
 """A run in one JSON object, from the journal and the server's ledger; what `summary.json` and `--json` hold."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from wardpose.server.budget import GlobalBudget
-from wardpose.server.journal import RunJournal, SiteRow
+from wardpose.server.journal import EvaluationRow, RunJournal, SiteRow
 from wardpose.server.ledger import ServerLedger
 from wardpose.server.spent import ledger_of, refuse_lost
 from wardpose.shared.errors import DataError
@@ -42,12 +43,15 @@ def summarise(folder: Path, run: str | None = None) -> dict[str, Any]:
         unit=chosen["unit"],
     )
     disjoint, overlap = budget.federation(names)
+    made = journal.evaluations(chosen["run"])
+    on_patients = {row.round: row.scores["models"][0]["score"]["value"] for row in made if row.scores}
     initial, final = chosen["score_initial"] or {}, chosen["score_final"] or {}
     return {
         "run": chosen["run"],
         "federation": chosen["federation"],
         "status": chosen["status"],
         "score_name": chosen["score_name"],
+        "score_on": final.get("on", "test"),
         "score_initial": initial.get("score"),
         "score_final": final.get("score"),
         "score_initial_by_group": initial.get("by_group", {}),
@@ -59,7 +63,12 @@ def summarise(folder: Path, run: str | None = None) -> dict[str, Any]:
         "delta": chosen["delta"],
         "not_private": not_private(chosen["mechanism"], rows),
         "sites": [
-            _site(name, [row for row in rows if row.site == name], steps=budget.steps(name, chosen["run"]))
+            _site(
+                name,
+                [row for row in rows if row.site == name],
+                steps=budget.steps(name, chosen["run"]),
+                spent=budget.epsilon(name) if made else 0.0,
+            )
             for name in names
         ],
         "epsilon_federation": {
@@ -70,16 +79,43 @@ def summarise(folder: Path, run: str | None = None) -> dict[str, Any]:
         "bytes_up": sum(row.bytes_up for row in rounds),
         "bytes_down": sum(row.bytes_down for row in rounds),
         "seconds": round(sum(row.seconds for row in rounds), 2),
+        "evaluation": _evaluation(made, budget, names),
         "history": [
             {
                 "round": row.round,
-                "score": row.score,
+                "score": row.score if row.score is not None else on_patients.get(row.round),
                 "seconds": round(row.seconds, 2),
                 "bytes_up": row.bytes_up,
             }
             for row in rounds
         ],
         "versions": versions(),
+    }
+
+
+def _evaluation(made: Sequence[EvaluationRow], budget: GlobalBudget, names: Sequence[str]) -> dict[str, Any] | None:
+    """Say what was measured on patients, what that cost them, and which model is kept; `None` where nothing was.
+
+    The cost is that of the run's evaluations by themselves at the federation's delta; it is part of the run's epsilon.
+    """
+    if not made:
+        return None
+    last = made[-1]
+    scores = last.scores or {}
+    models = scores.get("models", [])
+    return {
+        "epsilon_alone": finite(max(budget.evaluation_epsilon(name, last.run) for name in names)),
+        "noise_multiplier": last.noise_multiplier,
+        "times": len(made),
+        "sites": last.sites,
+        "units": scores.get("units"),
+        "score": models[0]["score"] if models else None,
+        "score_public_only": models[1]["score"] if len(models) > 1 else None,
+        "difference": scores.get("difference"),
+        "chosen": last.chosen,
+        "history": [
+            {"number": row.number, "round": row.round, "scores": row.scores, "chosen": row.chosen} for row in made
+        ],
     }
 
 
@@ -96,12 +132,12 @@ def not_private(mechanism: str, rows: list[SiteRow]) -> str | None:
     return None
 
 
-def _site(name: str, rows: list[SiteRow], *, steps: int) -> dict[str, Any]:
+def _site(name: str, rows: list[SiteRow], *, steps: int, spent: float) -> dict[str, Any]:
     last = rows[-1] if rows else None
     stated = next((row for row in reversed(rows) if row.delta is not None), None)
     return {
         "name": name,
-        "epsilon_spent": finite(max((row.epsilon_spent or 0.0 for row in rows), default=0.0)),
+        "epsilon_spent": finite(max([spent, *(row.epsilon_spent or 0.0 for row in rows)])),
         "epsilon_budget": finite(stated.epsilon_budget) if stated else None,
         "delta": stated.delta if stated else None,
         "steps": steps,

@@ -138,6 +138,38 @@ class AdmissionConfig(Strict):
     clip_to_median: bool = True
 
 
+class EvaluationConfig(Strict):
+    """Scores on the sites' own patients, each charged to them; `wardpose.shared.privacy.evaluation` has the proof.
+
+    Attributes:
+        epsilon: what all evaluations of the run cost by themselves, at the share of delta that bounds a course. It is
+            part of `privacy.epsilon`: training gets the rest.
+        noise_multiplier: sigma of each evaluation, in place of `epsilon`.
+        every: rounds between two evaluations; `final`: after the last round alone. Each costs: the more there are, the
+            noisier is each.
+        compare: `public-only`: the last evaluation compares the run's model with the one that it started from, which
+            cost no patient anything, and the run keeps the private one only where it is surely better.
+        standard_errors: by how many standard errors it must be better.
+        frames: most frames of a unit that are looked at.
+        loss_clip: largest loss of a frame, in nats.
+
+    """
+
+    epsilon: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    noise_multiplier: float | None = Field(default=None, ge=1e-3, le=200, allow_inf_nan=False)
+    every: Annotated[int, Field(ge=1)] | Literal["final"] = "final"
+    compare: Literal["public-only"] | None = None
+    standard_errors: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+    frames: int = Field(default=4, ge=1, le=256)
+    loss_clip: float = Field(default=10.0, ge=1e-3, le=1e6, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _one_cost(self) -> Self:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("epsilon and noise_multiplier (allowed: exactly one of them)")
+        return self
+
+
 class ServerConfig(Strict):
     """The round loop.
 
@@ -148,7 +180,9 @@ class ServerConfig(Strict):
         deadline_seconds: after which a round goes on without the sites that have not answered.
         wait_seconds: how long to wait for the sites to come online, and before a later round for those that were
             missing.
-        score: what is reported each round.
+        score: what is reported each round, on `data.validation`, and by evaluations.
+        evaluation: scores on the sites' own patients, which cost them; none when absent. Where there are no public
+            `data.validation` and `data.test`, the run's scores are these.
 
     """
 
@@ -158,6 +192,7 @@ class ServerConfig(Strict):
     deadline_seconds: float = Field(default=3600, gt=0)
     wait_seconds: float = Field(default=120, gt=0)
     score: Literal["pck@0.2", "pckh@0.5"] = "pck@0.2"
+    evaluation: EvaluationConfig | None = None
 
 
 class FederationConfig(Strict):
@@ -205,6 +240,12 @@ class FederationConfig(Strict):
         if self.privacy.overlap is not None and self.privacy.overlap > len(names):
             raise ValueError(f"privacy.overlap = {self.privacy.overlap} (allowed: at most the {len(names)} sites)")
         refuse_uplink(self.mechanism, self.training)
+        evaluation = self.server.evaluation
+        if evaluation is not None and (evaluation.epsilon or 0.0) >= self.privacy.epsilon:
+            raise ValueError(
+                f"server.evaluation.epsilon = {evaluation.epsilon} (allowed: below privacy.epsilon = "
+                f"{self.privacy.epsilon}, of which it is a part)"
+            )
         return self
 
     @model_validator(mode="before")

@@ -34,8 +34,11 @@ def ledger_state(
 
     """
     restore = "restore the newest backup"
+    try:
+        known = None if witness is None else witness.head()  # before the rows: they only become more
+    except LedgerError as error:
+        return "broken", str(error)
     if not path.exists():
-        known = None if witness is None else witness.head()
         if paid is None or paid or (known is not None and known[0]):
             return "missing", f"{path}: is gone, but rounds were charged to it, and stay charged ({restore})"
         return "none", ""
@@ -47,7 +50,6 @@ def ledger_state(
         ledger.verify()
         entries = ledger.entries()
         verify_expiries(entries)
-        known = None if witness is None else witness.head()
     except (LedgerError, OSError) as error:
         locked = isinstance(error.__cause__, sqlite3.OperationalError) and "locked" in str(error.__cause__)
         return "locked" if locked else "broken", str(error)

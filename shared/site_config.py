@@ -51,7 +51,8 @@ class PolicyConfig(Strict):
     """What this site allows, whatever the server asks.
 
     Attributes:
-        mechanisms: allowed mechanisms.
+        mechanisms: allowed mechanisms. `evaluation` allows courses that also score networks on the cohort's patients,
+            at a cost that they declare.
         unit: what the guarantee must protect at least; `patient` refuses frame-level orders. A site whose records name
             no patients must say `record`, or `frame` for whole pictures.
         epsilon: total budget at `delta` of each patient in whatever cohort of this site, or of a cohort whose
@@ -78,6 +79,8 @@ class PolicyConfig(Strict):
         maximum_weight: largest magnitude of a weight that is sent.
         maximum_public_weight: largest factor of the public gradient.
         maximum_basis_frames: most public frames of a basis.
+        minimum_evaluation_noise: smallest sigma of an evaluation, in which every patient takes part.
+        maximum_evaluations: most evaluations of a course.
         minimum_declared_patients: smallest cohort that may train.
         code_hash: the only code that may run here; any installed code when absent.
         federations: names of federations that may order; any when empty.
@@ -89,7 +92,7 @@ class PolicyConfig(Strict):
 
     """
 
-    mechanisms: tuple[MechanismName, ...] = ("dp-sgd",)
+    mechanisms: tuple[Literal[MechanismName, "evaluation"], ...] = ("dp-sgd",)
     unit: UnitKind = "patient"
     epsilon: float = Field(default=8.0, gt=0, allow_inf_nan=False)
     epsilon_per_month: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -112,6 +115,8 @@ class PolicyConfig(Strict):
     maximum_weight: float = Field(default=1e4, gt=0, allow_inf_nan=False)
     maximum_public_weight: float = Field(default=10.0, ge=0, allow_inf_nan=False)
     maximum_basis_frames: int = Field(default=512, ge=2)
+    minimum_evaluation_noise: float = Field(default=1.0, ge=0)
+    maximum_evaluations: int = Field(default=10, ge=1)
     minimum_declared_patients: int = Field(default=20, ge=1)
     code_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     federations: tuple[Name, ...] = ()

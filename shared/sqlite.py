@@ -1,5 +1,12 @@
-"""Small durable SQLite files: journals that outlive the processes that write them."""
+"""Small durable SQLite files: journals that outlive the processes that write them.
 
+A new file is made whole under another name first: whoever reads finds none, or one that a reader may open. (A process
+that is killed while it switches a file to the write-ahead log leaves one behind that only a writer can repair.)
+"""
+
+import glob
+import os
+import secrets
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -10,6 +17,65 @@ from typing import Any, TypeVar, get_type_hints
 from wardpose.shared.errors import DamagedError, StorageError
 
 Row = TypeVar("Row")
+
+
+_TEMPORARY = 8  # random bytes in the name of a file that is being made
+
+
+@contextmanager
+def making(path: Path, *, private: bool = False) -> Iterator[sqlite3.Connection]:
+    """Fill a new file under a name that nobody knows, and give it its own at the end of the block.
+
+    Where another process was first, its file stays. What killed processes left half-made goes.
+
+    Args:
+        path: of the file, whose folder exists.
+        private: only the owner may read it.
+
+    Raises:
+        OSError: the folder cannot be written.
+        sqlite3.Error: the disk is full.
+
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(_TEMPORARY)}")
+    try:
+        with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+            if private:
+                temporary.chmod(0o600)
+            connection.execute("PRAGMA synchronous = FULL")
+            yield connection
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, sqlite3.Error):
+        if not path.exists():  # else another process was first, and swept this one's away
+            raise
+    finally:
+        for ending in _ENDINGS:
+            with suppress(OSError):
+                temporary.with_name(f"{temporary.name}{ending}").unlink()
+    _sweep(path)
+
+
+def sweep(path: Path) -> None:
+    """Remove what processes that were killed while they made a file left behind, if it has its own name."""
+    if path.stat().st_nlink > 1:  # killed between its two names
+        _sweep(path)
+
+
+def _sweep(path: Path) -> None:
+    name = f".{glob.escape(path.name)}.{'[0-9a-f]' * 2 * _TEMPORARY}"
+    for ending in _ENDINGS:
+        for leftover in path.parent.glob(f"{name}{ending}"):
+            with suppress(OSError):
+                leftover.unlink()
+
+
+_ENDINGS = ("", "-journal", "-wal", "-shm")
 
 
 @contextmanager
@@ -25,6 +91,11 @@ def transaction(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
     except OSError as error:
         raise StorageError(error.errno, error.strerror, str(path)) from error
     try:
+        if path.exists():
+            sweep(path)
+        else:
+            with making(path) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
         with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as connection:
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA journal_mode=WAL")
@@ -37,6 +108,8 @@ def transaction(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
                 with suppress(sqlite3.Error):  # SQLite has rolled back on its own where the disk was full
                     connection.execute("ROLLBACK")
                 raise
+    except OSError as error:
+        raise StorageError(error.errno, error.strerror, str(path)) from error
     except UnicodeDecodeError as error:
         raise StorageError(None, f"damaged: {error}", str(path)) from error
     except sqlite3.DatabaseError as error:

@@ -2,8 +2,9 @@
 
 `RoundOrder` (server -> site) carries the global weights and how to train. `SiteRelease` (site -> server) carries a
 noised update and facts that do not depend on any patient's data: they follow from the order, the site's own
-configuration and the ledger. Both are signed (`seals`). A site that does not train answers with a `Refusal`: a number
-and a fixed sentence, never the text of an exception.
+configuration and the ledger. `EvaluationOrder` and `EvaluationRelease` are the same for scores on private patients. All
+are signed (`seals`). A site that does not do what is asked answers with a `Refusal`: a number and a fixed sentence,
+never the text of an exception.
 """
 
 import hashlib
@@ -22,17 +23,25 @@ from wardpose.shared.errors import ConfigError, WireError
 from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.course import Course
+from wardpose.shared.privacy.evaluation import Evaluation, Layout
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.seals import MOST_CHARGES, MOST_RECEIPTS, Digest, Head, Word, body_text
 from wardpose.shared.signing import PublicKey, Signer
+from wardpose.shared.skeleton import get_skeleton
 from wardpose.shared.training.settings import LocalTraining, refuse_uplink
 from wardpose.shared.yaml_config import describe
 
 TRAIN = "train"
+EVALUATE = "evaluate"
 PREFLIGHT = "query.preflight"
+PREFLIGHT_EVALUATION = "query.evaluation"
 RECEIPTS = "query.receipts"
 PROTOCOL = 3
 COEFFICIENTS = "coefficients"
+SCORES = "scores"
+FIRST, SECOND = "first/", "second/"
+"""In front of the names of the weights that an evaluation carries: of the one network, and of the other."""
+
 LARGEST_BODY = 1 << 20
 """Most characters that the text beside the arrays may have."""
 
@@ -223,6 +232,81 @@ class SiteRelease(SiteAnswer):
     ledger_sequence: Entries = Field(ge=1)
 
 
+class EvaluationOrder(_Body):
+    """What the server asks of a site in one evaluation on private patients.
+
+    Attributes:
+        protocol: version of this message.
+        course: of the run; it declares the evaluation.
+        number: of this evaluation in the run, counted from 1; a site answers each number once.
+        model: the network, without weights.
+        weights_hash: SHA-256 of the weights that come along: of one network, or of two that are compared.
+        pair: whether there are two.
+        code_hash: SHA-256 of the server's code.
+
+    """
+
+    protocol: int = PROTOCOL
+    course: Course
+    number: int = Field(ge=1, le=1_000_000)
+    model: ModelConfig
+    weights_hash: Hash
+    pair: bool = False
+    code_hash: Hash
+
+    @model_validator(mode="after")
+    def _can_be_carried_out(self) -> Self:
+        if self.protocol != PROTOCOL:
+            raise ValueError(f"protocol is {self.protocol}; allowed: {PROTOCOL}")
+        if self.model.weights != "random":
+            raise ValueError(f'model.weights is "{self.model.weights[:80]}"; allowed: "random", the weights come along')
+        if self.course.evaluation is None:
+            raise ValueError("course.evaluation is absent; allowed: what the course declares")
+        return self
+
+    @property
+    def run(self) -> str:
+        """Identity of the run."""
+        return self.course.run
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What is measured, and under which noise."""
+        evaluation = self.course.evaluation
+        if evaluation is None:  # refused above
+            raise WireError("the course declares no evaluation")
+        return evaluation
+
+    @property
+    def layout(self) -> Layout:
+        """What stands where in the release."""
+        return Layout(joints=len(get_skeleton(self.model.skeleton)), pair=self.pair)
+
+    def events(self) -> tuple[Event, ...]:
+        """Return what the evaluation costs a site; both ledgers reserve exactly this."""
+        return self.course.evaluation_events()
+
+
+class EvaluationRelease(SiteAnswer):
+    """What leaves a site after an evaluation, beside the noised sum itself.
+
+    Attributes:
+        run: identity of the run.
+        number: of the evaluation, as ordered.
+        weights_hash: of the networks that were measured.
+        arrays: SHA-256 of the sum that comes along (`hash_arrays`).
+        paid: the row of the site's ledger that charged it. The other attributes are those of every answer.
+
+    """
+
+    run: str
+    number: int = Field(ge=1)
+    weights_hash: Hash
+    arrays: Hash
+    paid: Head
+    ledger_sequence: Entries = Field(ge=1)
+
+
 class SiteStatus(SiteAnswer):
     """A site's answer to a preflight: it would train this order, and what its ledger says now.
 
@@ -242,7 +326,7 @@ _LARGEST_HEADER = 4096  # bytes in front of an array's numbers
 _SHOWN = 160  # characters of what a stranger wrote
 
 
-def hash_arrays(arrays: Arrays) -> str:
+def hash_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256 over names, shapes, types and values, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
@@ -252,7 +336,30 @@ def hash_arrays(arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
-def pack(body: _Body, arrays: Arrays | None = None, *, signer: Signer | None = None) -> RecordDict:
+def pair_arrays(first: Arrays, second: Arrays | None = None) -> dict[str, NDArray[np.float32]]:
+    """Name the weights of one network, or of two, as an evaluation carries them; `part_arrays` is the inverse."""
+    named = {f"{FIRST}{name}": value for name, value in first.items()}
+    return named | {f"{SECOND}{name}": value for name, value in (second or {}).items()}
+
+
+def part_arrays(arrays: Arrays, *, pair: bool) -> list[dict[str, NDArray[np.float32]]]:
+    """Return the weights of each network that an evaluation carries.
+
+    Raises:
+        WireError: a name is of neither.
+
+    """
+    prefixes = (FIRST, SECOND) if pair else (FIRST,)
+    odd = next((name for name in arrays if not name.startswith(prefixes)), None)
+    if odd is not None:
+        raise WireError(f'array "{odd[:_LONGEST_NAME]}" is of none of the networks that the order names')
+    return [
+        {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+        for prefix in prefixes
+    ]
+
+
+def pack(body: _Body, arrays: Mapping[str, NDArray[Any]] | None = None, *, signer: Signer | None = None) -> RecordDict:
     """Express a body, and arrays where it has some, in Flower's records; signed where a site answers."""
     text = body.model_dump_json()
     fields = {"json": text}

@@ -5,7 +5,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from wardpose.client.app import answer_order, answer_preflight, answer_receipts
+from wardpose.client.app import answer_evaluation, answer_order, answer_preflight, answer_receipts
 from wardpose.simulation.layout import site_of_partition
 
 app = ClientApp()
@@ -15,6 +15,18 @@ app = ClientApp()
 def train(message: Message, context: Context) -> Message:
     """Answer a `RoundOrder` as a hospital does."""
     return answer_order(message, lambda: _site(context))
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Answer an `EvaluationOrder` as a hospital does."""
+    return answer_evaluation(message, lambda: _site(context))
+
+
+@app.query("evaluation")
+def preflight_evaluation(message: Message, context: Context) -> Message:
+    """Answer a preflight of an evaluation as a hospital does."""
+    return answer_preflight(message, lambda: _site(context))
 
 
 @app.query("preflight")

@@ -7,19 +7,25 @@ verifies strictly. Private files are readable by their owner only.
 
 import datetime
 import ipaddress
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from wardpose.shared.errors import ConfigError
+from wardpose.shared.errors import ConfigError, one_line
 from wardpose.shared.files import write_bytes
 from wardpose.shared.signing import create_key_pair
 
+ClientRole = Literal["site", "auditor"]
+"""What the Budget service shows to whom (`server/budget_service/identity.py`)."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _PRIVATE = 0o600
 _SECRET_BYTES = 48
 _CLOCK_SKEW = datetime.timedelta(minutes=5)
@@ -62,25 +68,74 @@ def create_server_certificate(authority: Path, folder: Path, *, hosts: Sequence[
         Certificate and key.
 
     """
-    signer = serialization.load_pem_private_key((authority / "ca.key").read_bytes(), password=None)
-    if not isinstance(signer, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{authority / 'ca.key'}: is not an elliptic-curve key")
-    issuer = x509.load_pem_x509_certificate((authority / "ca.crt").read_bytes())
+    signer, issuer = _authority(authority)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
-    certificate = (
-        _certificate(subject, issuer.subject, key.public_key(), days)
-        .add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(digital_signature=True), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
-        .sign(signer, hashes.SHA256())
-    )
+    names = x509.SubjectAlternativeName([_host(host) for host in hosts])
+    builder = _certificate(subject, issuer.subject, key.public_key(), days).add_extension(names, critical=False)
+    certificate = _signed(builder, key.public_key(), signer, ExtendedKeyUsageOID.SERVER_AUTH)
     write_bytes(folder / "server.crt", certificate.public_bytes(serialization.Encoding.PEM))
     write_bytes(folder / "server.key", _pem(key), mode=_PRIVATE)
     return folder / "server.crt", folder / "server.key"
+
+
+def client_role(text: str) -> ClientRole:
+    """Return the role that a text names.
+
+    Raises:
+        ConfigError: it names none.
+
+    """
+    roles: tuple[ClientRole, ...] = get_args(ClientRole)
+    for role in roles:
+        if role == text:
+            return role
+    raise ConfigError(f"role is {one_line(text)!r} (allowed: {', '.join(roles)})")
+
+
+def create_client_certificate(
+    authority: Path, folder: Path, *, name: str, role: ClientRole, days: int
+) -> tuple[Path, Path]:
+    """Write `NAME.crt` and `NAME.key`, with which a site or an auditor shows the Budget service who they are.
+
+    Args:
+        authority: folder of `create_authority`.
+        folder: where the two files go.
+        name: of the site, as the coordinator knows it, or of the auditor.
+        role: what the holder may see.
+        days: of validity.
+
+    Returns:
+        Certificate and key.
+
+    Raises:
+        ConfigError: the name is none, or the folder holds no authority.
+
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _client_certificate(authority, key.public_key(), name=name, role=role, days=days)
+    write_bytes(folder / f"{name}.crt", certificate)
+    write_bytes(folder / f"{name}.key", _pem(key), mode=_PRIVATE)
+    return folder / f"{name}.crt", folder / f"{name}.key"
+
+
+def sign_client_request(authority: Path, request: Path, *, name: str, role: ClientRole, days: int) -> bytes:
+    """Return a certificate (PEM) for the key of a signing request, which a hospital makes where its key stays.
+
+    Of the request, only the key is taken: who its holder is and what they may see is said by whoever signs.
+
+    Raises:
+        ConfigError: the request cannot be read, or is not signed by its own key; the name is none.
+
+    """
+    try:
+        asked = x509.load_pem_x509_csr(request.read_bytes())
+        key, valid = asked.public_key(), asked.is_signature_valid
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{request}: is no signing request (allowed: PEM)") from error
+    if not valid or not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ConfigError(f"{request}: is not signed by its own key, or not by an elliptic-curve key")
+    return _client_certificate(authority, key, name=name, role=role, days=days)
 
 
 def create_node_key(folder: Path) -> tuple[Path, Path]:
@@ -93,6 +148,48 @@ def create_secret(path: Path) -> Path:
     """Write a shared secret of 48 random bytes, which Flower reads as they are."""
     write_bytes(path, secrets.token_bytes(_SECRET_BYTES), mode=_PRIVATE)
     return path
+
+
+def _client_certificate(
+    authority: Path, public_key: ec.EllipticCurvePublicKey, *, name: str, role: ClientRole, days: int
+) -> bytes:
+    if _NAME.fullmatch(name) is None:
+        raise ConfigError(f"name is {one_line(name)!r} (allowed: letters, digits and _.- , a letter or digit first)")
+    signer, issuer = _authority(authority)
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role),
+            x509.NameAttribute(NameOID.COMMON_NAME, name),
+        ]
+    )
+    builder = _certificate(subject, issuer.subject, public_key, days)
+    certificate = _signed(builder, public_key, signer, ExtendedKeyUsageOID.CLIENT_AUTH)
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    if not (folder / "ca.key").is_file():
+        raise ConfigError(f"{folder / 'ca.key'}: is missing (allowed: a folder with an authority)")
+    signer = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
+    if not isinstance(signer, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{folder / 'ca.key'}: is not an elliptic-curve key")
+    return signer, x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+
+
+def _signed(
+    builder: x509.CertificateBuilder,
+    public_key: ec.EllipticCurvePublicKey,
+    signer: ec.EllipticCurvePrivateKey,
+    usage: x509.ObjectIdentifier,
+) -> x509.Certificate:
+    return (
+        builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
 
 
 def _certificate(

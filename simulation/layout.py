@@ -16,6 +16,7 @@ from wardpose.shared.config import (
 from wardpose.shared.data.source import DataSource, WardSource, names_patients, open_source
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_json, write_text
+from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.signing import ensure_key_pair
 from wardpose.shared.site_config import CohortConfig, PolicyConfig, SiteConfig
 from wardpose.shared.skeleton import Skeleton, get_skeleton
@@ -93,7 +94,7 @@ def _site(
         site=entry.name,
         cohort=CohortConfig(name=f"{entry.name}-cohort", data=source, declared_patients=patients),
         policy=PolicyConfig(
-            mechanisms=(mechanism.name,),
+            mechanisms=(mechanism.name, *((EVALUATION,) if config.server.evaluation else ())),
             unit=mechanism.unit,
             epsilon=entry.epsilon or privacy.epsilon,
             delta=privacy.delta,
@@ -101,6 +102,8 @@ def _site(
             minimum_noise_multiplier=0.0,
             maximum_sample_rate=1.0,
             minimum_declared_patients=1,
+            minimum_evaluation_noise=0.0,
+            maximum_evaluations=1000,
             maximum_steps_per_round=1_000_000,
             maximum_rounds=1_000_000,
             minimum_clip_norm=1e-12,

@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
+from wardpose.server.evaluation import shown_values
 from wardpose.server.scoring import open_all
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.data.dataset import listed
@@ -55,6 +56,7 @@ def write_report(
         budgets=_picture(_budgets(summary)),
         groups=_group_rows(summary),
         score_label=_score_label(summary),
+        shown=shown_values,
         examples=[] if dataset is None else _examples(dataset, before, after),
     )
     write_text(path, html)

@@ -50,6 +50,20 @@ def test_every_guarantee_names_its_assumptions_and_is_attacked() -> None:
         assert "`test_" in attacks, claim[:40]
 
 
+def test_every_claim_of_security_names_a_test_that_is_there() -> None:
+    page = (REPOSITORY / "SECURITY.md").read_text()
+    for heading in ("What is protected", "Where the walls are", "Who can see what", "Out of scope"):
+        assert f"\n## {heading}\n" in page
+    _, _, rest = page.partition("## Claims, and the test that attacks each\n")
+    rows = re.findall(r"^\| (?!claim|---)([^|]+) \| ([^|]+) \|$", rest.partition("\n## ")[0], re.MULTILINE)
+    assert len(rows) >= 12
+    for claim, cell in rows:
+        found = re.findall(r"\[`(test_\w+)`\]\(([^)]+)\)", cell)
+        assert found, claim
+        for name, file in found:
+            assert re.search(rf"^def {name}\(", (REPOSITORY / file).read_text(), re.MULTILINE), (claim, name)
+
+
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     """From the code that the tests run on; nothing is fetched to build it, nor to read it."""
     env = os.environ | {"NO_MKDOCS_2_WARNING": "1", "OMP_NUM_THREADS": "1"}

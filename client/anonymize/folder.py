@@ -25,7 +25,7 @@ def anonymise_folder(job: Job) -> Outcome:
     """Do a job whose source is a folder.
 
     Raises:
-        ConfigError: the destination is a file, lies in the source, holds foreign files or another job's.
+        ConfigError: the destination is a file, lies in the source, or holds foreign files or another job's.
         DataError: nothing can be read, two files would become one, or one cannot be read and `on_bad` is `error`.
         OSError: something cannot be written.
 
@@ -40,24 +40,25 @@ def anonymise_folder(job: Job) -> Outcome:
         raise DataError(
             f"{job.source}: no picture or video in this folder can be read{f' ({listed})' if listed else ''}"
         )
-    work = _Work(job, found.sources)
-    work.outcome.left_out = found.left_out
-    for number, source in enumerate(found.sources):
-        work.do(source, number)
+    with Manifest(job) as manifest:
+        work = _Work(job, found.sources, manifest)
+        work.outcome.left_out = found.left_out
+        for number, source in enumerate(found.sources):
+            work.do(source, number)
     return work.outcome
 
 
 class _Work:
     """The files of a folder, one after the other."""
 
-    def __init__(self, job: Job, sources: Sequence[Source]) -> None:
+    def __init__(self, job: Job, sources: Sequence[Source], manifest: Manifest) -> None:
         self.outcome = Outcome()
         self._job = job
         self._count = len(sources)
         self._becomes: dict[Path, str] = {}  # target -> the source it is for
         for source in sources:
             self._claim(source, _target(job, source))
-        self._manifest = Manifest(job)
+        self._manifest = manifest
 
     def do(self, source: Source, number: int) -> None:
         """Change one file, unless that is done."""

@@ -1,7 +1,10 @@
 """What is to be done with a picture, a folder or a video, and what became of it."""
 
+import fcntl
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -38,6 +41,8 @@ class Job:
             that the frames after it keep their numbers), and end a video that was cut off where it was cut off.
         progress: called after each frame.
         mode: permissions of what is written.
+        log: says what is to be kept of a vault's log beside what is written in a folder: `vault`, whose it is, and
+            `entry`, the hash of its last entry.
 
     """
 
@@ -51,6 +56,7 @@ class Job:
     on_bad: OnBad = "error"
     progress: Progress | None = None
     mode: int = 0o644
+    log: Callable[[], dict[str, str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,25 @@ def refuse_existing(job: Job) -> None:
         raise ConfigError(f"{job.destination}: exists already (--force overwrites)")
     if job.destination.resolve() == job.source.resolve():
         raise ConfigError(f"{job.destination}: is the source itself")
+
+
+@contextmanager
+def naming(job: Job) -> Iterator[None]:
+    """Hold the folder of the destination while the finished file gets its name, if it still may have it.
+
+    Raises:
+        ConfigError: another job has written it meanwhile.
+
+    """
+    job.destination.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(job.destination.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        refuse_existing(job)
+        yield
+    finally:
+        os.close(folder)
 
 
 def unreadable(path: Path, error: OSError) -> DataError:

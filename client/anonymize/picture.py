@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from wardpose.client.anonymize.job import Job, Outcome, refuse_existing
+from wardpose.client.anonymize.job import Job, Outcome, naming, refuse_existing
 from wardpose.shared.data.pictures import read_pages
 from wardpose.shared.data.records import Frame
 from wardpose.shared.errors import ConfigError, DataError
@@ -35,8 +35,9 @@ def anonymise_picture(job: Job) -> Outcome:
         raise DataError(
             f"{job.source}: has {len(pages)} pages (allowed: one; of the files in a folder every page is written)"
         )
-    changed = job.change(pages[0], job.source.name)
-    write_bytes(job.destination, encode_picture(changed, suffix), mode=job.mode)
+    content = encode_picture(job.change(pages[0], job.source.name), suffix)
+    with naming(job):
+        write_bytes(job.destination, content, mode=job.mode)
     if job.progress is not None:
         job.progress(1, 1)
     return Outcome(frames=1, made=[(job.source, job.destination)])

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from wardpose.client.anonymize.apply import run
 from wardpose.client.anonymize.boxes import PersonBoxes
 from wardpose.client.anonymize.job import Job, OnBad, Outcome, Progress
+from wardpose.client.anonymize.manifest import log_entries
 from wardpose.client.recovery.vault import Vault
 from wardpose.shared import files
 from wardpose.shared.anonymize.desensitise import Desensitise
@@ -31,6 +32,7 @@ def anonymize(
     method: FrameMethod,
     *,
     boxes: Path | None = None,
+    vault: Path | None = None,
     originals: Path | None = None,
     force: bool = False,
     on_bad: OnBad = "error",
@@ -44,6 +46,7 @@ def anonymize(
         method: how.
         boxes: JSON file that maps file names (`clip.mp4#12`: one frame) to persons' boxes [x, y, width, height]; a
             frame without any is changed everywhere.
+        vault: whose log is held against what the destination knows of it, and noted there.
         originals: a vault in which the originals are sealed.
         force: overwrite what exists.
         on_bad: what becomes of what cannot be read, as for `Job`.
@@ -51,11 +54,15 @@ def anonymize(
 
     Raises:
         ConfigError: the destination exists, or is of another sort than the source; boxes or vault cannot be used.
+        RecoveryError: the vault's log was tampered with.
         DataError: a source cannot be read, a box misses its frame, or the disk is full; what was finished before stays.
 
     """
     persons = PersonBoxes(boxes)
     sealed = None if originals is None else Vault(originals)
+    logged = sealed if vault is None else Vault(vault)
+    if logged is not None:
+        logged.log.check_seen(seen_beside(logged, destination))
     job = Job(
         source=source,
         destination=destination,
@@ -68,6 +75,7 @@ def anonymize(
         force=force,
         on_bad=on_bad,
         progress=progress,
+        log=None if logged is None else logged.noted,
     )
     outcome = run(job)
     outcome.left_out += persons.unused(source)
@@ -77,6 +85,15 @@ def anonymize(
             if not sealed.original_path(digest).exists():
                 sealed.seal_original(digest, original.name, original.read_bytes())
     return outcome
+
+
+def seen_beside(vault: Vault, *paths: Path) -> dict[str, Path]:
+    """Return the entries of a vault's log that folders, or the folders of files, have seen."""
+    seen: dict[str, Path] = {}
+    for path in paths:
+        folder = path if path.is_dir() else path.parent
+        seen |= log_entries(folder).get(vault.fingerprint, {})
+    return seen
 
 
 def choose_method(

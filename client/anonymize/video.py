@@ -16,7 +16,7 @@ import numpy as np
 
 from wardpose.client.anonymize import disk
 from wardpose.client.anonymize.encoding import Segment, Storage, Stored, assemble, read_segment, storage_for
-from wardpose.client.anonymize.job import Job, LeftOut, Outcome, refuse_existing
+from wardpose.client.anonymize.job import Job, LeftOut, Outcome, naming, refuse_existing
 from wardpose.client.anonymize.manifest import Done
 from wardpose.client.anonymize.sources import WORK
 from wardpose.client.anonymize.timing import shown_at
@@ -89,7 +89,8 @@ def _anonymise(
                 left_out = tuple(left.reason for left in outcome.left_out)
                 cut = bool(video.index.losses)
                 before_naming(temporary, Done(video.frame_count, tuple(outcome.skipped), left_out, cut=cut))
-            disk.move(temporary, job.destination, mode=job.mode)
+            with naming(job):
+                disk.move(temporary, job.destination, mode=job.mode)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

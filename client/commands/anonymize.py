@@ -76,6 +76,7 @@ def anonymize(
             destination,
             chosen,
             boxes=boxes,
+            vault=vault,
             originals=vault if keep_originals else None,
             force=force,
             on_bad=rule,

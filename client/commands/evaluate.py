@@ -34,10 +34,10 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a model: PCK, PCKh, AUC and OKS-AP with intervals over patients, by joint and group, and calibration."""
-    from wardpose.client.evaluation import evaluate as engine
-    from wardpose.client.evaluation.data import is_public, source_of
-    from wardpose.client.evaluation.groups import groups_of
-    from wardpose.client.evaluation.page import write_page
+    from wardpose.client.scoring import evaluate as engine
+    from wardpose.client.scoring.data import is_public, source_of
+    from wardpose.client.scoring.groups import groups_of
+    from wardpose.client.scoring.page import write_page
     from wardpose.shared.data.source import open_source
     from wardpose.shared.errors import ConfigError
     from wardpose.shared.pose.estimators import open_estimator

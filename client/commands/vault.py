@@ -80,21 +80,32 @@ def keygen(
     say({"private_key": str(path), "public_key": key_exchange.public_of(private).hex()}, as_json=as_json)
 
 
-def log(vault: Folder, as_json: Json = False) -> None:
+def log(
+    vault: Folder,
+    beside: Annotated[
+        list[Path] | None, typer.Option(help="Folder of anonymised or recovered frames: what it has seen of the log.")
+    ] = None,
+    expect: Annotated[list[str] | None, typer.Option(help="Hash of an entry that was noted before.")] = None,
+    as_json: Json = False,
+) -> None:
     """Show and check who recovered what, and why."""
     from dataclasses import asdict
 
+    from wardpose.client.anonymize.request import seen_beside
     from wardpose.client.recovery.vault import Vault
 
-    entries = Vault(vault).log.entries()
+    opened = Vault(vault)
+    entries = opened.log.entries()
+    opened.log.check_seen(seen_beside(opened, *(beside or [])) | dict.fromkeys(expect or [], Path("--expect")))
     if as_json:
-        say({"entries": [asdict(entry) for entry in entries]}, as_json=True)
+        say({"entries": [asdict(entry) for entry in entries], "last": entries[-1].hash()}, as_json=True)
         return
     for entry in entries:
         who = ", ".join(entry.who)
         typer.echo(
             one_line(f"{entry.sequence:5d}  {entry.time}  {entry.action:14s} {who}: {entry.why} [{entry.what}]", 4000)
         )
+    typer.echo(f"last entry: {entries[-1].hash()}")
 
 
 def recover(
@@ -113,12 +124,14 @@ def recover(
     """Recover what a recoverable anonymiser wrote; every use is logged in the vault."""
     from wardpose.client.anonymize.apply import run
     from wardpose.client.anonymize.job import Job
+    from wardpose.client.anonymize.request import seen_beside
     from wardpose.client.recovery.vault import Vault
     from wardpose.shared import files
     from wardpose.shared.anonymize.frame_methods import Recoverer
     from wardpose.shared.errors import ConfigError
 
     locked = Vault(vault)
+    locked.log.check_seen(seen_beside(locked, source, destination))
     unlocked = locked.unlock(_credentials(person, key or [], passphrase_file or []), why=why)
     if original:
         if destination.exists() and not force:
@@ -126,7 +139,10 @@ def recover(
         name, content = unlocked.original(source)
         with files.storing(destination):
             files.write_bytes(destination, content, mode=0o600)
-        say({"original": name, "destination": str(destination), "bytes": len(content)}, as_json=as_json)
+        say(
+            {"original": name, "destination": str(destination), "bytes": len(content), "log": locked.noted()["entry"]},
+            as_json=as_json,
+        )
         return
     change = _recovering(Recoverer(unlocked.weights()), unlocked, source)
     with progress("recovering") as update:
@@ -139,9 +155,10 @@ def recover(
             on_bad=checked_on_bad(on_bad),
             progress=update,
             mode=0o600,
+            log=locked.noted,
         )
         outcome = run(job)
-    say_outcome(outcome, as_json=as_json, destination=str(destination))
+    say_outcome(outcome, as_json=as_json, destination=str(destination), log=locked.noted()["entry"])
 
 
 def _recovering(recoverer: "Recoverer", unlocked: "OpenVault", source: Path) -> "Change":
@@ -182,6 +199,8 @@ def _passphrase(name: str, stored: dict[str, Path], *, confirm: bool = False) ->
             return stored[name].read_text().rstrip("\n")
         except OSError as error:
             raise ConfigError(f"{stored[name]}: cannot be read ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{stored[name]}: is no passphrase (allowed: UTF-8 text)") from error
     answer: str = typer.prompt(f"Passphrase of {name}", hide_input=True, confirmation_prompt=confirm, err=True)
     return answer
 

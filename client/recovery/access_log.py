@@ -2,8 +2,9 @@
 
 One JSON object a line. Each holds the SHA-256 of the line before, so a changed, removed or inserted line
 breaks the chain; the vault's key also signs each line (HMAC), so whoever rewrites the whole file without that
-key is found out once the vault is opened. A cut-off end is found by the count and hash that the vault keeps
-apart (`head`). The line is on disk before the recovered picture is handed out.
+key is found out once the vault is opened. Its first line says that the vault was created: a log without it was erased.
+A cut-off end is found by the head that the vault keeps apart (`access.head`) and by what is known outside the vault
+(`log_witness`). The line is on disk before the recovered picture is handed out.
 """
 
 import errno
@@ -12,12 +13,12 @@ import hashlib
 import hmac
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from wardpose.shared import files
+from wardpose.client.recovery.log_witness import Head, LogWitness, read_head, write_head
 from wardpose.shared.errors import RecoveryError
 
 _START = "0" * 64
@@ -63,49 +64,63 @@ class Entry:
 
 
 class AccessLog:
-    """The log at `path`, with its head beside it."""
+    """The log of the vault with a public key, with its head beside it.
 
-    def __init__(self, path: Path) -> None:
+    Attributes:
+        path: of the file.
+
+    """
+
+    def __init__(self, path: Path, public_key: bytes, witness: LogWitness) -> None:
         self.path = path
+        self._vault = public_key.hex()
         self._head = path.with_suffix(".head")
+        self._witness = witness
+
+    def begin(self, *, who: Sequence[str], key: bytes) -> None:
+        """Write the first entry of a new vault.
+
+        Raises:
+            OSError: it cannot be written.
+
+        """
+        entry = _signed(_next([], action="create", who=who, why="vault created", what=self._vault), key)
+        with self.path.open("xb", buffering=0) as file:
+            _write(file.fileno(), entry.line() + b"\n")
+        write_head(self._head, (entry.sequence, entry.hash()))
 
     def append(self, *, action: str, who: Sequence[str], why: str, what: str, key: bytes | None) -> Entry:
         """Add an entry durably, after checking the chain that it continues.
 
         Raises:
-            RecoveryError: the log was tampered with, or it cannot be written; nothing was added then.
+            RecoveryError: the log was tampered with, or it cannot be written; nothing is recovered then.
 
         """
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: a buffer that could not be written would be written again when the file is closed.
-            with self.path.open("a+b", buffering=0) as file:
+            with self.path.open("r+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 entries = self.entries()
-                entry = Entry(
-                    sequence=len(entries) + 1,
-                    time=datetime.now(UTC).isoformat(timespec="seconds"),
-                    action=action,
-                    who=tuple(who),
-                    why=why,
-                    what=what,
-                    previous=entries[-1].hash() if entries else _START,
-                )
+                entry = _next(entries, action=action, who=who, why=why, what=what)
                 if key is not None:
                     entry = _signed(entry, key)
-                size = os.fstat(file.fileno()).st_size
+                size = sum(len(old.line()) + 1 for old in entries)  # behind it is what a crash cut off, if anything
                 try:
-                    line = entry.line() + b"\n"
-                    if file.write(line) != len(line):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    os.fsync(file.fileno())
-                    files.write_json(self._head, {"sequence": entry.sequence, "hash": entry.hash()})
+                    file.truncate(size)
+                    file.seek(size)
+                    _write(file.fileno(), entry.line() + b"\n")
                 except OSError:
                     file.truncate(size)
                     raise
+                head = entry.sequence, entry.hash()
+                write_head(self._head, head)  # from here on a failure leaves an entry too many, and none too few
+                self._witness.remember(head)
+        except FileNotFoundError as error:
+            raise self._gone() from error
         except OSError as error:
             raise RecoveryError(
-                f"{self.path}: the access log cannot be written ({error.strerror}), so nothing was recovered"
+                f"{error.filename or self.path}: the access log cannot be written ({error.strerror}), so nothing was "
+                "recovered"
             ) from error
         return entry
 
@@ -119,46 +134,89 @@ class AccessLog:
             RecoveryError: a line was changed, removed or added by somebody else; names the line.
 
         """
-        content = self.path.read_bytes() if self.path.exists() else b""
+        known = {path: read_head(path) for path in (self._head, self._witness.path)}  # before the log, which only grows
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError as error:
+            raise self._gone() from error
+        except OSError as error:
+            raise RecoveryError(f"{self.path}: the access log cannot be read ({error.strerror})") from error
         entries: list[Entry] = []
         previous = _START
-        for number, line in enumerate(content.splitlines(), start=1):
+        for number, line in enumerate(content[: content.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
             entry = self._parse(number, line)
             if entry.sequence != number or entry.previous != previous or entry.line() != line:
-                raise RecoveryError(
-                    f"{self.path}:{number}: the access log was tampered with (the chain is broken here)"
-                )
+                raise self._tampered("the chain is broken here", number)
             if key is not None and entry.mac and not hmac.compare_digest(_signed(entry, key).mac, entry.mac):
-                raise RecoveryError(f"{self.path}:{number}: the access log was tampered with (forged entry)")
+                raise self._tampered("forged entry", number)
             if key is not None and not entry.mac and entry.action != "denied":
-                raise RecoveryError(f"{self.path}:{number}: the access log was tampered with (unsigned entry)")
+                raise self._tampered("unsigned entry", number)
             previous = entry.hash()
             entries.append(entry)
-        self._check_head(entries)
+        if not entries or (entries[0].action, entries[0].what) != ("create", self._vault):
+            raise self._tampered("it does not begin with this vault's creation")
+        if known[self._head] is None:
+            raise RecoveryError(f"{self._head}: missing, so the end of the access log cannot be trusted")
+        for path, head in known.items():
+            self._check_head(entries, path, head)
         return entries
+
+    def check_seen(self, seen: Mapping[str, Path]) -> None:
+        """Hold the log against entries that were its last when something was written.
+
+        Args:
+            seen: hash of an entry -> the file that states it.
+
+        Raises:
+            RecoveryError: the log does not have one of them.
+
+        """
+        have = {entry.hash() for entry in self.entries()} if seen else set()
+        for digest, path in seen.items():
+            if digest not in have:
+                raise self._tampered(f"entry {digest[:12]}..., which {path} has seen, is not in it")
 
     def _parse(self, number: int, line: bytes) -> Entry:
         try:
             content = json.loads(line)
-            return Entry(**(content | {"who": tuple(content["who"])}))
-        except (ValueError, TypeError, KeyError) as error:
-            raise RecoveryError(f"{self.path}:{number}: the access log was tampered with (not an entry)") from error
+            entry = Entry(**(content | {"who": tuple(content["who"])}))
+            texts = (*entry.who, entry.time, entry.action, entry.why, entry.what, entry.previous, entry.mac)
+            if type(entry.sequence) is not int or not all(isinstance(text, str) for text in texts):
+                raise TypeError
+            "".join(texts).encode()  # half a surrogate pair is JSON, and no text
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise self._tampered("not an entry", number) from error
+        return entry
 
-    def _check_head(self, entries: list[Entry]) -> None:
-        if not self._head.exists():
-            if entries:
-                raise RecoveryError(f"{self._head}: missing, so the end of the access log cannot be trusted")
-            return
-        try:
-            head = json.loads(self._head.read_text())
-            sequence, digest = int(head["sequence"]), str(head["hash"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise RecoveryError(f"{self._head}: not readable, the access log was tampered with") from error
-        # One entry more than the head is a crash between the two writes, and no loss.
-        if len(entries) not in (sequence, sequence + 1) or entries[sequence - 1].hash() != digest:
-            raise RecoveryError(
-                f"{self.path}: the access log was tampered with ({len(entries)} entries, {sequence} were written)"
-            )
+    def _check_head(self, entries: list[Entry], where: Path, head: Head | None) -> None:
+        """Find the entry that a head states; entries behind it are those of a crash before the head was written."""
+        if head is not None and (len(entries) < head[0] or entries[head[0] - 1].hash() != head[1]):
+            raise self._tampered(f"{len(entries)} entries, {where} knows of entry {head[0]}, {head[1][:12]}...")
+
+    def _gone(self) -> RecoveryError:
+        return self._tampered("it is gone, and every vault has one; restore the newest backup")
+
+    def _tampered(self, why: str, line: int | None = None) -> RecoveryError:
+        where = self.path if line is None else f"{self.path}:{line}"
+        return RecoveryError(f"{where}: the access log was tampered with ({why})")
+
+
+def _next(entries: Sequence[Entry], *, action: str, who: Sequence[str], why: str, what: str) -> Entry:
+    return Entry(
+        sequence=len(entries) + 1,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        action=action,
+        who=tuple(who),
+        why=why,
+        what=what,
+        previous=entries[-1].hash() if entries else _START,
+    )
+
+
+def _write(descriptor: int, line: bytes) -> None:
+    if os.write(descriptor, line) != len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fsync(descriptor)
 
 
 def _signed(entry: Entry, key: bytes) -> Entry:

@@ -5,7 +5,7 @@ A vault is a folder:
     vault.json      public: the recovery public key, the people, and the private key sealed to each of them
     recovery.sealed the weights of G_X and G_Y, encrypted
     originals/      exact originals, encrypted, where they are kept
-    access.log      who recovered what, and why
+    access.log      who recovered what, and why; `access.head` beside it is its last entry
 
 `keyholders` says how people hold the key, and how two of them share it. Anonymising needs only the public key of
 `vault.json`.
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from wardpose.client.recovery import sealing
 from wardpose.client.recovery.access_log import AccessLog, Entry
 from wardpose.client.recovery.keyholders import Credential, NewPerson, Person, enrol, personal_key, split
+from wardpose.client.recovery.log_witness import LogWitness
 from wardpose.shared import files
 from wardpose.shared.anonymize import key_exchange, weights_file
 from wardpose.shared.errors import ConfigError, RecoveryError
@@ -83,9 +84,8 @@ def create_vault(
             made.mkdir(mode=0o700)
             sealed = sealing.seal(public, weights_path.read_bytes(), b"wardpose weights")
             files.write_bytes(made / "recovery.sealed", sealed, mode=0o600)
-            log = AccessLog(made / "access.log")
-            names = [person.name for person in people]
-            log.append(action="create", who=names, why="vault created", what=public.hex(), key=_log_key(private))
+            log = AccessLog(made / "access.log", public, LogWitness(public))
+            log.begin(who=[person.name for person in people], key=_log_key(private))
             files.write_bytes(made / "vault.json", header.model_dump_json(indent=2).encode(), mode=0o600)
             made.rename(folder)
     return Vault(folder)
@@ -106,18 +106,36 @@ class Vault:
         try:
             self._header = _Header.model_validate_json(path.read_bytes())
             self.public_key = bytes.fromhex(self._header.public_key)
-        except FileNotFoundError as error:
+            if len(self.public_key) != key_exchange.KEY_BYTES:
+                raise ValueError(self._header.public_key)
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise RecoveryError(f"{folder}: there is no vault (no vault.json)") from error
+        except OSError as error:
+            raise RecoveryError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValidationError, ValueError) as error:
             raise RecoveryError(f"{path}: the vault's header is broken") from error
         if self._header.version != _VERSION:
             raise RecoveryError(f"{path}: is a vault of version {self._header.version} (allowed: {_VERSION})")
-        self.log = AccessLog(folder / "access.log")
+        self.log = AccessLog(folder / "access.log", self.public_key, LogWitness(self.public_key))
 
     @property
     def two_persons(self) -> bool:
         """Whether it takes two people."""
         return self._header.two_persons
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal digits that name the vault in manifests."""
+        return key_exchange.fingerprint(self.public_key).hex()
+
+    def noted(self) -> dict[str, str]:
+        """Return what a manifest keeps of the log: whose it is, and its last entry.
+
+        Raises:
+            RecoveryError: the log was tampered with.
+
+        """
+        return {"vault": self.fingerprint, "entry": self.log.entries()[-1].hash()}
 
     @property
     def weights_sha256(self) -> str:
@@ -214,7 +232,10 @@ class OpenVault:
         path = self._vault.folder / "recovery.sealed"
         if not path.exists():
             raise RecoveryError(f"{path}: the vault's weights are missing")
-        return sealing.unseal(self._private_key, path.read_bytes(), b"wardpose weights")
+        weights = sealing.unseal(self._private_key, _content(path), b"wardpose weights")
+        if hashlib.sha256(weights).hexdigest() != self._vault.weights_sha256:  # whoever has the public key can seal
+            raise RecoveryError(f"{path}: these are not the weights that the vault was made with")
+        return weights
 
     def authorise(self, what: str, action: str = "recover") -> bytes:
         """Log that `what` is being recovered and only then hand out the private key.
@@ -238,14 +259,26 @@ class OpenVault:
         if not path.is_file():
             raise RecoveryError(f"{anonymised}: no original was sealed with this file")
         key = self.authorise(f"original of {anonymised.name} {sha256}", "open-original")
-        head, _, content = sealing.unseal(key, path.read_bytes(), b"wardpose original").partition(b"\n")
-        if json.loads(head)["sha256"] != sha256:
+        head, _, content = sealing.unseal(key, _content(path), b"wardpose original").partition(b"\n")
+        try:
+            about = json.loads(head)
+            name, sealed_for = str(about["name"]), about["sha256"]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:  # whoever has the public key can seal
+            raise RecoveryError(f"{path}: what was sealed is no original") from error
+        if sealed_for != sha256:
             raise RecoveryError(f"{path}: the original was exchanged for another one")
-        return str(json.loads(head)["name"]), content
+        return name, content
 
     def entries(self) -> list[Entry]:
         """Read the access log, fully checked."""
         return self._vault.log.entries(_log_key(self._private_key))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RecoveryError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _log_key(private: bytes) -> bytes:

@@ -30,6 +30,64 @@ def metrics(
     serve(ServerExporter(directory, superlink_database).collector(), host=host, port=port)
 
 
+@app.command("budget-service")
+def budget_service(
+    listen: Annotated[str, typer.Option(help="Address to listen on, host:port.")] = "127.0.0.1:9443",
+    directory: Annotated[
+        Path | None, typer.Option(help="A run's folder, whose journal says delta, overlap and unit.", show_default="")
+    ] = None,
+    ledger: Annotated[Path | None, typer.Option(help="The ledger to show.", show_default="the coordinator's")] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="Folder of what the service remembers: heads and alarms.", show_default="the ledger's"),
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="The service's certificate, which names its host.", show_default="")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="The certificate's private key.", show_default="")] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="Certificate of the authority that signs sites' and auditors'.", show_default="")
+    ] = None,
+    site_keys: Annotated[
+        Path | None,
+        typer.Option(help="Folder of sites' node keys, SITE.pub each.", show_default="as bound in the ledger"),
+    ] = None,
+    signing_key: Annotated[
+        Path | None, typer.Option(help="The key that signs heads that are shown.", show_default="the coordinator's")
+    ] = None,
+    delta: Annotated[float, typer.Option(help="Delta of the figures, where no journal says it.")] = 1e-5,
+    overlap: Annotated[int, typer.Option(min=1, help="At how many sites a patient may be, likewise.")] = 1,
+    unit: Annotated[str, typer.Option(help="Whose epsilon it is, likewise: patient, frame or record.")] = "patient",
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Without TLS, everybody an auditor: on loopback alone.")
+    ] = False,
+    accept_another: Annotated[
+        str | None, typer.Option(help="Why another ledger is shown than before, and who says so.", show_default="")
+    ] = None,
+) -> None:
+    """Show the ledger to sites and auditors over gRPC, with proofs, until stopped."""
+    from wardpose.server.budget_service.settings import ServiceSettings, start
+
+    start(
+        ServiceSettings(
+            listen=listen,
+            directory=directory,
+            ledger=ledger,
+            state=state,
+            certificate=certificate,
+            key=key,
+            authority=ca,
+            site_keys=site_keys,
+            signing_key=signing_key,
+            delta=delta,
+            overlap=overlap,
+            unit=unit,
+            insecure=insecure,
+            accept_another=accept_another,
+        )
+    )
+
+
 @app.command()
 def key(
     directory: Annotated[
@@ -56,17 +114,21 @@ def accept_ledger(
     directory: Annotated[
         Path | None, typer.Option("--directory", help="A simulated run's folder.", show_default="the coordinator's")
     ] = None,
+    budget_state: Annotated[
+        Path | None, typer.Option(help="The Budget service's --state.", show_default="the ledger's folder")
+    ] = None,
 ) -> None:
     """Let a site go on with another ledger than the one seen before; what the server charged it stays charged."""
+    from wardpose.server.budget_service.submissions import accept_another
     from wardpose.server.coordinator import coordinator_accounts, folder_accounts, load_coordinator
     from wardpose.shared.errors import ConfigError
 
+    _refuse_empty(why)
     accounts = coordinator_accounts(load_coordinator()) if directory is None else folder_accounts(directory)
     heads = accounts.heads
-    last = heads.last(site)
+    last = accept_another(budget_state or accounts.ledger_path.parent, site, why) or heads.last(site)
     if last is None:
         raise ConfigError(f'{heads.path}: no ledger of site "{site}" was seen, so that none has to be accepted')
-    _refuse_empty(why)
     heads.accept_another(site, why)
     typer.echo(f"{site}: in the next run its ledger is believed, whatever it is; the last one had {last[0]} entries")
 

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wardpose.shared.commands import remote
 from wardpose.shared.terminal import Json, console, line, say, table
 
 if TYPE_CHECKING:
+    from wardpose.shared.ledger_views import Difference
     from wardpose.shared.privacy.entries import Entry
     from wardpose.shared.privacy.ledger import Ledger
 
 app = typer.Typer(help="Read, check, compare and explain a ledger, a site's or the server's.", no_args_is_help=True)
+app.add_typer(remote.app, name="remote")
 
 LedgerFile = Annotated[Path, typer.Argument(help="The ledger's SQLite file.", metavar="LEDGER.sqlite")]
 Cohort = Annotated[str | None, typer.Option(help="This cohort only (at the server: this site).", show_default="all")]
@@ -148,7 +151,11 @@ def compare(
     ledger, theirs = _checked(server)
     if name not in ledger.cohorts():
         raise LedgerError(f"{server}: site {name!r} is unknown (allowed: {', '.join(ledger.cohorts()) or 'none yet'})")
-    differences = differences_of(mine, theirs, name)
+    say_differences(differences_of(mine, theirs, name), as_json=as_json)
+
+
+def say_differences(differences: "list[Difference]", *, as_json: bool) -> None:
+    """Print how a site's ledger and the server's account of it differ; exits 1 when the server believes less."""
     alarming = any(difference.alarming for difference in differences)
     if as_json:
         typer.echo(json.dumps({"agree": not alarming, "differences": [asdict(found) for found in differences]}))

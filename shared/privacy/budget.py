@@ -8,6 +8,7 @@ from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy import accounting, filters
 from wardpose.shared.privacy.accounting import ANY_TIER, UNITS, Adjacency, Event, UnitKind
 from wardpose.shared.privacy.course import Course
+from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.privacy.filters import Charged
 from wardpose.shared.privacy.membership import Spend
 
@@ -181,11 +182,18 @@ def charge_of(before: Sequence[Charged], events: Sequence[Event], course: Course
         return alone
     covers: tuple[Event, ...] = ()
     if course.mechanism.schedule is not None:
-        covers = course.beginning({kind[1:4]: steps for kind, steps in wanted.items()})
-        passed_over = sum(event.steps for event in covers) > sum(wanted.values())
-        if not passed_over and not any(charge.covers for charge in mine):
+        taken = {kind: steps for kind, steps in wanted.items() if kind[0] != EVALUATION}
+        covers = course.beginning({kind[1:4]: steps for kind, steps in taken.items()})
+        passed_over = sum(event.steps for event in covers) > sum(taken.values())
+        if not passed_over and not any(filters.without_evaluations(charge.covers) for charge in mine):
             covers = ()  # in order so far: what was charged is the beginning itself
-    return Charged(course=course.identity, events=tuple(events), covers=covers)
+    return Charged(course=course.identity, events=tuple(events), covers=(*course.set_aside(), *covers))
+
+
+def evaluations_made(charges: Sequence[Charged], course: Course) -> int:
+    """Return how often the patients of these charges were charged for an evaluation that a course declares."""
+    mine = [event for charge in charges if charge.course == course.identity for event in charge.total]
+    return sum(event.steps for event in mine if event.mechanism == EVALUATION)
 
 
 def _steps(events: Sequence[Event]) -> dict[tuple[str, str, float, float, str], int]:

@@ -49,6 +49,7 @@ from wardpose.shared.privacy.entries import (
 from wardpose.shared.privacy.row_signatures import check_all, check_row, sign_rows, signature_of
 from wardpose.shared.privacy.tally import FORM, Tally, text_digest
 from wardpose.shared.signing import PublicKey, Signer
+from wardpose.shared.sqlite import making, sweep
 
 _APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
 _PATIENCE = 120.0  # seconds to wait for another process's transaction
@@ -204,6 +205,8 @@ class Chain:
         if not self.path.exists():
             self._gone()
             self._create()
+        else:
+            sweep(self.path)
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
             tally = self._tally(connection, signed=signed)
@@ -323,12 +326,9 @@ class Chain:
 
     def _create(self) -> None:
         """Make the file with its first entry under a name of its own, then give it the ledger's name at once."""
-        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
-                temporary.chmod(0o600)
-                connection.execute("PRAGMA synchronous = FULL")
+            with making(self.path, private=True) as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:
                     connection.execute(statement)
@@ -337,15 +337,9 @@ class Chain:
                 if self._signer is not None:
                     sign_rows(connection, append.added, self._signer)
                 connection.execute("COMMIT")
-            with contextlib.suppress(FileExistsError):  # another process was first
-                os.link(temporary, self.path)
-            _sync_folder(self.path.parent)
+                connection.execute("PRAGMA journal_mode = WAL")  # a reader could not repair a switch that was cut off
         except (sqlite3.Error, OSError) as error:
             raise LedgerError(f"{self.path}: {_advice(error)}") from error
-        finally:
-            for rest in (temporary, temporary.with_name(f"{temporary.name}-journal")):
-                with contextlib.suppress(OSError):
-                    rest.unlink()
 
     def _now(self) -> int:
         """Return the clock's whole seconds; entries stay for ever, so one that no calendar has is not written."""
@@ -372,6 +366,13 @@ class Chain:
             return
         with self._connect() as connection:
             yield from _entries_after(connection, sequence, kind, self.path)
+
+    def stored(self, after: int, until: int) -> list[Row]:
+        """Return the rows behind an entry, up to another, as they are stored: to be checked by whoever reads them."""
+        with self._connect() as connection:
+            self._must_be_ledger(connection)
+            query = f"{_COLUMNS} WHERE sequence > ? AND sequence <= ? ORDER BY sequence"
+            return connection.execute(query, (after, until)).fetchall()
 
     def hash_at(self, sequence: int) -> str:
         """Hash of an entry of the checked chain; 64 zeros where there is none, and for 0."""
@@ -502,14 +503,6 @@ def _readonly_uri(path: Path) -> str:
     settled = not log.exists() or log.stat().st_size == 0
     alone = settled and not os.access(path.parent, os.W_OK)
     return f"{path.absolute().as_uri()}?{'immutable=1' if alone else 'mode=ro'}"
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _advice(error: Exception, patience: float = _PATIENCE) -> str:

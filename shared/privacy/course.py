@@ -3,12 +3,20 @@
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy.accounting import Event
+from wardpose.shared.privacy.evaluation import Evaluation
 from wardpose.shared.privacy.mechanisms import Mechanism
 
 LongName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -35,6 +43,7 @@ class Course(BaseModel):
         steps: noised gradients a site takes in a round.
         first_round: first round of the course, counted from 1.
         last_round: last round of the course.
+        evaluation: how often, and under which noise, the run scores networks on private patients; never when absent.
 
     """
 
@@ -46,6 +55,15 @@ class Course(BaseModel):
     steps: int = Field(ge=1, le=1_000_000)
     first_round: int = Field(default=1, ge=1, le=1_000_000)
     last_round: int = Field(ge=1, le=1_000_000)
+    evaluation: Evaluation | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is absent: a course without evaluations is written, and hashed, as earlier versions did."""
+        values: dict[str, Any] = handler(self)
+        if self.evaluation is None:
+            values.pop("evaluation", None)
+        return values
 
     @model_validator(mode="after")
     def _can_be_charged(self) -> Self:
@@ -79,19 +97,54 @@ class Course(BaseModel):
         return self.mechanism.events(self.steps, first=self.first_step(round_number))
 
     def whole(self) -> tuple[Event, ...]:
+        """Return what all evaluations and rounds together cost."""
+        return (*self.set_aside(), *self.training())
+
+    def training(self) -> tuple[Event, ...]:
         """Return what all rounds together cost."""
         rounds = self.last_round - self.first_round + 1
         return self.mechanism.events(rounds * self.steps, first=self.first_step(self.first_round))
 
+    def set_aside(self) -> tuple[Event, ...]:
+        """Return what all evaluations together cost.
+
+        They are the course's beginning, whenever they are made: they count as charged from the first round on, so that
+        what is composed stays a fixed list, and the last evaluation can always be paid (`filters`).
+        """
+        return () if self.evaluation is None else self._evaluations(self.evaluation.times)
+
+    def evaluation_events(self) -> tuple[Event, ...]:
+        """Return what one evaluation costs a site; both ledgers reserve exactly this.
+
+        Raises:
+            ConfigError: the course declares none.
+
+        """
+        if self.evaluation is None:
+            raise ConfigError("the course declares no evaluation")
+        return self._evaluations(1)
+
+    def _evaluations(self, times: int) -> tuple[Event, ...]:
+        mechanism = self.mechanism
+        if self.evaluation is None:
+            return ()
+        event = self.evaluation.event(
+            times,
+            unit=mechanism.unit,
+            adjacency=mechanism.adjacency,
+            noise="discrete-gaussian" if mechanism.discrete else "gaussian",
+        )
+        return (event,)
+
     def beginning(self, charged: Mapping[tuple[str, float, float], int]) -> tuple[Event, ...]:
-        """Return the shortest beginning of the course that has so many steps of each kind.
+        """Return the shortest beginning of the rounds that has so many steps of each kind.
 
         Args:
             charged: steps of the course by (noise, sample rate, noise multiplier); no more than it has.
 
         """
         left, length, passed = dict(charged), 0, 0
-        for event in self.whole():
+        for event in self.training():
             kind = (event.noise, event.sample_rate, event.noise_multiplier)
             taken = min(left.get(kind, 0), event.steps)
             if taken:

@@ -10,7 +10,8 @@ shared between them:
   was declared before its first round; its PLD at 3/4 delta is at most epsilon. What a run computes inside its course
   may depend on all earlier releases in any way: weights, who answers, when it stops. Only the list of events is
   fixed, and where its events differ (a schedule), nobody may pick among them: rounds that were passed over count as
-  charged, up to the furthest one that was not (`Charged.covers`).
+  charged, up to the furthest one that was not (`Charged.covers`). Evaluations on private patients that a course
+  declares stand before its rounds in that list: with the first charge of the course they all count, made or not.
 * **Rényi filter** (a quarter of delta). The Rényi divergences of all charges, whatever chose them, summed at a fixed
   order alpha, convert to at most epsilon. Four fifths of the quarter go to one order that is fixed when the first
   charge is made; the last fifth is shared evenly by the orders of a fixed list, for charges of other kinds.
@@ -43,6 +44,7 @@ from numpy.typing import NDArray
 from wardpose.shared.privacy import accounting, composition
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.composition import Adjacency
+from wardpose.shared.privacy.evaluation import EVALUATION
 
 Rule = Literal["course", "renyi-filter"]
 
@@ -60,7 +62,8 @@ class Charged:
     Attributes:
         course: identity of the declared course it is part of; empty where it is part of none.
         events: what was charged.
-        covers: the beginning of the course that counts as charged by now, where that is more than was charged.
+        covers: what of the course counts as charged by now, where that is more than was charged: all its evaluations,
+            then the beginning of its rounds where some were passed over.
         times: by how many equal reservations.
 
     """
@@ -175,16 +178,33 @@ def _costly(charges: Iterable[Charged]) -> list[Charged]:
 def _covered(charges: Sequence[Charged]) -> list[Event] | None:
     """Return what counts as charged of the one course of all these charges; `None` where that is no fixed list.
 
-    That is the furthest beginning of it, if rounds were passed over. Whoever was charged for more than is in it was in
-    several cohorts, each with a beginning of its own.
+    That are all evaluations that the course declares, and the furthest beginning of its rounds, if some were passed
+    over. Whoever was charged for more than is in it was in several cohorts, each with a beginning of its own.
     """
     events = [event for charge in charges for event in charge.total]
     furthest = max((charge.covers for charge in charges), key=_steps, default=())
     if not furthest:
         return events
-    held = {(noise, *kind): steps for noise, *kind, steps in accounting.merged_charges(furthest) or ()}
+    rounds = without_evaluations(events)
+    aside = [event for event in furthest if event.mechanism == EVALUATION]
+    beginning = without_evaluations(furthest)
+    if not _within([event for event in events if event.mechanism == EVALUATION], aside):
+        return None
+    if beginning and not _within(rounds, beginning):
+        return None
+    return [*aside, *(beginning or rounds)]
+
+
+def without_evaluations(events: Iterable[Event]) -> list[Event]:
+    """Return the events of rounds alone."""
+    return [event for event in events if event.mechanism != EVALUATION]
+
+
+def _within(events: Iterable[Event], held: Iterable[Event]) -> bool:
+    """Tell whether there are no more steps of any kind in `events` than in `held`."""
+    most = {(noise, *kind): steps for noise, *kind, steps in accounting.merged_charges(held) or ()}
     own = {(noise, *kind): steps for noise, *kind, steps in accounting.merged_charges(events) or ()}
-    return list(furthest) if all(steps <= held.get(kind, 0) for kind, steps in own.items()) else None
+    return all(steps <= most.get(kind, 0) for kind, steps in own.items())
 
 
 def _steps(events: Iterable[Event]) -> int:

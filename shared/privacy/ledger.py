@@ -36,7 +36,7 @@ from wardpose.shared.privacy.accounting import Accountant, Adjacency, Event, Uni
 from wardpose.shared.privacy.budget import Budget, OverlapBudget, Window, charge_of, holds_weaker, of_tier
 from wardpose.shared.privacy.chain import Chain, Witness
 from wardpose.shared.privacy.course import Course
-from wardpose.shared.privacy.entries import COHORT, COMMIT, NOTHING, RESERVE, Entry
+from wardpose.shared.privacy.entries import COHORT, COMMIT, NOTHING, RESERVE, Entry, Row
 from wardpose.shared.privacy.filters import Account, Charged
 from wardpose.shared.privacy.membership import Standing, patient_keys, tiers_by_key
 from wardpose.shared.privacy.tally import Tally, events_of
@@ -507,6 +507,15 @@ class Ledger:
         """
         return self._chain.entries()
 
+    def stored(self, after: int, until: int) -> list[Row]:
+        """Return the rows behind an entry, up to another, as they are stored: to be checked by whoever reads them.
+
+        Raises:
+            LedgerError: the file cannot be read.
+
+        """
+        return self._chain.stored(after, until)
+
     def verify(self, expected_head: tuple[int, str] | None = None) -> None:
         """Check the file's pages, the chain, and that the chain still contains a head that was seen before.
 
@@ -576,8 +585,9 @@ def _refuse_overlap(tally: Tally, cohort: str, new: Charged, limit: OverlapBudge
         total = limit.spent({name: window.charged(found) for name, found in charges.items()})
         allowed = limit.budget.epsilon if window.limit is None else window.limit
         if total > allowed:
+            sites = min(limit.overlap, len(charges))
             raise BudgetExceeded(
-                f"cohort {cohort!r}{window.words}: epsilon of a patient at {limit.overlap} sites would be {total:.4g} "
+                f"cohort {cohort!r}{window.words}: epsilon of a patient at {sites} sites would be {total:.4g} "
                 f"of {allowed:.4g} at delta {limit.budget.delta:g}"
             )
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from wardpose.server.course import declare
+from wardpose.server.ledger import ServerLedger
 from wardpose.shared.config import FederationConfig, changed
 from wardpose.shared.data.source import open_source
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import build_model
-from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.privacy.noise import secure_streams
 from wardpose.shared.skeleton import get_skeleton
 from wardpose.shared.training.cohort import build_cohort
@@ -75,7 +75,7 @@ def _simulated(plan: FederationConfig, folder: Path) -> None:
 
 
 def _bare(plan: FederationConfig, folder: Path) -> None:
-    mechanism = declare(plan, Ledger(folder / "ledger.sqlite"), run="bare").mechanism
+    mechanism = declare(plan, ServerLedger(folder / "ledger.sqlite"), run="bare").mechanism
     model = build_model(plan.model)
     cohorts = []
     for entry in plan.sites:

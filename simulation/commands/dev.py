@@ -98,3 +98,30 @@ def down(directory: Directory = _DEFAULT, as_json: AsJson = False) -> None:
         typer.echo(json.dumps({"stopped": stopped}))
     else:
         say_step(f"stopped: {', '.join(stopped) or 'nothing was running'}")
+
+
+@dev.command()
+def certificate(
+    authority: Annotated[Path, typer.Argument(help="Folder of the authority: ca.key and ca.crt.", metavar="AUTHORITY")],
+    folder: Annotated[Path, typer.Argument(help="Where NAME.crt is written, and NAME.key.", metavar="FOLDER")],
+    name: Annotated[str, typer.Option(help="The site, as the coordinator knows it, or the auditor.")],
+    role: Annotated[str, typer.Option(help="What the holder may see: site or auditor.")] = "site",
+    days: Annotated[int, typer.Option(min=1, help="How long it holds.")] = 365,
+    request: Annotated[
+        Path | None,
+        typer.Option(help="A signing request (PEM), whose key stays where it was made; of it only the key is taken."),
+    ] = None,
+) -> None:
+    """Make a client certificate for the coordinator's Budget service."""
+    from wardpose.shared.errors import ConfigError
+    from wardpose.shared.files import write_bytes
+    from wardpose.simulation.keys import client_role, create_client_certificate, sign_client_request
+
+    path = folder / f"{name}.crt"
+    if path.exists():
+        raise ConfigError(f"{path}: exists already (allowed: a new name, or another folder)")
+    if request is None:
+        create_client_certificate(authority, folder, name=name, role=client_role(role), days=days)
+    else:
+        write_bytes(path, sign_client_request(authority, request, name=name, role=client_role(role), days=days))
+    typer.echo(f"{path}: written", err=True)

@@ -222,11 +222,12 @@ def print_summary(console: "Console", summary: dict[str, Any], folder: Path) -> 
         console.print()
         console.print(
             line(
-                f"{summary['score_name']} on test: {summary['score_initial']:.3f} before, ",
+                f"{summary['score_name']} on {summary['score_on']}: {summary['score_initial']:.3f} before, ",
                 (f"{summary['score_final']:.3f}", "bold"),
                 f" after ({gain:+.3f})",
             )
         )
+    _print_evaluation(console, summary)
     console.print(_site_table(summary))
     together = summary["epsilon_federation"]
     shown = {key: "infinite" if together[key] is None else f"{together[key]:.4f}" for key in ("disjoint", "overlap")}
@@ -246,6 +247,30 @@ def print_summary(console: "Console", summary: dict[str, Any], folder: Path) -> 
             line((summary["status"], "bold yellow"), f" after round {summary['rounds']} of {summary['rounds_planned']}")
         )
     console.print(line(f"report: {folder / 'report.html'}"), soft_wrap=True)
+
+
+def _print_evaluation(console: "Console", summary: dict[str, Any]) -> None:
+    """Say what was measured on patients, what that cost them, and which model is kept."""
+    from wardpose.server.evaluation import shown_values
+
+    found = summary["evaluation"]
+    if found is None:
+        return
+    cost = "infinite" if found["epsilon_alone"] is None else f"{found['epsilon_alone']:.3f}"
+    console.print(
+        line(
+            f"on patients: {summary['score_name']} {shown_values(found['score'])}, {shown_values(found['units'], 0)} "
+            f"{summary['unit']}s; {found['times']} evaluations cost epsilon {cost} by themselves, part of what is spent"
+        )
+    )
+    if found["chosen"] is not None:
+        console.print(
+            line(
+                f"public-only, which costs nothing: {shown_values(found['score_public_only'])}; difference "
+                f"{shown_values(found['difference'])}; kept: ",
+                (found["chosen"], "bold"),
+            )
+        )
 
 
 def _site_table(summary: dict[str, Any]) -> "Table":

@@ -12,9 +12,11 @@ from support.sites import DAMAGES, damage, write_site
 
 from wardpose.client.exporter import METRICS, SiteExporter
 from wardpose.client.journal import SiteJournal
+from wardpose.shared.known_server import FILE, KnownServer
 from wardpose.shared.ledger_state import LEDGER_STATES
 from wardpose.shared.privacy.accounting import Event, epsilon
 from wardpose.shared.privacy.ledger import Budget, Ledger
+from wardpose.shared.site_config import load_site
 
 DELTA = 1e-3
 EVENT = Event(mechanism="dp-sgd", unit="patient", sample_rate=0.1, noise_multiplier=1.0, steps=4, max_grad_norm=1.0)
@@ -93,6 +95,7 @@ def test_nothing_about_patients_is_exposed(site: Path) -> None:
         "wardpose_site_ledger_entries",
         "wardpose_site_ledger_verified",
         "wardpose_site_ledger_state",
+        "wardpose_site_server_alarms",
         "wardpose_site_ledgers_apart",
         "wardpose_site_orders",
         "wardpose_site_orders_open",
@@ -181,6 +184,16 @@ def test_a_broken_site_file_is_down_and_answers(site: Path) -> None:
     assert value(samples, "wardpose_exporter_up") == 0
     site.unlink()
     assert value(scrape(site)[0], "wardpose_exporter_up") == 0
+
+
+def test_a_coordinator_that_contradicts_itself_is_shown(site: Path) -> None:
+    assert value(scrape(site)[0], "wardpose_site_server_alarms") == 0
+    known = KnownServer(load_site(site).state / FILE)
+    for what in ("went back from 5 to 3 entries", "is another one of 5 entries"):
+        known.raise_alarm(what)
+    assert value(scrape(site)[0], "wardpose_site_server_alarms") == 2
+    known.accept_another("the disk broke, says Dr Lee")
+    assert value(scrape(site)[0], "wardpose_site_server_alarms") == 0
 
 
 def test_tiers_are_shown(tmp_path: Path) -> None:

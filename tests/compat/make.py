@@ -144,19 +144,22 @@ def _write_wire(folder: Path) -> None:
         weights_hash="1" * 64,
         code_hash="2" * 64,
     )
-    head = {"ledger_sequence": 7, "ledger_head": "3" * 64, "epsilon_spent": 0.5, "epsilon_budget": 8.0, "delta": DELTA}
+    head = {
+        "site": "north", "key": "ecdsa-sha2-nistp384 AAAA", "nonce": "4" * 64, "order": "5" * 64, "code_hash": "2" * 64,
+        "secure": True, "ledger_sequence": 7, "ledger_head": "3" * 64, "server_ledger": (9, "6" * 64),
+        "epsilon_spent": 0.5, "epsilon_budget": 8.0, "delta": DELTA,
+    }  # fmt: skip
     release = SiteRelease(
-        site="north",
         run="compat-1",
         round=2,
         mechanism=COURSE.mechanism,
         steps=5,
         weights_hash="1" * 64,
-        code_hash="2" * 64,
-        secure=True,
+        arrays="7" * 64,
+        paid=(7, "3" * 64),
         **head,
     )
-    status = SiteStatus(site="north", code_hash="2" * 64, secure=True, declared_units={"": 50}, **head)
+    status = SiteStatus(declared_units={"": 50}, **head)
     for body in (order, release, status):
         (folder / f"{type(body).__name__}.json").write_text(body.model_dump_json(indent=1) + "\n")
 
@@ -219,12 +222,15 @@ def read(folder: Path) -> dict[str, Any]:
             for kind in (RoundOrder, SiteRelease, SiteStatus)
         ],
         "federation.yaml": load_federation(folder / "federation.yaml").model_dump(mode="json"),
-        "site.yaml": {**load_site(folder / "site.yaml").model_dump(mode="json"), "ledger": "", "state": ""},
+        "site.yaml": {**load_site(folder / "site.yaml").model_dump(mode="json"), **_PLACES},
         "certificate": vars(certificate.read(folder / "certificate.json")),
         "vault": _read_vault(folder),
         "weights": _read_bundled(),
     }
     return dict(json.loads(json.dumps(facts, default=asdict)))
+
+
+_PLACES = dict.fromkeys(("ledger", "state", "node_key", "coordinator_key"), "")
 
 
 def _read_events(path: Path) -> list[list[Any]]:

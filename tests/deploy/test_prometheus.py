@@ -145,6 +145,8 @@ def test_promtool_parses_every_query_of_the_dashboard(installed: Callable[[str],
             )
         ),
         ({'wardpose_site_ledger_state{job="wardpose-site",state="locked"}': "1+0x60"}, "LedgerLocked"),
+        ({'wardpose_ledger_alarms{job="wardpose-server",site="a"}': "1+0x60"}, "LedgersContradict"),
+        ({'wardpose_site_server_alarms{job="wardpose-site"}': "1+0x60"}, "LedgersContradict"),
         ({'wardpose_ledgers_apart{job="wardpose-server",site="north"}': "1+0x60"}, "LedgersApart"),
         ({'wardpose_site_ledgers_apart{job="wardpose-site"}': "1+0x60"}, "LedgersApart"),
         ({'wardpose_sites_failed_total{site="a",reason="late"}': "0+1x60"}, "SiteFails"),

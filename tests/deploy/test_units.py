@@ -93,13 +93,26 @@ def test_sites_are_started_by_wardpose_alone(compose: dict[str, Any]) -> None:
             assert data == (half == "exec")
 
 
+def test_the_budget_service_asks_everybody_for_a_certificate(compose: dict[str, Any]) -> None:
+    found = [words for words in commands(compose) if words[:3] == ["wardpose", "server", "budget-service"]]
+    assert len(found) == 2
+    known = subprocess.run(
+        [program("wardpose"), "server", "budget-service", "--help"], capture_output=True, text=True, check=True
+    )
+    for words in found:
+        assert flags(words) >= {"--certificate", "--key", "--ca"}
+        assert "--insecure" not in words
+        for flag in flags(words):
+            assert re.search(rf"(?<!\S){flag}\b", known.stdout), flag
+
+
 def test_whoever_sees_the_data_sees_no_network(compose: dict[str, Any]) -> None:
     services = compose["services"]
     assert services["site-exec"]["networks"] == ["site"]
     assert compose["networks"]["site"]["internal"] is True
     assert "/data" not in str(services["supernode"]["volumes"])
     published = [str(port) for service in services.values() for port in service.get("ports", [])]
-    assert [port for port in published if not port.startswith("127.0.0.1:")] == ["443:443"]
+    assert [port for port in published if not port.startswith("127.0.0.1:")] == ["9443:9443", "443:443"]
     for name, service in services.items():
         assert service["restart"] == "always", name
         assert service["profiles"][0] in ("server", "site"), name
@@ -107,7 +120,7 @@ def test_whoever_sees_the_data_sees_no_network(compose: dict[str, Any]) -> None:
 
 
 def test_units_end_with_their_children_and_come_back() -> None:
-    assert len(UNITS) == 6
+    assert len(UNITS) == 7
     for unit in UNITS:
         lines = unit.read_text().splitlines()
         assert {"KillMode=control-group", "Restart=always", "RestartSec=10"} <= set(lines), unit.name

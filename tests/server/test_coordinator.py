@@ -32,7 +32,7 @@ from wardpose.server.journal import RunJournal, SiteRow
 from wardpose.server.summary import summarise
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError
 from wardpose.shared.privacy.ledger import Ledger
-from wardpose.shared.signing import create_key_pair
+from wardpose.shared.signing import create_key_pair, load_public_key
 from wardpose.shared.yaml_config import load_yaml
 from wardpose.simulation.cli import app as cli
 from wardpose.simulation.grid import InProcessGrid
@@ -92,7 +92,7 @@ def test_the_example_that_is_deployed_is_one(tmp_path: Path) -> None:
     assert allowed.federations["gait"].overlap == 2
 
 
-def test_only_grids_that_are_known_to_simulate_have_a_ledger_of_their_own(tmp_path: Path) -> None:
+def test_only_grids_that_are_known_to_simulate_have_a_ledger_of_their_own() -> None:
     class Real:
         """A SuperLink whose sites are all offline when the run starts."""
 
@@ -101,13 +101,13 @@ def test_only_grids_that_are_known_to_simulate_have_a_ledger_of_their_own(tmp_pa
 
     assert not is_simulated(Real())  # type: ignore[arg-type]
     assert is_simulated(InMemoryGrid.__new__(InMemoryGrid))
-    with InProcessGrid(client_app, {"north": tmp_path}) as grid:
+    with InProcessGrid(client_app, {}) as grid:
         assert is_simulated(grid)
 
 
 def test_another_folder_federation_and_plan_are_the_same_account(accounts: Accounts, tmp_path: Path) -> None:
     config = tiny_federation(["north"], rounds=1)
-    paths = prepare_sites(config, tmp_path / "sites")
+    paths = prepare_sites(config, tmp_path / "sites", coordinator=accounts.ledger_path.parent)
     for number, name in enumerate(("tiny", "another"), start=1):
         folder = tmp_path / f"run-{number}"
         with InProcessGrid(client_app, paths) as grid:
@@ -331,25 +331,19 @@ def test_a_plan_that_would_cross_a_limit_is_refused_at_submit_and_at_the_start(
         invoke("server", "submit", plan, "--check")
 
 
-class Keyed(InProcessGrid):
-    """A grid whose nodes are registered with keys, as a SuperLink's are."""
-
-    keys: dict[str, bytes]
-
-    def get_nodes(self) -> list[NodeInfo]:
-        return [
-            NodeInfo(node_id=node.node_id, name=node.name, public_key=self.keys.get(node.name, b""))
-            for node in super().get_nodes()
-        ]
-
-
-def test_a_site_with_anothers_key_leaves_the_run_and_is_not_charged(accounts: Accounts, tmp_path: Path) -> None:
-    north, stranger = (create_key_pair(tmp_path / name, tmp_path / f"{name}.pub").public for name in ("n", "s"))
-    accounts.ledger().bind("north", north)
+def test_a_run_charges_the_account_of_the_key_that_a_site_is_registered_with(
+    accounts: Accounts, tmp_path: Path
+) -> None:
     config = tiny_federation(["north", "south"], rounds=1)
-    paths = prepare_sites(config, tmp_path / "sites")
-    with Keyed(client_app, paths) as grid:
-        grid.keys = {"north": stranger.text.encode(), "south": north.text.encode()}
+    paths = prepare_sites(config, tmp_path / "sites", coordinator=accounts.ledger_path.parent)
+    stranger = create_key_pair(tmp_path / "s", tmp_path / "s.pub").public
+    accounts.ledger().bind("north", stranger)
+    accounts.ledger().bind("st-mary", load_public_key(paths["south"].parent / "node.pub"))
+    with InProcessGrid(client_app, paths) as grid:
         run_federation(grid, config, tmp_path / "run", resume=False, accounts=accounts)
-        assert accounts.ledger().cohorts() == ("north",)
-        assert (steps(accounts.ledger()), steps(accounts.ledger(), "south")) == (1, 0)
+    ledger = accounts.ledger()
+    assert {name: steps(ledger, name) for name in ("north", "south", "st-mary")} == {
+        "north": 0,
+        "south": 0,
+        "st-mary": 1,
+    }

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from wardpose.server.course import declare
+from wardpose.server.ledger import ServerLedger
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import BudgetExceeded
-from wardpose.shared.privacy.ledger import Budget, Ledger
+from wardpose.shared.privacy.ledger import Budget
 
 DELTA = 1e-5
 
@@ -24,7 +25,7 @@ def plan(rounds: int) -> FederationConfig:
     return FederationConfig.model_validate(content)
 
 
-def spend(ledger: Ledger, course: object, *rounds: int) -> None:
+def spend(ledger: ServerLedger, course: object, *rounds: int) -> None:
     for number in rounds:
         ledger.reserve(
             "north",
@@ -37,7 +38,7 @@ def spend(ledger: Ledger, course: object, *rounds: int) -> None:
 
 
 def test_a_run_that_is_taken_up_keeps_its_course(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger = ServerLedger(tmp_path / "ledger.sqlite")
     course = declare(plan(3), ledger, run="r", rounds_done=0, before="")
     spend(ledger, course, 1, 2)
     assert declare(plan(3), ledger, run="r", rounds_done=2, before=course.model_dump_json()) == course
@@ -45,7 +46,7 @@ def test_a_run_that_is_taken_up_keeps_its_course(tmp_path: Path) -> None:
 
 
 def test_a_lost_round_that_nothing_is_left_for_ends_the_run_earlier(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger = ServerLedger(tmp_path / "ledger.sqlite")
     course = declare(plan(2), ledger, run="r", rounds_done=0, before="")
     spend(ledger, course, 1, 2)
     assert declare(plan(2), ledger, run="r", rounds_done=1, before=course.model_dump_json()) == course
@@ -53,7 +54,7 @@ def test_a_lost_round_that_nothing_is_left_for_ends_the_run_earlier(tmp_path: Pa
 
 @pytest.mark.parametrize("done", [1, 2])
 def test_more_rounds_than_the_budget_has_are_refused_by_name(tmp_path: Path, done: int) -> None:
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger = ServerLedger(tmp_path / "ledger.sqlite")
     course = declare(plan(2), ledger, run="r", rounds_done=0, before="")
     spend(ledger, course, *range(1, 3))
     with pytest.raises(BudgetExceeded, match=r"rounds is 5: .*allowed: rounds = 2"):

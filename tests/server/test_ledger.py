@@ -210,7 +210,7 @@ def test_what_an_answer_came_to_is_not_taken_back(ledger: ServerLedger, north: S
     budget.answered("north", "run", 1)
     assert ledger.open_reservations("north") == []
     with pytest.raises(LedgerError, match="stays charged"):
-        budget.expire("north", "run", 1, said.text(), said.sign(north), north.public)
+        expire(ledger, said, north)
     assert steps(ledger) == EVENT.steps
 
 
@@ -218,7 +218,7 @@ def test_a_site_that_answers_after_its_word_pays_again(ledger: ServerLedger, nor
     budget = GlobalBudget(ledger, delta=DELTA, overlap=1)
     assert budget.reserve("north", [EVENT], course=COURSE, round_number=1, epsilon=99.0)
     (said,) = ledger.open_reservations("north")
-    budget.expire("north", "run", 1, said.text(), said.sign(north), north.public)
+    expire(ledger, said, north)
     assert steps(ledger) == 0
     budget.answered("north", "run", 1)
     assert steps(ledger) == EVENT.steps
@@ -295,6 +295,24 @@ def test_sums_and_checkpoints_know_what_was_taken_back(
         assert steps(opened) == charged * EVENT.steps
         assert len(opened.expired()) == 4
         assert opened.key_of("north") == north.public.text
+
+
+def test_a_charge_while_somebody_looks_is_no_rollback(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+
+    class Busy(LedgerWitness):
+        """A coordinator charges just before its exporter asks the witness."""
+
+        def head(self) -> tuple[int, str] | None:
+            reserve(ServerLedger(path, witness=LedgerWitness(self.path)))
+            return super().head()
+
+    witness = Busy(tmp_path / "witness.sqlite")
+    witness.begin()
+    assert ledger_state(path, set(), witness=witness) == ("ok", "")
+    assert ledger_state(path, set(), witness=witness) == ("ok", "")
+    witness.path.write_bytes(b"not a witness" * 99)
+    assert ledger_state(path, set(), witness=LedgerWitness(witness.path))[0] == "broken"
 
 
 def test_an_import_leaves_out_what_was_taken_back_and_keeps_keys(

@@ -146,6 +146,12 @@ def test_another_federation_finds_what_the_first_left(tmp_path: Path) -> None:
     assert take(budget_of(path, allowed), other) == found.round - 1
 
 
+def test_the_narrower_of_two_limits_is_said(tmp_path: Path) -> None:
+    for own, federation in ((between(3), 90.0), (90.0, between(3))):
+        allowed = limits(sites={"north": {"epsilon": own}}, federations={"gait": {"epsilon": federation}})
+        assert crossing(tmp_path / "ledger.sqlite", allowed, course(rounds=5)).round == 4
+
+
 def test_two_federations_race_for_the_last_of_a_sites_budget(tmp_path: Path) -> None:
     allowed, path = limits(sites={"north": {"epsilon": 2.0}}), tmp_path / "ledger.sqlite"
     start, charged = threading.Barrier(2), dict[str, int]()

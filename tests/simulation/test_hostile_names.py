@@ -37,7 +37,12 @@ def summary(name: str) -> dict[str, Any]:
         "rounds_planned": 3, "mechanism": name, "unit": name, "delta": 1e-3, "not_private": name, "sites": [site],
         "epsilon_federation": {"disjoint": 0.5, "overlap": None, "overlap_sites": 2}, "bytes_up": 100,
         "bytes_down": 100, "seconds": 1.0, "versions": {name: name},
-        "history": [{"round": 1, "score": 0.2, "seconds": 1.0, "bytes_up": 100}],
+        "history": [{"round": 1, "score": 0.2, "seconds": 1.0, "bytes_up": 100}], "score_on": "test",
+        "evaluation": {
+            "epsilon_alone": 0.1, "noise_multiplier": 4.0, "times": 1, "sites": {name: name}, "chosen": name,
+            "units": {"value": 20.0, "error": 3.0}, "score": {"value": None, "error": None},
+            "score_public_only": None, "difference": {"value": 0.1, "error": 0.05},
+        },
     }  # fmt: skip
 
 
@@ -48,7 +53,7 @@ def test_the_summary_is_literal(name: str) -> None:
     print_summary(screen, summary(name), Path("/runs") / "x")
     printed = screen.file.getvalue()
     assert all(character.isprintable() or character == "\n" for character in printed)
-    assert printed.count(one_line(name)) == 5
+    assert printed.count(one_line(name)) == 8
 
 
 class Page(HTMLParser):

@@ -1,10 +1,14 @@
 """What tests of the ledger charge, and how."""
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 from wardpose.shared.privacy import accounting
 from wardpose.shared.privacy.accounting import Event
+from wardpose.shared.privacy.chain import Chain
 from wardpose.shared.privacy.course import Course
+from wardpose.shared.privacy.entries import RESERVE
 from wardpose.shared.privacy.filters import COURSE_SHARE
 from wardpose.shared.privacy.ledger import Budget, Ledger
 from wardpose.shared.privacy.mechanisms import Mechanism
@@ -31,3 +35,15 @@ def spend(ledger: Ledger, rounds: int, cohort: str = "ward", budget: Budget = BU
     """Reserve and commit so many rounds of `EVENT`, all of one declared course."""
     for number in range(rounds):
         ledger.commit(ledger.reserve(cohort, [EVENT], run_id="run", round=number, budget=budget, course=COURSE))
+
+
+def write_history(path: Path, entries: int, cohorts: Sequence[str]) -> None:
+    """Write a ledger of so many entries in one transaction, by the code that appends otherwise."""
+    written = [EVENT.to_json()]
+    with Chain(path).transaction() as append:
+        while append.tally.count < entries:
+            number = append.tally.count
+            body = {"cohort": cohorts[number % len(cohorts)], "run": "run", "round": number, "events": written}
+            body |= {"budget": {"epsilon": None, "delta": DELTA}, "course": COURSE.identity}
+            append(RESERVE, body | ({"order": 16} if number == 1 else {}))
+            append.checkpoint_when_due()

@@ -23,6 +23,12 @@ def full_disk():
     return limited
 
 
+@pytest.fixture(autouse=True)
+def wardpose_home(tmp_path_factory, monkeypatch):
+    """Vaults are remembered in a folder of the test."""
+    monkeypatch.setenv("WARDPOSE_HOME", str(tmp_path_factory.mktemp("home")))
+
+
 class SmallDisk:
     """A file system of its own, whose size can be changed."""
 

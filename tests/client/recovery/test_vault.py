@@ -4,7 +4,9 @@ import os
 import pytest
 
 from wardpose.client.recovery import sealing
+from wardpose.client.recovery.access_log import AccessLog
 from wardpose.client.recovery.keyholders import Credential, NewPerson
+from wardpose.client.recovery.log_witness import LogWitness
 from wardpose.client.recovery.vault import Vault, create_vault
 from wardpose.shared.anonymize import key_exchange
 from wardpose.shared.errors import ConfigError, DataError, RecoveryError
@@ -146,13 +148,16 @@ def test_a_tampered_log_is_noticed_and_stops_recovery(vault, damage):
 
 def test_a_log_rewritten_as_a_whole_is_noticed_by_its_signatures(vault, tmp_path):
     vault.unlock([AS_ADA], why="second opinion").authorise("a.png")
-    from wardpose.client.recovery.access_log import AccessLog
-
-    forged = AccessLog(tmp_path / "forged" / "access.log")
-    for entry in vault.log.entries():
+    (tmp_path / "forged").mkdir()
+    forged = AccessLog(tmp_path / "forged" / "access.log", vault.public_key, LogWitness(vault.public_key, tmp_path))
+    forged.begin(who=["ada"], key=b"guess")
+    for entry in vault.log.entries()[1:]:
         forged.append(action=entry.action, who=entry.who, why="harmless", what=entry.what, key=b"guess")
     for name in ("access.log", "access.head"):
         (vault.folder / name).write_bytes((tmp_path / "forged" / name).read_bytes())
+    with pytest.raises(RecoveryError, match="knows of entry 2"):
+        vault.log.entries()
+    vault.log._witness.path.unlink()
     vault.log.entries()  # the chain alone is intact
     with pytest.raises(RecoveryError, match="forged"):
         vault.unlock([AS_ADA], why="check")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wardpose.shared.privacy.clipping import GRID, ClipSum, ProjectClipSum, add_noise, clip_factors, unit_norms
+from wardpose.shared.privacy.clipping import GRID, MARGIN, ClipSum, ProjectClipSum, add_noise, clip_factors, unit_norms
 from wardpose.shared.privacy.noise import seeded_streams
 from wardpose.shared.vectors import Vector, flatten
 
@@ -35,7 +35,7 @@ def loop(rows: torch.Tensor, clip: float) -> np.ndarray:
     for row in rows.double().numpy():
         norm = math.sqrt(math.fsum(value * value for value in row))
         if math.isfinite(norm):
-            total += row * min(1.0, clip / norm) if norm else 0.0
+            total += row * min(1.0, MARGIN * clip / norm) if norm else 0.0
     return total
 
 
@@ -119,7 +119,7 @@ def test_no_magnitude_switches_the_clip_off(
     norms = unit_norms(vectors(rows)).numpy()
     exact = [math.sqrt(math.fsum((value / 1e-30) ** 2 for value in row)) * 1e-30 for row in rows.double().tolist()]
     if max(magnitudes) < 1e30:
-        np.testing.assert_allclose(norms, exact, rtol=1e-12)
+        np.testing.assert_allclose(norms, exact, rtol=3.1e-5 if dtype == torch.float32 else 1e-12)
 
 
 def test_a_padded_row_is_no_unit() -> None:
@@ -153,14 +153,14 @@ def test_float32_norms_do_not_exceed_the_bound_on_large_vectors() -> None:
     for unit in range(4):
         total = query({"w": rows["w"][unit : unit + 1]})["w"].double()
         assert float(total.norm()) <= 0.01
-        assert float(total.norm()) == pytest.approx(0.01, rel=1e-5)
+        assert float(total.norm()) == pytest.approx(0.01 * MARGIN, rel=3.1e-5)
 
 
 def test_sensitivity_doubles_when_a_unit_is_replaced() -> None:
     clip = ClipSum(0.7, like(torch.float32))
     unit = torch.randn(1, SIZE, dtype=torch.float64) * 100
     apart = flatten(clip(vectors(unit))) - flatten(clip(vectors(-unit)))
-    assert float(apart.norm()) == pytest.approx(1.4)
+    assert float(apart.norm()) == pytest.approx(1.4 * MARGIN)
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -176,9 +176,9 @@ def test_projection_clips_on_the_side_it_says(before: bool, discrete: bool) -> N
     expected = torch.zeros(4, dtype=torch.float64)
     for row in rows:
         if before:
-            row = row * min(1.0, 1.5 / float(row.norm()))
+            row = row * min(1.0, MARGIN * 1.5 / float(row.norm()))
         coefficients = basis.T @ row
-        expected += coefficients * min(1.0, 1.5 / float(coefficients.norm()))
+        expected += coefficients * min(1.0, MARGIN * 1.5 / float(coefficients.norm()))
     query = ProjectClipSum(1.5, encode, 4, before=before, discrete=discrete)
     total = query(vectors(rows))["coefficients"].double() * (1.5 / GRID if discrete else 1.0)
     np.testing.assert_allclose(total, expected, atol=5 * 1.5 / GRID if discrete else 1e-10)
@@ -218,5 +218,5 @@ def test_no_noise_multiplier_adds_nothing_and_infinite_bound_clips_nothing() -> 
 def test_factors_are_those_of_the_definition() -> None:
     norms = torch.tensor([0.0, 0.5, 1.0, 4.0, float("inf"), float("nan")], dtype=torch.float64)
     factors = clip_factors(norms, 1.0)
-    np.testing.assert_allclose(factors, [1, 1, 1, 0.25, 0, 0], rtol=1e-12)
+    np.testing.assert_allclose(factors, [1, 1, MARGIN, 0.25 * MARGIN, 0, 0], rtol=1e-12)
     assert unit_norms({"a": torch.tensor([[3.0, 4.0]]), "b": torch.tensor([[12.0]])}).tolist() == [13.0]

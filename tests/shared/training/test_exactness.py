@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wardpose.shared.data.crops import to_tensor
 from wardpose.shared.pose.model import PoseModel, Strategy, trainable_names
+from wardpose.shared.privacy.clipping import MARGIN
 from wardpose.shared.privacy.mechanisms import (
     FeatureOptions,
     Mechanism,
@@ -72,7 +73,7 @@ def row_gradients(model: PoseModel, strategy: Strategy, rows: Rows, ids: np.ndar
 
 
 def clip(vector: Tensor, bound: float) -> Tensor:
-    return vector * min(1.0, bound / float(vector.norm())) if float(vector.norm()) else vector
+    return vector * min(1.0, MARGIN * bound / float(vector.norm())) if float(vector.norm()) else vector
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:

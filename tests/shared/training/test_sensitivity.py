@@ -177,8 +177,8 @@ WEIGHTS = {
 @pytest.mark.parametrize("variant", ["dp-sgd", "dp-sgd, exact", "projected, clip before", "feature-projective"])
 def test_whoever_leaves_and_whatever_the_weights_the_others_stay(variant: str, weights: str) -> None:
     """First, middle and last unit; the server chooses the weights and the clip norm."""
-    chosen, engine = VARIANTS[variant], cheap_engine()
-    data = cohort_of(chosen, engine, (2, 1, 2))  # micro-batches of one size, filled otherwise each time
+    chosen, engine = VARIANTS[variant], UnitGradients(make_model(torch.float32), "head", micro_batch=2)
+    data = cohort_of(chosen, engine, (2, 1, 2))  # micro-batches of two units, filled otherwise each time
     public = public_frames() if chosen.uses_basis else None
     generator = torch.Generator().manual_seed(1)
     at = {

@@ -24,7 +24,7 @@ from wardpose.shared.privacy.schedules import Phase, Schedule
 from wardpose.shared.training.cohort import CohortData, RowIds
 from wardpose.shared.training.local import local_update
 from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
-from wardpose.shared.training.step import expected_batch_size
+from wardpose.shared.training.step import expected_batch_size, micro_batch_size
 from wardpose.shared.vectors import flatten
 
 ALPHA = 1e-3  # at fixed seeds: a pass stays a pass
@@ -63,6 +63,18 @@ def test_the_denominator_is_the_declared_one() -> None:
     for declared in (5, {"": 1, "other": 2}, {"": 0}):
         with pytest.raises(ConfigError, match="declared units"):
             expected_batch_size(tiers, declared)
+
+
+@pytest.mark.parametrize(("units", "rate"), [(16, 1.0), (37, 1.0), (160, 0.1), (1000, 0.05), (40, 0.01)])
+@pytest.mark.parametrize("most", [1, 8, 64])
+def test_micro_batches_are_as_large_as_padding_allows(units: int, rate: float, most: int) -> None:
+    """Against all other sizes, over batches drawn by another generator; a micro-batch counts as a row of its own."""
+    drawn = np.random.default_rng(0).binomial(units, rate, 4000)
+    work = {size: float(np.mean(-(-drawn // size) * (size + 1))) for size in range(1, most + 1)}
+    chosen = micro_batch_size(most, units * rate, (units * rate * (1 - rate)) ** 0.5)
+    assert work[chosen] <= 1.03 * min(work.values())
+    if rate == 1.0 and most == 8:
+        assert chosen == {16: 8, 37: 8}[units]
 
 
 class Drawn:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.errors import ConfigError, WardposeError
 from wardpose.shared.pose.model import PoseModel
+from wardpose.shared.privacy.clipping import MARGIN
 from wardpose.shared.privacy.noise import seeded_streams
 from wardpose.simulation.auditing.audit import Audit, run_audit
 from wardpose.simulation.auditing.bench import Bench
@@ -129,7 +130,7 @@ def contributed(bench: Bench, canary: int) -> torch.Tensor:
 def test_canaries_are_orthogonal_and_move_what_is_released_by_a_clip_norm(name: Name) -> None:
     """Through the whole engine: gradients, projection, clipping; `feature*` by exchanging variants, 2 C apart."""
     bench = Bench(AuditPlan(mechanism=name, canaries=8, per_run=8, sample_rate=1.0, seed=SEED))
-    moved = torch.stack([contributed(bench, canary) for canary in range(8)]) / bench.claimed.max_grad_norm
+    moved = torch.stack([contributed(bench, canary) for canary in range(8)]) / (bench.claimed.max_grad_norm * MARGIN)
     torch.testing.assert_close(moved @ moved.T, torch.eye(8, dtype=torch.float64), atol=1e-4, rtol=0)
     assert bench.efficiency == pytest.approx(1, abs=1e-3)
 

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 from support.figures import Discs, joints_in, scene
 
-from wardpose.client.evaluation.data import source_of
-from wardpose.client.evaluation.evaluate import LEAVES, STAYS, evaluate
-from wardpose.client.evaluation.groups import groups_of
-from wardpose.client.evaluation.page import write_page
+from wardpose.client.scoring.data import source_of
+from wardpose.client.scoring.evaluate import LEAVES, STAYS, evaluate
+from wardpose.client.scoring.groups import groups_of
+from wardpose.client.scoring.page import write_page
 from wardpose.shared.data.source import open_source
 from wardpose.shared.errors import ConfigError, DataError
 from wardpose.shared.pose.estimators import Estimates

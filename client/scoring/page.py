@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from wardpose.client.evaluation.evaluate import Measured
+from wardpose.client.scoring.evaluate import Measured
 from wardpose.shared.data.crops import box_to_affine, transform, warp
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.files import write_text
