@@ -28,6 +28,7 @@ of themselves on empty frames, too: the bundled one gives 0.37 to an even grey f
 _MOVED = 0.5  # overlap with the box that was cut around
 _FALLEN = 0.6  # confidence in parts of what it was when the patient was found
 _SEARCH_AGAIN_AFTER = 5  # frames in which nobody was found
+_DOUBT_AFTER = 25  # frames from one search to the next because of doubt: searching costs as much as following so many
 _REFINED = 2
 _WINDOWS = ((0.9, 3), (0.6, 4))  # height of a window in parts of the frame's, how many beside each other
 
@@ -103,6 +104,7 @@ class OnePatient:
     _confidence: float = 0.0  # when the patient was found
     _waiting: int = 0  # frames until the next search
     _ahead: int = 1  # frames that are cut around one box
+    _since: int = 0  # frames since the search
 
     def __call__(self, shown: Shown) -> list[tuple[Person, ...]]:
         """Return nobody or one person in each of the next frames."""
@@ -122,6 +124,7 @@ class OnePatient:
             "confidence": self._confidence,
             "waiting": self._waiting,
             "ahead": self._ahead,
+            "since": self._since,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -131,6 +134,7 @@ class OnePatient:
             x, y, width, height = state["box"]
             self._box = (x, y, width, height)
         self._confidence, self._waiting, self._ahead = state["confidence"], state["waiting"], state["ahead"]
+        self._since = state["since"]
 
     def _search(self, frame: Frame) -> tuple[Person, ...]:
         """Look through windows over the frame, then closer where the network is surest."""
@@ -142,7 +146,7 @@ class OnePatient:
             closer = box_around(best.joints, best.scores, (frame.shape[0], frame.shape[1]))
             if closer is not None:
                 best = max(best, self._best(frame, [closer]), key=_confidence)
-        self._confidence, self._ahead = _confidence(best), 1
+        self._confidence, self._ahead, self._since = _confidence(best), 1, 0
         if self._confidence < self.least:
             self._waiting = _SEARCH_AGAIN_AFTER
             return ()
@@ -167,10 +171,12 @@ class OnePatient:
         people: list[tuple[Person, ...]] = []
         for frame, points, sure in zip(frames, joints, scores, strict=True):
             person = Person(number=0, box=box, joints=points, scores=sure)
-            if _confidence(person) < max(self.least, _FALLEN * self._confidence):
+            doubtful = self._since >= _DOUBT_AFTER and _confidence(person) < _FALLEN * self._confidence
+            if doubtful or _confidence(person) < self.least:
                 self._box = None  # lost: this very frame is searched
                 return people
             people.append((person,))
+            self._since += 1
             self._box = box_around(points, sure, (frame.shape[0], frame.shape[1]))
             if self._box is None or overlap(self._box, box) < _MOVED:
                 self._ahead = 1
