@@ -19,6 +19,7 @@ from wardpose.client.contact import LedgersApartError, facts_hash
 from wardpose.client.evaluation import evaluate_cohort
 from wardpose.client.policy import charged_events, check_evaluation, check_order, check_weights
 from wardpose.client.release import at_declared_times, build_kept, build_release, build_status
+from wardpose.client.secure_sum import answer_part, take_seat
 from wardpose.client.site import Site, locate_site, open_cohort_data, open_public_data, open_site
 from wardpose.client.training import patients_of, train_round
 from wardpose.shared.allocator import tune_allocator
@@ -38,6 +39,7 @@ from wardpose.shared.wire import (
     PREFLIGHT,
     PREFLIGHT_EVALUATION,
     RECEIPTS,
+    SECURE_PARTS,
     TRAIN,
     EvaluationOrder,
     ReceiptsOrder,
@@ -86,6 +88,15 @@ def preflight(message: Message, context: Context) -> Message:
     return answer_preflight(message, lambda: locate_site(context.node_config))
 
 
+def secure(message: Message, context: Context) -> Message:
+    """Answer a message of secure aggregation beside the order."""
+    return answer_secure(message, lambda: locate_site(context.node_config))
+
+
+for _kind in SECURE_PARTS:
+    app.query(_kind.removeprefix("query."))(secure)
+
+
 @app.query("receipts")
 def receipts(message: Message, context: Context) -> Message:
     """Answer a `ReceiptsOrder` by which receipts were kept."""
@@ -105,6 +116,11 @@ def answer_evaluation(message: Message, locate: Callable[[], Path]) -> Message:
 def answer_preflight(message: Message, locate: Callable[[], Path]) -> Message:
     """Answer a preflight for the site whose site.yaml `locate` finds."""
     return _answer(message, locate, _preflight)
+
+
+def answer_secure(message: Message, locate: Callable[[], Path]) -> Message:
+    """Answer a message of secure aggregation for the site whose site.yaml `locate` finds."""
+    return _answer(message, locate, lambda asked, path: answer_part(asked, open_site(path)))
 
 
 def answer_receipts(message: Message, locate: Callable[[], Path]) -> Message:
@@ -154,6 +170,7 @@ def _round(
         check_paths(site.config.cohort.data, "cohort.data")
         site.contact.refuse_unknown(order.course)
         site.contact.refuse_unconfirmed(conversation)
+        masker = take_seat(site, order)
         site.contact.begin(conversation)
         budget = site.budget(private=order.mechanism.is_private or not order.mechanism.reads_private)
         reservation = ledger.reserve(
@@ -175,7 +192,7 @@ def _round(
         )
         if spent:
             logger.warning("round %d: %d patients take no part, their own budget is spent", order.round, len(spent))
-        update = train_round(site, data, order, weights, without=spent)
+        update = train_round(site, data, order, weights, without=spent, sites=masker.sites if masker else 1)
         ledger.commit(reservation)
         content, size = build_release(
             site=site.config,
@@ -183,6 +200,7 @@ def _round(
             update=update,
             ledger=ledger,
             reservation=reservation,
+            masker=masker,
             conversation=conversation,
         )
         site.contact.sent(facts_hash(content), order=conversation.seal.order, run=order.run, round_number=order.round)

@@ -65,6 +65,7 @@ def check_site(path: Path, *, skeleton: str = "lsp14") -> list[Finding]:
         "device": _device,
         "noise": _noise,
         "public view": _public_view,
+        "peers": _peers,
         "clock": _clock,
     }
     for name, check in checks.items():
@@ -98,6 +99,22 @@ def _warning(name: str, text: str) -> Finding:
 
 def _failure(name: str, text: str) -> Finding:
     return finding(name, "failure", text)
+
+
+def _peers(site: Site) -> Iterator[Finding]:
+    """See that a site that accepts distributed noise has a key of its own and knows those of enough others."""
+    if not site.config.policy.distributed_noise:
+        return
+    others = sorted(set(site.node_keys) - {site.config.site})
+    if len(others) <= site.config.policy.colluding_sites:
+        yield _failure(
+            "peers",
+            f"keys of {len(others)} other sites, policy.colluding_sites = {site.config.policy.colluding_sites} "
+            "(allowed: more peers; their noise protects this site's patients)",
+        )
+        return
+    prints = ", ".join(f"{name} {site.node_keys[name].fingerprint[:16]}" for name in others)
+    yield _ok("peers", f"may add up with {prints}; compare these with the sites themselves")
 
 
 def _policy(site: Site) -> Iterator[Finding]:

@@ -178,6 +178,17 @@ class Contact:
             row = connection.execute("SELECT state FROM charges WHERE reservation = ?", (reservation,)).fetchone()
         return str(row["state"])
 
+    def believe(self, content: RecordDict, *, site: str, kind: str) -> None:
+        """Believe a message whose answer says nothing of either ledger: the coordinator signed it for this site, once.
+
+        Heads are not taken over: no answer would tell the coordinator that this site knows them.
+
+        Raises:
+            SignatureError: the coordinator did not sign it for this site, or it came before.
+
+        """
+        self._use_once(open_seal(content, self.coordinator, site=site, kind=kind))
+
     def remembered(self) -> Head:
         """Return the head of the coordinator's ledger that this site remembers; that of an empty one before any."""
         query = "SELECT sequence, hash FROM coordinator_head WHERE coordinator = ?"

@@ -18,6 +18,7 @@ from wardpose.shared.errors import PolicyViolation, WireError
 from wardpose.shared.pose.model import ModelConfig, PoseModel
 from wardpose.shared.privacy.accounting import UNITS, Event, as_seeded
 from wardpose.shared.privacy.course import Course
+from wardpose.shared.privacy.distributed import DistributedNoise
 from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.site_config import PolicyConfig, SiteConfig
 from wardpose.shared.version import code_hash
@@ -192,6 +193,7 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
             "policy.own_public_basis",
             policy.own_public_basis,
         )
+    _check_distributed(site, mechanism.distributed)
     _hold(policy, LIMITS, order)
     _hold(policy, COMMON_LIMITS, order)
 
@@ -233,6 +235,19 @@ def _check_course(site: SiteConfig, course: Course) -> None:
         )
     if policy.code_hash is not None and policy.code_hash != code_hash():
         _refuse("installed code", code_hash(), "policy.code_hash", policy.code_hash)
+
+
+def _check_distributed(site: SiteConfig, noise: DistributedNoise | None) -> None:
+    """See that the site takes part in secure aggregation, and on which terms."""
+    if noise is None:
+        return
+    policy = site.policy
+    if not policy.distributed_noise:
+        _refuse("distributed noise", noise.minimum_survivors, "policy.distributed_noise", policy.distributed_noise)
+    if noise.colluding < policy.colluding_sites:
+        _refuse("colluding", noise.colluding, "policy.colluding_sites", policy.colluding_sites)
+    if len({site.site, *site.peers}) < noise.minimum_survivors:
+        _refuse("minimum_survivors", noise.minimum_survivors, "peers", sorted(site.peers))
 
 
 def _hold(policy: PolicyConfig, limits: Iterable[Limit[_Asked]], order: _Asked) -> None:
@@ -301,6 +316,8 @@ _SITE = {
     "certificate": "what the public view shows, and at which geometry it was measured",
     "own_public_basis": "what the site's own public views are used for",
     "maximum_weight": "arithmetic at its edge",
+    "distributed_noise": "patients from the server by what other sites add, if it is true; by the site alone, if not",
+    "colluding_sites": "the same, from a server in league with that many of them",
 }
 
 _NOBODY = {

@@ -5,7 +5,8 @@ for the server. What they let through is fixed by the types `SiteRelease` and `E
 facts that follow from the order, the site's configuration and the ledger, signed by the site's key. They refuse to
 build anything for a reservation that is not committed, for a vector that the mechanism did not make, and for numbers
 that are not finite and of the agreed type. A loss, a count of samples, a batch size, a norm, a time: there is no field
-they could be put in.
+they could be put in. Under secure aggregation the site's sum has a share of the noise only; it leaves masked, and
+`build_part` lets the protocol's own messages out, which hold keys and shares of keys.
 
 How long a round takes depends on how many units were drawn, and whoever receives the answer sees when it comes; no
 accountant charges that. `at_declared_times` therefore opens the door, for releases and refusals alike, only at whole
@@ -32,11 +33,15 @@ from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import LedgerError, WireError
 from wardpose.shared.privacy.ledger import Ledger, Reservation
 from wardpose.shared.seals import Head
+from wardpose.shared.secure_aggregation.messages import RevealedShares, SealedShares, SignedKeys, SignedSurvivors
+from wardpose.shared.secure_aggregation.site import Masker
+from wardpose.shared.signing import Signer
 from wardpose.shared.site_config import SiteConfig
 from wardpose.shared.training.local import LocalUpdate
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import (
     COEFFICIENTS,
+    MASKED,
     SCORES,
     EvaluationOrder,
     EvaluationRelease,
@@ -90,6 +95,7 @@ def build_release(
     ledger: Ledger,
     reservation: Reservation,
     conversation: Conversation,
+    masker: Masker | None = None,
 ) -> tuple[RecordDict, int]:
     """Make what leaves the site after a round, signed, and its size in bytes.
 
@@ -100,6 +106,7 @@ def build_release(
         ledger: that paid for it.
         reservation: with which it paid.
         conversation: in which it was asked.
+        masker: this round's masks, under secure aggregation.
 
     Raises:
         LedgerError: the update is not paid for (its reservation is not committed, or is not of this round).
@@ -109,12 +116,7 @@ def build_release(
     _refuse_unpaid(site, order, order.round, ledger, reservation)
     if update.mechanism != order.mechanism or update.steps != order.training.steps:
         raise WireError("the update was made by another mechanism or number of steps than ordered")
-    arrays = {}
-    for name, tensor in _payload(update).items():
-        array = tensor.detach().cpu().numpy()
-        if array.dtype != (np.float64 if name == COEFFICIENTS else np.float32) or not np.isfinite(array).all():
-            raise WireError(f'update "{name}" is not finite and of the agreed type')
-        arrays[name] = array
+    arrays = _plain(update) if order.mechanism.distributed is None else _masked(update, masker)
     body = SiteRelease(
         run=order.run,
         round=order.round,
@@ -126,6 +128,28 @@ def build_release(
         **_facts(site, ledger, conversation, secure=update.secure),
     )
     return pack(body, arrays, signer=conversation.signer), sum(array.nbytes for array in arrays.values())
+
+
+def build_part(body: SignedKeys | SealedShares | SignedSurvivors | RevealedShares, signer: Signer) -> RecordDict:
+    """Make the answer to a message of secure aggregation: keys, signatures and sealed or revealed shares of keys."""
+    return pack(body, signer=signer)
+
+
+def _plain(update: LocalUpdate) -> dict[str, NDArray[Any]]:
+    arrays = {}
+    for name, tensor in _payload(update).items():
+        array = tensor.detach().cpu().numpy()
+        if array.dtype != (np.float64 if name == COEFFICIENTS else np.float32) or not np.isfinite(array).all():
+            raise WireError(f'update "{name}" is not finite and of the agreed type')
+        arrays[name] = array
+    return arrays
+
+
+def _masked(update: LocalUpdate, masker: Masker | None) -> dict[str, NDArray[Any]]:
+    """Return what leaves instead of a site's own sum, whose share of noise protects nobody."""
+    if masker is None or update.share is None:
+        raise WireError("a site's sum with a share of the noise does not leave without its masks")
+    return {MASKED: masker(update.share.numpy())}
 
 
 def build_scores(

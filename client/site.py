@@ -21,7 +21,7 @@ from wardpose.shared.data.source import DataSource, names_patients, open_source
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import ModelConfig, PoseModel, build_model
 from wardpose.shared.privacy.ledger import Budget, Ledger
-from wardpose.shared.signing import Signer, load_public_key, load_signer
+from wardpose.shared.signing import PublicKey, Signer, load_public_key, load_signer
 from wardpose.shared.site_config import SiteConfig, load_site
 from wardpose.shared.skeleton import get_skeleton
 
@@ -85,6 +85,22 @@ class Site:
 
         """
         return Contact(self.config.state / "contact.sqlite", load_public_key(self.config.coordinator_key))
+
+    @cached_property
+    def node_keys(self) -> dict[str, PublicKey]:
+        """Node keys of the sites that this one may add up with, its own included.
+
+        Raises:
+            ConfigError: one is missing, stands for two sites, or is not this site's under its own name.
+
+        """
+        keys = {name: load_public_key(path) for name, path in self.config.peers.items()}
+        own = self.config.site
+        if keys.setdefault(own, self.signer.public) != self.signer.public:
+            raise ConfigError(f"peers.{own}: is not the public half of node_key {self.config.node_key}")
+        if len(set(keys.values())) < len(keys):
+            raise ConfigError("peers: one key stands for two sites (allowed: each site's own)")
+        return keys
 
     def budget(self, *, private: bool) -> Budget:
         """Return the cohort's budget; without limit for a mechanism that is allowed although not private."""

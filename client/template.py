@@ -35,6 +35,7 @@ policy:
   maximum_steps_per_round: 200
   minimum_declared_patients: 50
   # maximum_...             # every other bound, with its default and what it protects: wardpose site policy site.yaml
+  # distributed_noise: true # secure aggregation may be ordered: all sites' noise together protects each one's patients
   # federations: [my-study] # only these may order; a name, which is no proof of who asks
   # code_hash: ...          # only this code may run (printed by: wardpose site check)
 
@@ -44,6 +45,9 @@ ledger: ledger.sqlite       # back it up like a medical record: a lost ledger is
 state: state                # caches of frames and the local journal; as confidential as the frames
 device: auto
 answer_seconds: 300         # answers leave at whole multiples of this; longer than a round, it hides how long one took
+
+# node_key: node.key        # for secure aggregation: the SuperNode's key,
+# peers: {{south: south.pub, east: east.pub}} # and the other sites' public ones, from these sites
 
 # public_view:              # the declared map phi of feature mechanisms
 #   kind: blur

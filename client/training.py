@@ -31,6 +31,7 @@ def train_round(
     weights: dict[str, NDArray[np.float32]],
     *,
     without: Collection[str] = (),
+    sites: int = 1,
 ) -> LocalUpdate:
     """Train as ordered on the cohort's frames.
 
@@ -40,6 +41,7 @@ def train_round(
         order: what to do.
         weights: the global weights by name.
         without: patients who take no part.
+        sites: that add up, under secure aggregation.
 
     Raises:
         DataError: frames cannot be read.
@@ -79,6 +81,7 @@ def train_round(
         order.mechanism,
         order.training,
         first_step=order.first_step,
+        sites=sites,
         streams=streams,
         declared_units=declared_units(config.cohort),
         public=public,

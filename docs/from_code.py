@@ -23,12 +23,13 @@ from wardpose.shared.config import FederationConfig
 from wardpose.shared.privacy import accounting, mechanisms
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.evaluation import Evaluation
+from wardpose.shared.secure_aggregation.messages import Delivery, Session, SignedKeys
 from wardpose.shared.site_config import SiteConfig
 from wardpose.simulation.cli import app
 
 _PRIVACY = (
-    "mechanisms", "units", "sampling", "clipping", "noise", "accounting", "composition", "filters", "course",
-    "evaluation", "schedules", "budget", "ledger", "chain", "entries", "tally", "membership", "merkle",
+    "mechanisms", "units", "sampling", "clipping", "noise", "distributed", "accounting", "composition", "filters",
+    "course", "evaluation", "schedules", "budget", "ledger", "chain", "entries", "tally", "membership", "merkle",
 )  # fmt: skip
 
 
@@ -260,6 +261,9 @@ _WIRE_MODELS: tuple[type[BaseModel], ...] = (
     seals.SignedReceipt,
     seals.Charge,
     seals.Word,
+    Session,
+    SignedKeys,
+    Delivery,
 )
 
 

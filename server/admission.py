@@ -36,6 +36,7 @@ from wardpose.shared.signing import PublicKey, SignatureError
 from wardpose.shared.training.step import expected_batch_size
 from wardpose.shared.wire import (
     COEFFICIENTS,
+    MASKED,
     SCORES,
     ArrayForm,
     EvaluationOrder,
@@ -175,6 +176,7 @@ class Admission:
         key: PublicKey | None,
         weights: Arrays,
         declared_units: Mapping[str, int],
+        masked: ArrayForm | None = None,
     ) -> Admitted:
         """Read a release, and remember the head of the site's ledger.
 
@@ -186,6 +188,7 @@ class Admission:
             key: the node's registered key; `None` where Flower simulates it.
             weights: the global weights that went along.
             declared_units: as the site stated them in its preflight.
+            masked: under secure aggregation: the form of the one array. Nothing in it can be judged.
 
         Raises:
             Rejected: the release is not believed; nothing is remembered.
@@ -199,11 +202,11 @@ class Admission:
         _check_delta(release)
         self._check_head(site, release, grown=True)
         with _reading(Reason.ARRAYS):
-            received = unpack_arrays(content, self._forms(weights))
+            received = unpack_arrays(content, self._forms(weights) if masked is None else [{MASKED: masked}])
         if hash_arrays(received) != release.arrays:
             raise Rejected(Reason.ARRAYS, "its arrays are not those that it signed")
-        update = self._update(received, weights)
-        norm = _norm(update)
+        update = self._update(received, weights) if masked is None else dict(received)
+        norm = _norm(update) if masked is None else 0.0
         bound = self._bound(order, declared_units, weights, in_span=COEFFICIENTS in received)
         if norm > bound:
             raise Rejected(
@@ -234,6 +237,10 @@ class Admission:
         except LedgerError as error:
             raise Rejected(Reason.LEDGER, str(error)) from error
         self.heads.remember(stated.site, stated.ledger_sequence, stated.ledger_head)
+
+    def trained(self, weights: Arrays) -> Arrays:
+        """Return the weights that sites train, in the order of their vectors."""
+        return {name: weights[name] for name in self._trained}
 
     def scores(
         self,
@@ -324,7 +331,7 @@ class Admission:
         return update
 
     def _bound(self, order: RoundOrder, declared_units: Mapping[str, int], weights: Arrays, *, in_span: bool) -> float:
-        start = {name: weights[name] for name in self._trained}
+        start = self.trained(weights)
         return largest_norm(
             order.mechanism,
             order.training,

@@ -42,7 +42,9 @@ from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_text
 from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.pose.weights import load_model, read_metadata, save_model
+from wardpose.shared.privacy.accounting import epsilon, local_events
 from wardpose.shared.privacy.course import Course
+from wardpose.shared.privacy.filters import COURSE_SHARE
 from wardpose.shared.privacy.mechanisms import Mechanism
 
 logger = logging.getLogger("wardpose.server")
@@ -124,6 +126,7 @@ def run_federation(
         ledger = accounts.ledger()
         accounts.bind_registered(ledger, grid.get_nodes(), [entry.name for entry in config.sites])
         course = declare(config, ledger, run=state.run, rounds_done=state.round, before=state.course)
+        _say_both(course, config)
         if accounts.config is not None:
             check_limits(config, accounts.config, ledger, course, rounds_done=state.round)
         state.course = course.model_dump_json()
@@ -138,6 +141,23 @@ def run_federation(
         finally:
             journal.finish(state.run, status)
         write_text(folder / "latest-run", state.run + "\n")
+
+
+def _say_both(course: Course, config: FederationConfig) -> None:
+    """Tell what a course costs whoever sees sums, and what it would cost whoever saw a site's own."""
+    noise = course.mechanism.distributed
+    if noise is None:
+        return
+    events, delta = course.whole(), COURSE_SHARE * config.privacy.delta
+    both = [epsilon(some, delta=delta, adjacency=course.mechanism.adjacency) for some in (events, local_events(events))]
+    logger.info(
+        "noise is shared out over %d sites or more: epsilon %.3g in all against the server and %d colluding sites; "
+        "%.3g against whoever could see one site's own sums",
+        noise.minimum_survivors,
+        both[0],
+        noise.colluding,
+        both[1],
+    )
 
 
 def check_limits(

@@ -46,6 +46,7 @@ def declare(
         ConfigError: no noise is enough.
 
     """
+    config = config.model_copy(update={"mechanism": config.ordered_mechanism})
     first = min(rounds_done + 1, config.rounds)
     spent = {entry.name: ledger.charges(ledger.account_of(entry.name)) for entry in config.sites}
     old = Course.model_validate_json(before) if before else None

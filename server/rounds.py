@@ -25,6 +25,7 @@ from wardpose.server.exchange import Answer, exchange
 from wardpose.server.journal import Reason, RoundRow, RunJournal, SiteRow
 from wardpose.server.roll import LEAVES, Member, Roll, error_code, sentence
 from wardpose.server.scoring import Scorer
+from wardpose.server.secure_round import SecureRound
 from wardpose.server.uplink import UplinkDecoder
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import WireError
@@ -32,7 +33,7 @@ from wardpose.shared.privacy.accounting import as_seeded
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.seals import Head, OrderSeal, Receipt
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import RECEIPTS, TRAIN, ReceiptsOrder, Refusal, RoundOrder, hash_arrays, pack
+from wardpose.shared.wire import RECEIPTS, TRAIN, ArrayForm, ReceiptsOrder, Refusal, RoundOrder, hash_arrays, pack
 
 logger = logging.getLogger("wardpose.server")
 
@@ -100,7 +101,7 @@ class Coordinator:
         first = True
         while self.state.round < self.config.rounds:
             order = self.order(self.state.round + 1)
-            patient = first or len(self.roll.members()) < self.config.server.minimum_sites
+            patient = first or len(self.roll.members()) < self.quorum
             self.journal.site(*self.roll.call(order, patient=patient))
             if not self.round(order):
                 self.deliver_receipts()
@@ -109,6 +110,12 @@ class Coordinator:
             first = False
         self.deliver_receipts()
         return "completed"
+
+    @property
+    def quorum(self) -> int:
+        """Releases that a round needs."""
+        distributed = self.mechanism.distributed
+        return max(self.config.server.minimum_sites, 0 if distributed is None else distributed.minimum_survivors)
 
     def order(self, round_number: int) -> RoundOrder:
         """Return what a round that starts from the present weights asks of every site."""
@@ -125,6 +132,8 @@ class Coordinator:
 
     def round(self, order: RoundOrder) -> bool:
         """Take one round; `False`, and nothing charged, when fewer sites than the quorum can take part."""
+        if self.mechanism.distributed is not None:
+            return SecureRound(self, order, self.mechanism.distributed).run()
         started = time.time()
         members = self.charge(order)
         if not members:
@@ -173,13 +182,8 @@ class Coordinator:
             if not self.budget.affords(name, events, epsilon=limit, course=order.course):
                 self.roll.drop(name, "its privacy budget is spent")
         able = self.roll.members()
-        if len(able) < self.config.server.minimum_sites:
-            logger.warning(
-                "round %d: %d able sites, server.minimum_sites = %d",
-                order.round,
-                len(able),
-                self.config.server.minimum_sites,
-            )
+        if len(able) < self.quorum:
+            logger.warning("round %d: %d able sites, %d are needed", order.round, len(able), self.quorum)
             return []
         for member in able:
             paid = events if member.secure else as_seeded(events)
@@ -237,7 +241,7 @@ class Coordinator:
             self.roll.drop(name, why)
 
     def judge(
-        self, order: RoundOrder, member: Member, answer: Answer, seal: OrderSeal
+        self, order: RoundOrder, member: Member, answer: Answer, seal: OrderSeal, masked: ArrayForm | None = None
     ) -> tuple[SiteRow, Admitted | None]:
         """Judge one site's answer to an order; the cost is charged already, whatever it is."""
         name, number = member.name, order.round
@@ -265,6 +269,7 @@ class Coordinator:
                 key=member.key,
                 weights=self.state.weights,
                 declared_units=member.declared_units,
+                masked=masked,
             )
         except Rejected as error:
             if error.reason is Reason.SENDER:  # whoever sent it, it was not surely this site

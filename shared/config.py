@@ -12,8 +12,10 @@ from wardpose.shared.data.source import DataSource
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.pose.pretrain import PretrainConfig
-from wardpose.shared.privacy.mechanisms import Mechanism
-from wardpose.shared.training.settings import LocalTraining, refuse_uplink
+from wardpose.shared.privacy.distributed import DistributedNoise
+from wardpose.shared.privacy.mechanisms import Mechanism, with_values
+from wardpose.shared.secure_aggregation.messages import least_survivors, refuse_small
+from wardpose.shared.training.settings import LocalTraining, refuse_distributed, refuse_uplink
 from wardpose.shared.yaml_config import Name, Strict, describe, load_yaml
 
 
@@ -94,8 +96,38 @@ class PrivacyConfig(Strict):
     overlap: int | None = Field(default=None, ge=1)
 
 
+class SecureConfig(Strict):
+    """Secure aggregation: the server learns the sum over sites alone, and each site adds a share of the noise.
+
+    Attributes:
+        minimum_survivors: sites whose sums a round needs; with fewer it fails, and is charged. The noise of so many,
+            less the colluding ones, is all that the stated epsilon counts on. When absent a fifth of the sites, but one
+            at least, may drop out, as far as the protocol allows.
+        colluding: sites that may be in league with the server without the guarantee being lost. A site knows its own
+            share of the noise: 0 protects no patient from another site.
+        bits: of a number on the wire.
+
+    """
+
+    minimum_survivors: int | None = Field(default=None, ge=1)
+    colluding: int = Field(default=1, ge=0)
+    bits: Literal[24, 32, 40, 48, 56] = 32
+
+    def noise(self, sites: int) -> DistributedNoise:
+        """Return what is declared for so many sites.
+
+        Raises:
+            ValueError: the server could have two lists of survivors signed, or the sites are too few.
+
+        """
+        least = least_survivors(sites, self.colluding)
+        survivors = self.minimum_survivors or max(least, sites - max(1, sites // 5))
+        refuse_small(sites, survivors, self.colluding)
+        return DistributedNoise(minimum_survivors=survivors, colluding=self.colluding, bits=self.bits)
+
+
 class AggregationConfig(Strict):
-    """The server's rule, by Flower's own implementation.
+    """The server's rule, by Flower's own implementation; `secure` alone stands for the defaults of `secure`.
 
     Attributes:
         name: the rule.
@@ -105,6 +137,7 @@ class AggregationConfig(Strict):
         tau: FedAdam's degree of adaptability.
         trim: share cut at each end by the trimmed mean.
         malicious: sites that Krum must tolerate.
+        secure: the sum over sites, instead of each site's release; none when absent.
 
     """
 
@@ -115,6 +148,17 @@ class AggregationConfig(Strict):
     tau: float = Field(default=1e-3, gt=0)
     trim: float = Field(default=0.2, ge=0, lt=0.5)
     malicious: int = Field(default=0, ge=0)
+    secure: SecureConfig | None = None
+
+    @model_validator(mode="after")
+    def _of_a_sum(self) -> Self:
+        if self.secure is not None and self.name not in ("fedavg", "fedadam"):
+            raise ValueError(f'name is "{self.name}"; of a sum over sites allowed: fedavg, fedadam')
+        return self
+
+
+def _secure(value: Any) -> Any:
+    return {"secure": {}} if value == "secure" else value
 
 
 class AdmissionConfig(Strict):
@@ -186,7 +230,7 @@ class ServerConfig(Strict):
 
     """
 
-    aggregation: AggregationConfig = AggregationConfig()
+    aggregation: Annotated[AggregationConfig, BeforeValidator(_secure)] = AggregationConfig()
     admission: AdmissionConfig = AdmissionConfig()
     minimum_sites: int = Field(default=1, ge=1)
     deadline_seconds: float = Field(default=3600, gt=0)
@@ -240,6 +284,7 @@ class FederationConfig(Strict):
         if self.privacy.overlap is not None and self.privacy.overlap > len(names):
             raise ValueError(f"privacy.overlap = {self.privacy.overlap} (allowed: at most the {len(names)} sites)")
         refuse_uplink(self.mechanism, self.training)
+        self._check_secure()
         evaluation = self.server.evaluation
         if evaluation is not None and (evaluation.epsilon or 0.0) >= self.privacy.epsilon:
             raise ValueError(
@@ -247,6 +292,29 @@ class FederationConfig(Strict):
                 f"{self.privacy.epsilon}, of which it is a part)"
             )
         return self
+
+    def _check_secure(self) -> None:
+        if self.mechanism.distributed is not None:
+            raise ValueError("mechanism.distributed: is decided by server.aggregation.secure (allowed: leave it out)")
+        if self.server.aggregation.secure is None:
+            return
+        weights = {site.weight for site in self.sites}
+        if len(weights) > 1:
+            raise ValueError(f"sites.weight: {sorted(weights)} (allowed with secure aggregation: one weight for all)")
+        try:
+            noise = self.server.aggregation.secure.noise(len(self.sites))
+            mechanism = with_values(self.mechanism, distributed=noise)
+        except (ValueError, ConfigError) as error:
+            raise ValueError(f"server.aggregation.secure: {error}") from error
+        refuse_distributed(mechanism, self.training)
+
+    @property
+    def ordered_mechanism(self) -> Mechanism:
+        """The mechanism with what secure aggregation makes of its noise; not calibrated yet."""
+        secure = self.server.aggregation.secure
+        if secure is None:
+            return self.mechanism
+        return with_values(self.mechanism, distributed=secure.noise(len(self.sites)))
 
     @model_validator(mode="before")
     @classmethod

@@ -8,14 +8,15 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from wardpose.shared.errors import LedgerError
-from wardpose.shared.privacy.accounting import Adjacency, Event, epsilon
+from wardpose.shared.privacy.accounting import Adjacency, Event, epsilon, local_events
 from wardpose.shared.privacy.budget import Window
 from wardpose.shared.privacy.entries import COHORT, EXPIRE, NOTHING, RESERVE, Entry, Row, next_entry
+from wardpose.shared.privacy.filters import account
 from wardpose.shared.privacy.ledger import Ledger
 
 
@@ -73,6 +74,8 @@ class CohortView:
             included; `None` for infinity.
         rule: by which it is valid (`filters`).
         composed: epsilon of the bare list of charges; `None` for infinity.
+        local: epsilon of the charges against somebody who could see this site's own sums, with its share of the noise
+            alone; `None` where no noise was distributed, and it is the same.
         not_private: why the epsilon means nothing, empty where it does.
         studies: what each run was charged.
         month: what was charged in the last month in which anything was.
@@ -88,6 +91,7 @@ class CohortView:
     spent: float | None
     rule: str
     composed: float | None
+    local: float | None
     not_private: str
     studies: tuple[Study, ...]
     month: WindowView | None = None
@@ -149,9 +153,9 @@ def _cohort_view(ledger: Ledger, name: str, charged: Sequence[Entry], *, named: 
     """Look at one cohort; at a site, whose cohorts are declared, patients may be in several of them."""
     terms: Mapping[str, Any] = charged[-1].body["budget"] if charged else {}
     delta, adjacency = float(terms.get("delta", 1e-5)), terms.get("adjacency", "add-remove")
-    account = ledger.account(name, delta, adjacency=adjacency, whole_ledger=nameless)
+    figures = ledger.account(name, delta, adjacency=adjacency, whole_ledger=nameless)
     patients = ledger.patients(delta=delta, adjacency=adjacency) if named else []
-    spent = max(account.epsilon, *(paid for _, paid in patients), 0.0)
+    spent = max(figures.epsilon, *(paid for _, paid in patients), 0.0)
     events = [event for charge in ledger.charges(name) for event in charge.events]
     studies = tuple(_studies(charged, delta, adjacency))
 
@@ -168,8 +172,9 @@ def _cohort_view(ledger: Ledger, name: str, charged: Sequence[Entry], *, named: 
         adjacency=adjacency,
         budget=terms.get("epsilon"),
         spent=finite(spent),
-        rule=account.rule,
-        composed=finite(account.composed),
+        rule=figures.rule,
+        composed=finite(figures.composed),
+        local=_local(ledger, name, delta, adjacency),
         not_private=_why_not_private(events),
         studies=studies,
         month=window(last, terms.get("per_month"), Window(month=last)) if charged else None,
@@ -179,6 +184,17 @@ def _cohort_view(ledger: Ledger, name: str, charged: Sequence[Entry], *, named: 
             if study
         ),
     )
+
+
+def _local(ledger: Ledger, name: str, delta: float, adjacency: Adjacency) -> float | None:
+    """Epsilon of a cohort's charges as if nothing but the site's own noise hid it; by the same rules."""
+    charges = ledger.charges(name)
+    own = [
+        replace(charge, events=local_events(charge.events), covers=local_events(charge.covers)) for charge in charges
+    ]
+    if own == charges:
+        return None
+    return finite(account(own, delta=delta, adjacency=adjacency, first_order=ledger.first_order()).epsilon)
 
 
 def _studies(charged: Sequence[Entry], delta: float, adjacency: Adjacency) -> Iterator[Study]:

@@ -89,6 +89,10 @@ class PolicyConfig(Strict):
         certificate: what a public view's certificate must say and who may sign it; the default trusts nobody and hence
             refuses feature-DP until the site names its signers. `null` demands no certificate (simulation).
         own_public_basis: whether a projection basis may come from the site's own public views (feature-DP only).
+        distributed_noise: whether secure aggregation may be ordered, in which the site adds a share of the noise: its
+            patients are then protected by what other sites add, too.
+        colluding_sites: with how many other sites the server may be in league without that protection being lost; an
+            order must tolerate that many at least.
 
     """
 
@@ -123,6 +127,8 @@ class PolicyConfig(Strict):
     public_labels: bool = False
     own_public_basis: bool = False
     certificate: CertificatePolicy | None = CertificatePolicy()
+    distributed_noise: bool = False
+    colluding_sites: int = Field(default=1, ge=0)
 
 
 class CacheConfig(Strict):
@@ -154,6 +160,8 @@ class SiteConfig(Strict):
         node_key: the site's private key, by which its SuperNode proves itself; signs every row of the ledger and
             everything that leaves.
         coordinator_key: public key of the one coordinator whose orders are carried out.
+        peers: public node keys, by name, of the sites that it may add up with under secure aggregation; from the sites
+            themselves, not from the server: who can put keys here can be all of them.
         state: folder of caches and the local journal.
         cache: of crops and features, in `state`.
         device: `auto` takes CUDA where there is one.
@@ -173,6 +181,7 @@ class SiteConfig(Strict):
     ledger: Path = Path("ledger.sqlite")
     node_key: Path = Path("node.key")
     coordinator_key: Path = Path("coordinator.pub")
+    peers: dict[Name, Path] = Field(default={})
     state: Path = Path("state")
     cache: CacheConfig = CacheConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"

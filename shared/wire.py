@@ -26,9 +26,10 @@ from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.evaluation import Evaluation, Layout
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.seals import MOST_CHARGES, MOST_RECEIPTS, Digest, Head, Word, body_text
+from wardpose.shared.secure_aggregation.messages import Delivery
 from wardpose.shared.signing import PublicKey, Signer
 from wardpose.shared.skeleton import get_skeleton
-from wardpose.shared.training.settings import LocalTraining, refuse_uplink
+from wardpose.shared.training.settings import LocalTraining, refuse_distributed, refuse_uplink
 from wardpose.shared.yaml_config import describe
 
 TRAIN = "train"
@@ -36,8 +37,13 @@ EVALUATE = "evaluate"
 PREFLIGHT = "query.preflight"
 PREFLIGHT_EVALUATION = "query.evaluation"
 RECEIPTS = "query.receipts"
+SECURE_KEYS, SECURE_SHARES = "query.keys", "query.shares"
+SECURE_SURVIVORS, SECURE_UNMASK = "query.survivors", "query.unmask"
+SECURE_PARTS = (SECURE_KEYS, SECURE_SHARES, SECURE_SURVIVORS, SECURE_UNMASK)
+"""Messages of secure aggregation beside the order, in turn."""
 PROTOCOL = 3
 COEFFICIENTS = "coefficients"
+MASKED = "masked"
 SCORES = "scores"
 FIRST, SECOND = "first/", "second/"
 """In front of the names of the weights that an evaluation carries: of the one network, and of the other."""
@@ -100,6 +106,7 @@ class RoundOrder(_Body):
         weights_hash: SHA-256 of the weights that come along.
         code_hash: SHA-256 of the server's code.
         public_data: identity of the public data that a coefficient uplink refers to.
+        secure: of secure aggregation: what the other sites sealed for this one; absent in preflights.
 
     """
 
@@ -111,6 +118,7 @@ class RoundOrder(_Body):
     weights_hash: Hash
     code_hash: Hash
     public_data: Hash | None = None
+    secure: Delivery | None = None
 
     @model_validator(mode="after")
     def _can_be_carried_out(self) -> Self:
@@ -121,6 +129,9 @@ class RoundOrder(_Body):
         if self.training.steps != self.course.steps:
             raise ValueError(f"training.steps is {self.training.steps}; the course declares {self.course.steps}")
         refuse_uplink(self.mechanism, self.training)
+        refuse_distributed(self.mechanism, self.training)
+        if self.secure is not None and self.mechanism.distributed is None:
+            raise ValueError("secure: shares come along, but the course declares no distributed noise")
         try:
             self.events()
         except ConfigError as error:
@@ -320,7 +331,7 @@ class SiteStatus(SiteAnswer):
     declared_units: dict[str, Units]
 
 
-Body = TypeVar("Body", bound=_Body)
+Body = TypeVar("Body", bound=BaseModel)
 _LARGEST_BODY = 1 << 20  # characters; the longest schedule is a tenth of it
 _LARGEST_HEADER = 4096  # bytes in front of an array's numbers
 _SHOWN = 160  # characters of what a stranger wrote
@@ -359,7 +370,9 @@ def part_arrays(arrays: Arrays, *, pair: bool) -> list[dict[str, NDArray[np.floa
     ]
 
 
-def pack(body: _Body, arrays: Mapping[str, NDArray[Any]] | None = None, *, signer: Signer | None = None) -> RecordDict:
+def pack(
+    body: BaseModel, arrays: Mapping[str, NDArray[Any]] | None = None, *, signer: Signer | None = None
+) -> RecordDict:
     """Express a body, and arrays where it has some, in Flower's records; signed where a site answers."""
     text = body.model_dump_json()
     fields = {"json": text}
@@ -455,7 +468,7 @@ def unpack_body(content: object, kind: type[Body], *, arrays: bool) -> Body:
     return body
 
 
-def check_signed(content: RecordDict, kind: type[_Body], key: PublicKey) -> None:
+def check_signed(content: RecordDict, kind: type[BaseModel], key: PublicKey) -> None:
     """Check that a body that `unpack_body` has read was signed by a site's key.
 
     Raises:

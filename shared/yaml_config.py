@@ -122,6 +122,8 @@ def _anchored(value: Any, folder: Path) -> Any:
         fields = {name: getattr(value, name) for name in type(value).model_fields}
         changed = {name: _anchored(field, folder) for name, field in fields.items()}
         return value.model_copy(update={name: new for name, new in changed.items() if new is not fields[name]})
+    if isinstance(value, dict):
+        return {name: _anchored(item, folder) for name, item in value.items()}
     return tuple(_anchored(item, folder) for item in value) if isinstance(value, tuple) else value
 
 

@@ -5,7 +5,14 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from wardpose.client.app import answer_evaluation, answer_order, answer_preflight, answer_receipts
+from wardpose.client.app import (
+    answer_evaluation,
+    answer_order,
+    answer_preflight,
+    answer_receipts,
+    answer_secure,
+)
+from wardpose.shared.wire import SECURE_PARTS
 from wardpose.simulation.layout import site_of_partition
 
 app = ClientApp()
@@ -33,6 +40,15 @@ def preflight_evaluation(message: Message, context: Context) -> Message:
 def preflight(message: Message, context: Context) -> Message:
     """Answer a preflight as a hospital does."""
     return answer_preflight(message, lambda: _site(context))
+
+
+def secure(message: Message, context: Context) -> Message:
+    """Answer a message of secure aggregation as a hospital does."""
+    return answer_secure(message, lambda: _site(context))
+
+
+for _kind in SECURE_PARTS:
+    app.query(_kind.removeprefix("query."))(secure)
 
 
 @app.query("receipts")

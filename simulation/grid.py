@@ -23,7 +23,7 @@ from flwr.supercore.task_identity import (
 )  # Message() needs the identity of the task that creates it
 
 from wardpose.shared.signing import load_public_key
-from wardpose.shared.wire import EVALUATE, TRAIN, Refusal, refusal
+from wardpose.shared.wire import EVALUATE, SECURE_PARTS, TRAIN, Refusal, refusal
 
 _CRASHED = 8  # Flower's CLIENT_APP_CRASHED
 _FIRST_NODE = 100
@@ -44,6 +44,7 @@ class Fault:
         kind: `crash` before anything happened; `crash-after-training`: the budget is spent and the release is lost;
             `straggle`: the site trains but its answer comes too late; `refuse`: the site's policy says no; `replace`:
             it sends something else. Training stands for an evaluation where that is meant.
+        message: type of the message of secure aggregation that it happens to; of no such when absent.
         replace: makes what it sends. What it raises, the server meets when it pulls, as with bytes that Flower cannot
             read.
         evaluation: it goes wrong in an evaluation on patients, and not in a round.
@@ -53,6 +54,7 @@ class Fault:
     site: str
     round: int
     kind: FaultKind
+    message: str = ""
     replace: Replacement | None = None
     evaluation: bool = False
 
@@ -98,7 +100,7 @@ class InProcessGrid(Grid):
             )
             for node, name in self._names.items()
         }
-        self._faults = {(fault.site, fault.round, fault.evaluation): fault for fault in faults}
+        self._faults = {(fault.site, fault.round, fault.message, fault.evaluation): fault for fault in faults}
         self._observe = observe or (lambda site, event: None)
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="site") if workers > 1 else None
         self._answers: dict[str, Future[Sequence[Message]]] = {}
@@ -193,9 +195,9 @@ class InProcessGrid(Grid):
         node = message.metadata.dst_node_id
         name = self._names[node]
         kind_of_message, group = message.metadata.message_type, message.metadata.group_id
-        measured = kind_of_message == EVALUATE
-        number = int(group.rpartition("-")[2]) if measured or kind_of_message == TRAIN else 0
-        fault = self._faults.get((name, number, measured))
+        measured, part = kind_of_message == EVALUATE, kind_of_message if kind_of_message in SECURE_PARTS else ""
+        number = int(group.rpartition("-")[2]) if measured or part or kind_of_message == TRAIN else 0
+        fault = self._faults.get((name, number, part, measured))
         kind = None if fault is None else fault.kind
         if kind == "crash":
             return (Message(Error(_CRASHED, "crashed"), reply_to=message),)

@@ -118,13 +118,22 @@ def _site(
             public_labels=True,
             own_public_basis=True,
             certificate=None,
+            distributed_noise=config.server.aggregation.secure is not None,
+            colluding_sites=0,
         ),
         coordinator_key=coordinator,
+        peers=_peers(config),
         public_view=config.public_view,
         public_data=config.data.public,
         answer_seconds=0.0,
         simulation_seed=config.seed,
     )
+
+
+def _peers(config: FederationConfig) -> dict[str, Path]:
+    """Return where each site's public key is, seen from any site's folder; nothing without secure aggregation."""
+    secure = config.server.aggregation.secure is not None
+    return {entry.name: Path("..") / entry.name / "node.pub" for entry in config.sites} if secure else {}
 
 
 def _patients(source: DataSource, skeleton: Skeleton) -> int:

@@ -43,6 +43,11 @@ def show(path: LedgerFile, cohort: Cohort = None, as_json: Json = False) -> None
         budget = "" if view.budget is None else f" of {view.budget:g}"
         spent = f"epsilon {_number(view.spent)}{budget} at delta {view.delta:g}"
         screen.print(line(f"{view.cohort}: {spent}, {view.adjacency}, by {view.rule}"), soft_wrap=True)
+        if view.local is not None:
+            alone = (
+                f"epsilon {_number(view.local)} against whoever could see this site's own sums, with its noise alone"
+            )
+            screen.print(line(f"{view.cohort}: noise was shared out over sites; {alone}"), soft_wrap=True)
         if view.not_private:
             screen.print(line(("NOT PRIVATE", "bold red"), f": {view.not_private}"))
         for window in (view.month, *view.federations):

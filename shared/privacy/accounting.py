@@ -29,6 +29,11 @@ Zhang 2019, eq. 6) uses integer orders only, and the other direction is bounded 
 swaps the two distributions (their theorem 5). So a composition that holds a discrete event is accounted by
 RDP at integer orders, whatever accountant was asked for: rigorous, at the price of RDP's slack (usually
 10-20 % of epsilon).
+
+**Distributed noise.** Under secure aggregation only the sum over sites is seen, and each site adds a share of its
+noise. `noise_multiplier` is then that of the sum of the `shares` that the plan guarantees, which holds against the
+server and as many colluding sites as it declares (`distributed` has the theorem); `local_events` gives what a site's
+own share amounts to, against somebody who could see that site's sum alone.
 """
 
 import itertools
@@ -45,7 +50,7 @@ from scipy.optimize import brentq
 
 from wardpose.shared.errors import BudgetExceeded, ConfigError
 from wardpose.shared.privacy import composition
-from wardpose.shared.privacy.composition import Accountant, Adjacency, Charge, Noise
+from wardpose.shared.privacy.composition import DISTRIBUTED, Accountant, Adjacency, Charge, Noise
 
 __all__ = [
     "ANY_TIER",
@@ -62,6 +67,7 @@ __all__ = [
     "epsilon_by_tier",
     "federation_epsilon",
     "group_epsilon",
+    "local_events",
     "merged_charges",
 ]
 
@@ -79,8 +85,9 @@ UnitKind = Literal["patient", "frame", "record"]
 
 UNITS: tuple[UnitKind, ...] = get_args(UnitKind)
 
-_OPTIONAL = {"noise", "tier", "adjacency", "seeded"}  # keys that entries of earlier versions do not have
+_OPTIONAL = {"noise", "tier", "adjacency", "seeded", "shares"}  # keys that entries of earlier versions do not have
 _FREE = "public-only"
+_MOST_SHARES = 10_000
 _NOT_PRIVATE = "none"
 _Tiers = tuple[tuple[Charge, ...], ...]  # what each tier's units were charged
 _NOISE_EXPONENTS = (-14, 40)  # powers of two between which a noise multiplier is sought
@@ -109,11 +116,12 @@ class Event:
         noise_multiplier: noise's standard deviation divided by `max_grad_norm`, at least 0 (0: no privacy).
         steps: how often, at least 0.
         max_grad_norm: the most that one unit contributes to the released sum (L2), greater than 0.
-        noise: `gaussian` or `discrete-gaussian`.
+        noise: `gaussian`, `discrete-gaussian` or, of a sum over sites, `distributed-discrete-gaussian`.
         tier: consent tier whose units are charged; empty charges *every* unit, `UNTIERED` those of no tier.
         adjacency: neighbouring relation that the charge was made for.
         seeded: the coins and noise came from a seed, so whoever knows it can subtract the noise: not private, whatever
             the epsilon says. Everything that shows it says so.
+        shares: of distributed noise: how many independent shares `noise_multiplier` is the sum of; otherwise 1.
 
     Raises:
         ConfigError: a value is outside its range.
@@ -130,6 +138,7 @@ class Event:
     tier: str = ""
     adjacency: Adjacency = "add-remove"
     seeded: bool = False
+    shares: int = 1
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning; numbers are normalised to float and int."""
@@ -152,8 +161,11 @@ class Event:
             )
         if self.unit not in UNITS:
             raise ConfigError(f"event: unit is {self.unit!r}; it must be one of {', '.join(UNITS)}")
-        if self.noise not in ("gaussian", "discrete-gaussian"):
-            raise ConfigError(f"event: noise is {self.noise!r}; it must be gaussian or discrete-gaussian")
+        if self.noise not in get_args(Noise):
+            raise ConfigError(f"event: noise is {self.noise!r}; it must be one of {', '.join(get_args(Noise))}")
+        most = _MOST_SHARES if self.noise == DISTRIBUTED else 1
+        if isinstance(self.shares, bool) or not isinstance(self.shares, int) or not 1 <= self.shares <= most:
+            raise ConfigError(f"event: shares is {self.shares!r}; with {self.noise} noise it must be 1 to {most}")
         if not isinstance(self.tier, str):
             raise ConfigError(f"event: tier is {self.tier!r}; it must be a name")
         if self.adjacency not in ("add-remove", "replace-one"):
@@ -169,7 +181,10 @@ class Event:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for `json.dumps`; `from_json` gives the equal event back."""
-        return asdict(self)
+        values = asdict(self)
+        if self.noise != DISTRIBUTED:
+            del values["shares"]  # as entries of earlier versions: equal charges are counted as equal
+        return values
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Event":
@@ -209,6 +224,30 @@ def as_seeded(events: Iterable[Event]) -> tuple[Event, ...]:
 
     """
     return tuple(replace(event, seeded=True) for event in events)
+
+
+def local_events(events: Iterable[Event]) -> tuple[Event, ...]:
+    """Return what the events cost against somebody who could see each site's own sum: its share of the noise alone.
+
+    Examples:
+        >>> [event.noise_multiplier for event in local_events([Event(
+        ...     mechanism="dp-sgd", unit="patient", sample_rate=0.01, noise_multiplier=1.0, steps=1, max_grad_norm=1.0,
+        ...     noise="distributed-discrete-gaussian", shares=4,
+        ... )])]
+        [0.5]
+
+    """
+    return tuple(
+        replace(
+            event,
+            noise="discrete-gaussian",
+            noise_multiplier=event.noise_multiplier / math.sqrt(event.shares),
+            shares=1,
+        )
+        if event.noise == DISTRIBUTED
+        else event
+        for event in events
+    )
 
 
 def epsilon(
@@ -396,8 +435,8 @@ def federation_epsilon(
     With disjoint patients (`overlap` 1) sites compose in parallel: the maximum over them. Otherwise the
     patient's sites compose, and which `overlap` of them is not known: the maximum over all choices, and over the
     consent tiers that the patient may be of at each. Sites that did the same are counted as one kind; should more
-    than 200 different choices remain, the sum of the `overlap` largest Rényi divergences of every order is taken
-    instead, which bounds every choice.
+    than 200 different choices remain, or sites have their noise in common (`composition.overlapping_curve`), the sum of
+    the `overlap` largest Rényi divergences of every order is taken instead, which bounds every choice.
 
     Examples:
         >>> north = Event(
@@ -419,15 +458,17 @@ def federation_epsilon(
         return math.inf
     kinds = Counter(tiers for tiers in sites if tiers is not None)
     size = min(overlap, len(sites))
-    choices = list(itertools.islice(_choices(sorted(kinds.items()), size), _MOST_CHOICES + 1))
-    if len(choices) <= _MOST_CHOICES:
+    every = [charge for tiers in kinds for charges in tiers for charge in charges]
+    independent = size <= 1 or all(charge[0] != DISTRIBUTED for charge in every)
+    choices = list(itertools.islice(_choices(sorted(kinds.items()), size), _MOST_CHOICES + 1)) if independent else []
+    if independent and len(choices) <= _MOST_CHOICES:
         return max(
             (_epsilon(composition.merge(*choice), delta, accountant, adjacency) for choice in choices),
             default=0.0,
         )
     curves = np.stack(
         [
-            np.max([composition.summed_curve(charges, adjacency) for charges in tiers], axis=0)
+            np.max([composition.overlapping_curve(charges, size, every, adjacency) for charges in tiers], axis=0)
             for tiers in kinds.elements()
         ]
     )

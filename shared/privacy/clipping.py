@@ -38,12 +38,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from wardpose.shared.privacy.distributed import GRID_STEPS, DistributedNoise
 from wardpose.shared.privacy.noise import RandomStream, quantise_to_grid
 from wardpose.shared.vectors import Vector, flatten, map_vector, unflatten
 
-GRID = 2**20
+GRID = GRID_STEPS
 """Grid steps to one clip norm."""
 
 MARGIN = 1.0 - 2.0**-14
@@ -208,6 +210,31 @@ def add_noise(total: Vector, query: Query, noise_multiplier: float, stream: Rand
         return unflatten(noised.double() * scale, like)
     noise = torch.from_numpy(np.asarray(stream.gaussian(size, noise_multiplier * query.max_grad_norm)))
     return map_vector(lambda value, drawn: value.double() + drawn, total, unflatten(noise, like))
+
+
+def add_share(
+    total: Vector, shared_noise: DistributedNoise, noise_multiplier: float, *, sites: int, stream: RandomStream
+) -> NDArray[np.int64]:
+    """Make of one site's sum what it may add to the sum over sites: clamped to a public bound, with a share of noise.
+
+    Clamping each coordinate brings two sums no further apart, so the sensitivity stays that of the query.
+
+    Args:
+        total: the sum of a discrete query, in grid steps.
+        shared_noise: how the noise is shared out.
+        noise_multiplier: sigma of the sum over sites.
+        sites: that take part.
+        stream: the site's noise stream.
+
+    Returns:
+        (p,) int64, in the order of `total`.
+
+    """
+    flat = flatten(total).cpu().numpy()
+    bound = shared_noise.largest_site_sum(noise_multiplier, sites=sites, coordinates=len(flat))
+    scale = shared_noise.scale(noise_multiplier)
+    clamped: NDArray[np.int64] = np.clip(flat, -bound, bound)
+    return clamped + stream.discrete_gaussian(len(flat), scale) if scale else clamped
 
 
 def unit_norms(gradients: Vector) -> Tensor:

@@ -31,6 +31,7 @@ from wardpose.shared.privacy import loss_distribution, renyi
 from wardpose.shared.privacy.renyi import INTEGER_ORDERS, curve_epsilon, rdp_curve
 
 __all__ = [
+    "DISTRIBUTED",
     "INTEGER_ORDERS",
     "Accountant",
     "Adjacency",
@@ -40,13 +41,17 @@ __all__ = [
     "curve_epsilon",
     "group_epsilon",
     "merge",
+    "overlapping_curve",
     "rdp_curve",
     "summed_curve",
 ]
 
 Accountant = Literal["pld", "rdp"]
 Adjacency = Literal["add-remove", "replace-one"]
-Noise = Literal["gaussian", "discrete-gaussian"]
+Noise = Literal["gaussian", "discrete-gaussian", "distributed-discrete-gaussian"]
+DISTRIBUTED: Noise = "distributed-discrete-gaussian"
+"""Noise of a sum over sites, of which each added a share (`distributed`)."""
+
 Charge = tuple[Noise, float, float, int]
 """Noise, sample rate in (0, 1], noise multiplier > 0, steps > 0."""
 
@@ -108,7 +113,7 @@ def _composed(
 ) -> float:
     if not charges:
         return 0.0
-    discrete = any(charge[0] == "discrete-gaussian" for charge in charges)
+    discrete = any(charge[0] != "gaussian" for charge in charges)
     if accountant == "rdp" or discrete:
         orders = INTEGER_ORDERS if discrete or adjacency == "replace-one" else renyi.ALL_ORDERS
         bound = renyi.renyi_epsilon(_kinds(charges), delta, adjacency, orders)
@@ -137,6 +142,43 @@ def summed_curve(charges: Iterable[Charge], adjacency: Adjacency) -> NDArray[np.
 
     """
     return _curve(_kinds(charges), adjacency)
+
+
+def overlapping_curve(
+    charges: Iterable[Charge], sites: int, others: Iterable[Charge], adjacency: Adjacency
+) -> NDArray[np.float64]:
+    """Return Rényi divergences of one site's charges, of which so many sites may share a patient and their noise.
+
+    Distributed noise is added once to the sum over sites, in which a patient of j sites has j contributions: with
+    probability 1 - (1-q)^j the sum moves, by j C at most, at less noise than j independent releases would have. By
+    quasi-convexity a round costs that patient at most D(1 - (1-q)^j, sigma / j). The largest D(...) / j over j is what
+    each of the sites is charged, so that what any j of them are charged adds up to D at least. Other charges are
+    independent releases and cost what they cost.
+
+    Args:
+        charges: of one site.
+        sites: that may share a patient.
+        others: charges of all sites, whose largest rate of distributed noise is q.
+        adjacency: what the neighbours are.
+
+    Examples:
+        >>> charge = ("distributed-discrete-gaussian", 1.0, 2.0, 1)
+        >>> together = 2 * overlapping_curve([charge], 2, [charge], "add-remove")  # 2C under sigma C
+        >>> bool(np.allclose(together, summed_curve([("gaussian", 1.0, 1.0, 1)], "add-remove")))
+        True
+
+    """
+    rate = max((charge[1] for charge in others if charge[0] == DISTRIBUTED), default=0.0)
+    curve = summed_curve([charge for charge in charges if charge[0] != DISTRIBUTED], adjacency)
+    for _, sigma, steps in _kinds(charge for charge in charges if charge[0] == DISTRIBUTED):
+        shares = [rdp_curve(_any_of(rate, j), sigma / j, adjacency, INTEGER_ORDERS) / j for j in range(1, sites + 1)]
+        curve = curve + np.max(shares, axis=0) * steps
+    return curve
+
+
+def _any_of(rate: float, coins: int) -> float:
+    """Probability that one of so many coins comes up, rounded up."""
+    return 1.0 if rate >= 1 else min(1.0, -math.expm1(coins * math.log1p(-rate)) * (1 + 1e-14))
 
 
 @lru_cache(maxsize=256)

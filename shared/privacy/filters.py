@@ -308,7 +308,7 @@ def federation_epsilon(
 
     While all sites are in one declared course, what a patient pays at several of them is still one fixed list (PLD).
     Otherwise the `overlap` largest Rényi divergences are summed at each order of the fixed list, which bounds every
-    choice of sites.
+    choice of sites. Distributed noise is counted once (`composition.overlapping_curve`).
 
     Examples:
         >>> charges = [Charged(course="c", events=(Event(
@@ -330,11 +330,13 @@ def federation_epsilon(
         lists = {site: found for site, found in covered.items() if found is not None}
         if len(lists) == len(covered):
             together = accounting.federation_epsilon(lists, COURSE_SHARE * delta, overlap, adjacency=adjacency)
-    curves = [_curve(site, adjacency) for site in events.values()]
-    if any(curve is None for curve in curves):
+    charged = [accounting.merged_charges(site) for site in events.values()]
+    merged = [charges for charges in charged if charges is not None]
+    if len(merged) < len(charged):
         return math.inf
-    known = [curve for curve in curves if curve is not None]
+    every, size = [charge for charges in merged for charge in charges], min(overlap, len(merged))
+    known = [composition.overlapping_curve(charges, size, every, adjacency) for charges in merged]
     if not known or not any(curve.any() for curve in known):
         return 0.0
-    summed = np.sort(np.stack(known), axis=0)[-min(overlap, len(known)) :].sum(axis=0)
+    summed = np.sort(np.stack(known), axis=0)[-size:].sum(axis=0)
     return min(together, _filter_of(summed, delta, None))

@@ -15,12 +15,22 @@ amplification by subsampling. `projected` follows PDP-SGD (arXiv 2007.03813), `f
 "Differentially Private 2D Human Pose Estimation" (arXiv 2504.10190).
 """
 
-from typing import Annotated, Literal, Self
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy.accounting import UNTIERED, Event, Noise, UnitKind
+from wardpose.shared.privacy.distributed import DistributedNoise
 from wardpose.shared.privacy.schedules import Schedule
 
 Name = Literal["none", "public-only", "dp-sgd", "projected", "feature", "feature-projective"]
@@ -131,6 +141,8 @@ class Mechanism(_Options):
         schedule: pre-declared (C, sigma, q) of every step of the run; they replace the three values above.
         feature: options of the public part.
         projection: options of the basis.
+        distributed: under secure aggregation: the noise is that of the sum over sites, of which each adds a share. In a
+            plan `server.aggregation` decides it.
 
     Raises:
         pydantic.ValidationError: a value is out of range, or options contradict each other.
@@ -149,6 +161,15 @@ class Mechanism(_Options):
     schedule: Schedule | None = None
     feature: FeatureOptions = FeatureOptions()
     projection: ProjectionOptions = ProjectionOptions()
+    distributed: DistributedNoise | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is absent, so that a course keeps the identity that earlier versions gave it."""
+        values: dict[str, Any] = handler(self)
+        if self.distributed is None:
+            values.pop("distributed", None)
+        return values
 
     @model_validator(mode="before")
     @classmethod
@@ -178,6 +199,8 @@ class Mechanism(_Options):
             raise ValueError(f'tier "{UNTIERED}" is the name of the units without a tier')
         if self.schedule is not None:
             self._check_schedule(self.schedule)
+        if self.distributed is not None:
+            self._check_distributed(self.distributed)
         multipliers = [self.noise_multiplier, *([projection.residual.noise_multiplier] if projection.residual else [])]
         if self.discrete and max(multipliers) > _LARGEST_EXACT_MULTIPLIER:
             raise ValueError(
@@ -185,6 +208,13 @@ class Mechanism(_Options):
                 f"{_LARGEST_EXACT_MULTIPLIER:.0f}"
             )
         return self
+
+    def _check_distributed(self, distributed: DistributedNoise) -> None:
+        if self.name != "dp-sgd":
+            raise ValueError(f'distributed noise with mechanism "{self.name}"; allowed: "dp-sgd"')
+        phases = self.schedule.phases if self.schedule is not None else (self,)
+        for phase in phases:
+            distributed.scale(phase.noise_multiplier)
 
     def _check_schedule(self, schedule: Schedule) -> None:
         if not self.is_private or self.tiers or self.projection.residual is not None:
@@ -227,7 +257,8 @@ class Mechanism(_Options):
         A round whose gate falls back to R^p keeps the kind of noise that was reserved, so it then pays for
         exact noise there.
         """
-        return self.exact_noise or (self.uses_basis and self.projection.residual is None)
+        exact = self.exact_noise or self.distributed is not None
+        return exact or (self.uses_basis and self.projection.residual is None)
 
     @property
     def sends_coefficients(self) -> bool:
@@ -299,11 +330,15 @@ class Mechanism(_Options):
             raise ValueError(f"steps is {steps}; allowed: 0 or more")
         if steps == 0:
             return ()
+        kind: Noise = "discrete-gaussian" if self.discrete else "gaussian"
+        shares = 1
+        if self.distributed is not None:
+            kind, shares = "distributed-discrete-gaussian", self.distributed.honest
         if self.schedule is not None:
-            kind: Noise = "discrete-gaussian" if self.discrete else "gaussian"
-            return self.schedule.events(
+            phases = self.schedule.events(
                 first, steps, unit=self.unit, mechanism=self.name, noise=kind, adjacency=self.adjacency
             )
+            return tuple(replace(event, shares=shares) for event in phases)
         return tuple(
             Event(
                 mechanism=self.name,
@@ -312,7 +347,8 @@ class Mechanism(_Options):
                 noise_multiplier=self.effective_noise_multiplier,
                 steps=steps,
                 max_grad_norm=self.max_grad_norm,
-                noise="discrete-gaussian" if self.discrete else "gaussian",
+                noise=kind,
+                shares=shares,
                 tier=tier or (UNTIERED if self.tiers else ""),
                 adjacency=self.adjacency,
             )

@@ -8,15 +8,16 @@ from torch import Tensor
 
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import PoseModel, Strategy
+from wardpose.shared.privacy.clipping import GRID
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.privacy.noise import Streams
 from wardpose.shared.training.basis import decode_coordinates
 from wardpose.shared.training.cohort import CohortData, PublicData, load_bags
 from wardpose.shared.training.gradients import UnitGradients
 from wardpose.shared.training.projection import ProjectionReport
-from wardpose.shared.training.settings import LocalTraining, refuse_uplink
+from wardpose.shared.training.settings import LocalTraining, refuse_distributed, refuse_uplink
 from wardpose.shared.training.step import DeclaredUnits, StepGradient
-from wardpose.shared.vectors import Vector, map_vector
+from wardpose.shared.vectors import Vector, map_vector, unflatten
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -34,6 +35,8 @@ class LocalUpdate:
         projection: what the gate decided from public gradients; `None` without a basis.
         coefficients: (m,) float64 coordinates of the update in the public frames' gradients, when the
             mechanism's uplink asks for them and the basis was used; the update is then redundant.
+        share: (p,) int64, what the site adds to the sum over sites, where the mechanism's noise is distributed. It must
+            not leave unmasked, and there is no update then.
 
     """
 
@@ -43,6 +46,7 @@ class LocalUpdate:
     secure: bool
     projection: ProjectionReport | None = None
     coefficients: Tensor | None = None
+    share: Tensor | None = None
 
 
 def local_update(
@@ -55,6 +59,7 @@ def local_update(
     declared_units: DeclaredUnits,
     public: PublicData | None = None,
     first_step: int = 0,
+    sites: int = 1,
     progress: Progress | None = None,
 ) -> LocalUpdate:
     """Train `training.steps` noised steps from the model's weights; the model itself is not changed.
@@ -69,6 +74,7 @@ def local_update(
             mechanism has tiers.
         public: public data for the basis of `projected` and `feature-projective`.
         first_step: noised steps that the run took before this round, the position in a schedule.
+        sites: that add up, where the mechanism's noise is distributed.
         progress: called after each step.
 
     Raises:
@@ -77,6 +83,7 @@ def local_update(
     """
     try:
         refuse_uplink(mechanism, training)
+        refuse_distributed(mechanism, training)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     autocast = training.precision == "bfloat16" and next(model.parameters()).is_cuda
@@ -87,6 +94,9 @@ def local_update(
     step_gradient = StepGradient(
         engine, data, mechanism, streams=streams, declared_units=declared_units, public=public, first_step=first_step
     )
+    if mechanism.distributed is not None:
+        share = step_gradient.share(leaves, sites=sites)
+        return LocalUpdate(update={}, mechanism=mechanism, steps=1, secure=streams.secure, share=share)
     for step in range(training.steps):
         gradient = step_gradient(leaves)
         for name, leaf in leaves.items():
@@ -103,6 +113,28 @@ def local_update(
         projection=projection,
         coefficients=None if coordinates is None else -training.optimizer.learning_rate * coordinates,
     )
+
+
+def apply_sum(
+    parameters: Vector, total: Tensor, mechanism: Mechanism, training: LocalTraining, *, expected: float
+) -> Vector:
+    """Turn the sum over sites into the update that one site with all their patients would have made; float32.
+
+    Args:
+        parameters: the trained weights that the round started from.
+        total: (p,) int64, the sum of the sites' shares.
+        mechanism: of the round's step (`Mechanism.at`).
+        training: how weights follow gradients.
+        expected: sum of the sites' expected batch sizes.
+
+    """
+    leaves = map_vector(torch.clone, parameters)
+    algorithm = training.optimizer.build(list(leaves.values()))
+    gradient = total.double() * (mechanism.max_grad_norm / GRID / expected)
+    for name, value in unflatten(gradient, leaves).items():
+        leaves[name].grad = value
+    algorithm.step()
+    return map_vector(lambda after, before: (after - before).float(), leaves, parameters)
 
 
 def decode_update(

@@ -75,6 +75,25 @@ class LocalTraining(BaseModel):
     precision: ForwardPrecision = "float32"
 
 
+def refuse_distributed(mechanism: Mechanism, training: LocalTraining) -> None:
+    """Refuse what shares of noise cannot protect (`privacy.distributed`); part of every plan's and order's validation.
+
+    Raises:
+        ValueError: a site would take several steps, or follow the gradient in a way that the sum over sites cannot.
+
+    """
+    if mechanism.distributed is None:
+        return
+    if training.steps != 1:
+        raise ValueError(f"training.steps is {training.steps}; secure aggregation allows 1, a round is one step")
+    optimizer = training.optimizer
+    if optimizer.name != "sgd" or optimizer.momentum:
+        raise ValueError(
+            f'training.optimizer is "{optimizer.name}" with momentum {optimizer.momentum:g}; secure aggregation allows '
+            '"sgd" without (server.aggregation.name "fedadam" adapts steps at the server)'
+        )
+
+
 def refuse_uplink(mechanism: Mechanism, training: LocalTraining) -> None:
     """Refuse what coefficients cannot express; part of every order's validation, before anything is charged.
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.privacy.clipping import ClipSum, ProjectClipSum, Query, add_noise
+from wardpose.shared.privacy.clipping import ClipSum, ProjectClipSum, Query, add_noise, add_share
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.privacy.noise import Streams
 from wardpose.shared.privacy.sampling import poisson_sample
@@ -96,6 +96,26 @@ class StepGradient:
             parts.append(self._public(parameters))
         self._step += 1
         return parts[0] if len(parts) == 1 else map_vector(torch.add, *parts)
+
+    def share(self, parameters: Vector, *, sites: int) -> Tensor:
+        """Return what this site adds to a step over the cohorts of so many sites: (p,) int64, in grid steps.
+
+        Raises:
+            ConfigError: the mechanism's noise is not distributed.
+
+        """
+        mechanism = self._mechanism.at(self._step)
+        if mechanism.distributed is None:
+            raise ConfigError("the mechanism's noise is not distributed; a site's share alone would protect nobody")
+        query = _main_query(mechanism, parameters, None)
+        total = query.zero()
+        for gradients, count in self._gradients(parameters, self._sample(mechanism), mechanism):
+            query.add(total, gradients, count)
+        self._step += 1
+        noised = add_share(
+            total, mechanism.distributed, mechanism.noise_multiplier, sites=sites, stream=self._streams.noise
+        )
+        return torch.from_numpy(noised)
 
     @property
     def projection(self) -> ProjectionReport | None:

@@ -156,6 +156,27 @@ def ledger(
     _show(measure_ledger(setting, folder), name, save=save, as_json=as_json)
 
 
+@app.command("secure-aggregation")
+def secure_aggregation(
+    sites: Annotated[str, typer.Option(help="Numbers of sites, with commas between.")] = "4,10",
+    parameters: Annotated[str, typer.Option(help="Lengths of the vector, with commas between.")] = "91000",
+    dropouts: Annotated[str, typer.Option(help="Shares of the sites that drop out, with commas between.")] = "0,0.2",
+    repetitions: Annotated[int, typer.Option(min=1, help="Interleaved rounds; the best one counts.")] = 2,
+    save: Save = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time and bytes of secure aggregation beside plain aggregation."""
+    from wardpose.simulation.benchmarks.secure_aggregation import Setting, measure_secure_aggregation, numbers_from
+
+    setting = Setting(
+        sites=tuple(int(number) for number in numbers_from(sites, "--sites")),
+        parameters=tuple(int(number) for number in numbers_from(parameters, "--parameters")),
+        dropouts=numbers_from(dropouts, "--dropouts"),
+        repetitions=repetitions,
+    )
+    _show(measure_secure_aggregation(setting), "secure-aggregation", save=save, as_json=as_json)
+
+
 def _strategy(name: str) -> Any:
     from wardpose.shared.pose.model import Strategy as Known
 

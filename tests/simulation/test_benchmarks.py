@@ -73,3 +73,19 @@ def test_unknown_names_are_refused() -> None:
         outcome = CliRunner().invoke(app, ["benchmark", "step", option, "half"])
         assert isinstance(outcome.exception, ConfigError)
         assert f'{option} "half" is unknown' in str(outcome.exception)
+
+
+def test_secure_aggregation_is_measured_beside_plain_and_adds_up_exactly() -> None:
+    arguments = ["benchmark", "secure-aggregation", "--sites", "4", "--parameters", "1000", "--json"]
+    result = json.loads(CliRunner().invoke(app, arguments).stdout)
+    assert [(row["sites"], row["parameters"], row["dropouts"], row["missing"]) for row in result["rows"]] == [
+        (4, 1000, 0.0, 0), (4, 1000, 0.2, 1)
+    ]  # fmt: skip
+    assert all(row["exact"] and row["time_ratio"] > 0 and row["bytes_ratio"] > 1 for row in result["rows"])
+
+
+@pytest.mark.parametrize("wrong", [("--sites", "2"), ("--dropouts", "0.5"), ("--parameters", "many")])
+def test_sizes_that_cannot_be_measured_are_refused(wrong: tuple[str, str]) -> None:
+    result = CliRunner().invoke(app, ["benchmark", "secure-aggregation", *wrong])
+    assert isinstance(result.exception, ConfigError)
+    assert "allowed" in str(result.exception)
