@@ -164,6 +164,7 @@ parts = pytest.mark.parametrize("part", [pytest.param(0, marks=pytest.mark.guard
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @parts
 def test_a_site_killed_at_every_write_of_a_round_goes_on_from_there(site: Runs, part: int) -> None:
     points = [("kill", at) for at in writes(site.calls)]
@@ -172,6 +173,7 @@ def test_a_site_killed_at_every_write_of_a_round_goes_on_from_there(site: Runs, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS])
 @pytest.mark.parametrize("fault", ["fail once", "fail on"])
 @parts
@@ -183,6 +185,7 @@ def test_a_site_whose_disk_refuses_any_write_sends_nothing_unpaid(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @parts
 def test_a_server_killed_at_every_write_of_a_run_goes_on_from_there(server: Runs, part: int) -> None:
     for what in ("checkpoint", "ledger", "journal", "heads", "model", "initial", "latest-run", "lock"):
@@ -192,6 +195,7 @@ def test_a_server_killed_at_every_write_of_a_run_goes_on_from_there(server: Runs
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @parts
 def test_a_server_whose_disk_is_full_from_any_write_on_goes_on_when_there_is_room(server: Runs, part: int) -> None:
     full = [("fail on", at) for at in writes(server.calls, "^(write|open|allocate|mkdir)")]
