@@ -136,6 +136,17 @@ class Ledger:
         """
         return cls(path, readonly=True)
 
+    def begin(self) -> None:
+        """Make the file where there is none, so that its first head is told from that of any other ledger.
+
+        Raises:
+            LedgerError: it cannot be written, or is lost.
+
+        """
+        if not self.path.exists():
+            with self._chain.transaction():
+                pass
+
     def declare(
         self,
         cohort: str,
