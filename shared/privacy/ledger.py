@@ -590,8 +590,9 @@ def _refuse_overlap(tally: Tally, cohort: str, new: Charged, limit: OverlapBudge
         BudgetExceeded: says which limit.
 
     """
+    accounts = {tally.names.get(name, name) for name in limit.cohorts} or set(tally.cohorts)
     for window in limit.budget.windows(study, month):
-        charges = {name: tally.charges(name, window.holds) for name in limit.cohorts or tally.cohorts}
+        charges = {name: tally.charges(name, window.holds) for name in accounts}
         charges[cohort] = [*charges.get(cohort, []), new]
         total = limit.spent({name: window.charged(found) for name, found in charges.items()})
         allowed = limit.budget.epsilon if window.limit is None else window.limit
