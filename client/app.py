@@ -15,7 +15,7 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from wardpose.client.contact import LedgersApartError, facts_hash
+from wardpose.client.contact import LedgersApartError, OutdatedOrderError, facts_hash
 from wardpose.client.evaluation import evaluate_cohort
 from wardpose.client.policy import charged_events, check_evaluation, check_order, check_weights
 from wardpose.client.release import at_declared_times, build_kept, build_release, build_status
@@ -54,6 +54,7 @@ logger = logging.getLogger("wardpose.client")
 app = ClientApp()
 
 _CODES = {
+    OutdatedOrderError: Refusal.OUTDATED,
     SignatureError: Refusal.SEAL,
     LedgersApartError: Refusal.APART,
     BudgetExceeded: Refusal.BUDGET,
@@ -254,6 +255,7 @@ def _preflight(message: Message, path: Path) -> Message:
     if order.code_hash != code_hash():
         return refusal(Refusal.CODE, message)
     ledger = site.ledger()
+    ledger.begin()
     kind = PREFLIGHT if isinstance(order, RoundOrder) else PREFLIGHT_EVALUATION
     conversation = site.contact.opened(
         message.content, site=site.config.site, kind=kind, ledger=ledger, signer=site.signer

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from flwr.app import RecordDict
 
+from wardpose.client.journal import SiteJournal
 from wardpose.shared.errors import DamagedError, LedgerError
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.expiry import NothingReleased
@@ -30,6 +31,7 @@ from wardpose.shared.sqlite import as_rows, read_rows, transaction
 logger = logging.getLogger("wardpose.client")
 
 _NOTHING = Head(0, "0" * 64)
+_FRESH = 86400.0  # seconds between the signing of an order and its beginning
 _SERVED, _VOID = "served", "void"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS seals (nonce TEXT PRIMARY KEY, kind TEXT NOT NULL, received INTEGER NOT NULL);
@@ -46,11 +48,16 @@ CREATE TABLE IF NOT EXISTS receipts (
 CREATE TABLE IF NOT EXISTS charges (reservation TEXT PRIMARY KEY, state TEXT NOT NULL, since INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS alarms (number INTEGER PRIMARY KEY, what TEXT NOT NULL, raised INTEGER NOT NULL,
     cleared INTEGER);
+CREATE TABLE IF NOT EXISTS accepted (number INTEGER PRIMARY KEY, why TEXT NOT NULL, since REAL NOT NULL);
 """
 
 
 class LedgersApartError(LedgerError):
     """The coordinator's ledger and the site's do not agree on what was charged."""
+
+
+class OutdatedOrderError(SignatureError):
+    """The coordinator signed an order that something else has overtaken since; it may ask again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +115,14 @@ class Contact:
     Attributes:
         path: an SQLite file, made on the first write.
         coordinator: its public key.
+        witness: remembers how many messages were believed, so that a lost or old file is told from a new one.
 
     """
 
-    def __init__(self, path: Path, coordinator: PublicKey) -> None:
+    def __init__(self, path: Path, coordinator: PublicKey, witness: SiteJournal | None = None) -> None:
         self.path = path
         self.coordinator = coordinator
+        self.witness = witness
 
     def opened(self, content: RecordDict, *, site: str, kind: str, ledger: Ledger, signer: Signer) -> Conversation:
         """Believe a message, or refuse it; what was believed is remembered durably.
@@ -134,14 +143,15 @@ class Contact:
         self._use_once(seal)
         with self._alarming():
             self._check_heads(seal, ledger)
-            receipts = [self._read_receipt(receipt, site) for receipt in seal.receipts]
+            receipts = [self._read_receipt(receipt, site, ledger) for receipt in seal.receipts]
             with transaction(self.path, _SCHEMA) as connection:
                 for receipt in receipts:
                     connection.execute(
                         "INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?)",
                         (receipt.digest, receipt.text, receipt.signature, int(time.time())),
                     )
-                if self.remembered() in (_NOTHING, seal.confirmed):
+                before = self.remembered()
+                if before == _NOTHING or seal.confirms(before):
                     self._remember(connection, seal)
         words = tuple(self._words(seal, site=site, ledger=ledger, signer=signer))
         return Conversation(seal=seal, signer=signer, server_ledger=self.remembered(), words=words)
@@ -150,14 +160,22 @@ class Contact:
         """Note that an order is about to be carried out: from here on something may leave for its charge.
 
         Raises:
-            SignatureError: the coordinator names no charge, or this site signed that nothing was released for it.
+            SignatureError: the coordinator names no charge.
+            OutdatedOrderError: this site signed that nothing was released for it, or the order is old: whoever carries
+                messages could otherwise repeat those of before the site was put back from a backup.
 
         """
-        charge = conversation.seal.charge
+        seal, now = conversation.seal, time.time()
+        charge = seal.charge
         if charge is None:
             raise SignatureError("the coordinator does not say what pays for the order")
+        if not max(now - _FRESH, self._accepted()) <= seal.issued <= now + _FRESH:
+            raise OutdatedOrderError(
+                f"the order was signed {now - seal.issued:.0f} s ago by the clocks of both sides, or before "
+                f"accept-coordinator-ledger (allowed: within {_FRESH:.0f} s; are both clocks right?)"
+            )
         if self._settle(charge, _SERVED) != _SERVED:
-            raise SignatureError(f"of charge {charge[:12]} this site has signed that nothing was released")
+            raise OutdatedOrderError(f"of charge {charge[:12]} this site has signed that nothing was released")
 
     def _words(self, seal: OrderSeal, *, site: str, ledger: Ledger, signer: Signer) -> Iterator[Word]:
         """Sign what never began here, and see that it never does: once signed, such an order is not carried out."""
@@ -199,11 +217,11 @@ class Contact:
         """See that the coordinator knows that its ledger still holds what this site remembers of it.
 
         Raises:
-            SignatureError: it does not say so yet; a preflight brings it about.
+            OutdatedOrderError: it does not say so yet; a preflight brings it about.
 
         """
-        if conversation.server_ledger not in (conversation.seal.ledger, conversation.seal.confirmed):
-            raise SignatureError(
+        if not conversation.seal.confirms(conversation.server_ledger):
+            raise OutdatedOrderError(
                 f"the coordinator does not confirm entry {conversation.server_ledger.sequence} of its ledger, "
                 "which this site has seen"
             )
@@ -240,7 +258,10 @@ class Contact:
         return open_alarms(self.path)
 
     def accept_another(self, why: str) -> None:
-        """Let the coordinator go on with another ledger: the old one was lost, and staff of both sides know of it."""
+        """Let both go on although the coordinator's ledger, or this file, was lost; staff of both sides know of it.
+
+        Orders that were signed before are not carried out: this file no longer tells which of them were.
+        """
         with transaction(self.path, _SCHEMA) as connection:
             connection.execute("DELETE FROM coordinator_head WHERE coordinator = ?", (self.coordinator.fingerprint,))
             connection.execute("UPDATE alarms SET cleared = ? WHERE cleared IS NULL", (int(time.time()),))
@@ -248,12 +269,31 @@ class Contact:
                 "INSERT INTO alarms (what, raised, cleared) VALUES (?, ?, ?)",
                 (f"another ledger of the coordinator was accepted: {why}", int(time.time()), int(time.time())),
             )
+            connection.execute("INSERT INTO accepted (why, since) VALUES (?, ?)", (why, time.time()))
+            (there,) = connection.execute("SELECT coalesce(max(rowid), 0) FROM seals").fetchone()
+        if self.witness is not None:
+            self.witness.remember_messages(there, lost=True)
+
+    def _accepted(self) -> float:
+        """When staff last said that this site goes on with what is here; what was signed before is not carried out."""
+        rows = _rows(self.path, "SELECT since AS issued FROM accepted ORDER BY number DESC LIMIT 1")
+        found = as_rows(_Issued, rows, self.path)
+        return found[0].issued if found else 0.0
 
     def _use_once(self, seal: OrderSeal) -> None:
-        with transaction(self.path, _SCHEMA) as connection:
+        known = 0 if self.witness is None else self.witness.messages()
+        with self._alarming(clears=False), transaction(self.path, _SCHEMA) as connection:
+            (there,) = connection.execute("SELECT coalesce(max(rowid), 0) FROM seals").fetchone()
+            if there < known:
+                raise LedgersApartError(
+                    f"{self.path}: holds {there} messages, but {known} were believed before; which orders were carried "
+                    "out is lost (restore the newest backup, or: wardpose site accept-coordinator-ledger)"
+                )
             new = connection.execute(
                 "INSERT OR IGNORE INTO seals VALUES (?, ?, ?)", (seal.nonce, seal.kind, int(time.time()))
             ).rowcount
+        if self.witness is not None:
+            self.witness.remember_messages(there + new)
         if not new:
             raise SignatureError("the order came before; it is carried out once")
 
@@ -271,7 +311,7 @@ class Contact:
                 "not in it (an old backup? restore the newest)"
             )
 
-    def _read_receipt(self, signed: SignedReceipt, site: str) -> SignedReceipt:
+    def _read_receipt(self, signed: SignedReceipt, site: str, ledger: Ledger) -> SignedReceipt:
         """Check that a receipt says nothing that this site knows to be wrong."""
         try:
             receipt = signed.opened(self.coordinator)
@@ -279,15 +319,19 @@ class Contact:
             raise LedgersApartError(f"a receipt is not the coordinator's: {error}") from error
         if receipt.site != site:
             raise LedgersApartError(f"a receipt is of site {receipt.site}")
-        if receipt.release is not None and not self._was_sent(receipt):
+        if receipt.release is not None and not self._was_sent(receipt, ledger):
             raise LedgersApartError(
                 f"the coordinator has a release of run {receipt.run}, round {receipt.round}, that this site never sent"
             )
         return signed
 
-    def _was_sent(self, receipt: Receipt) -> bool:
+    def _was_sent(self, receipt: Receipt, ledger: Ledger) -> bool:
+        """Tell whether this site sent a release; of before staff said that the list was lost, whether it was paid."""
         query = "SELECT release FROM sent WHERE release = ? AND order_hash = ?"
-        return bool(_rows(self.path, query, receipt.release, receipt.order))
+        if _rows(self.path, query, receipt.release, receipt.order):
+            return True
+        paid = ((entry.body["run"], entry.body["round"]) for entry in ledger.all_reservations())
+        return receipt.issued < self._accepted() and (receipt.run, receipt.round) in paid
 
     def _issued(self) -> float:
         """When the coordinator said what the site remembers."""
@@ -304,8 +348,8 @@ class Contact:
         )
 
     @contextmanager
-    def _alarming(self) -> Iterator[None]:
-        """Write down a disagreement that the block finds, once, or that there is none any more."""
+    def _alarming(self, *, clears: bool = True) -> Iterator[None]:
+        """Write down a disagreement that the block finds, once, or (`clears`) that there is none any more."""
         try:
             yield
         except LedgersApartError as error:
@@ -316,7 +360,7 @@ class Contact:
                         "INSERT INTO alarms (what, raised) VALUES (?, ?)", (str(error), int(time.time()))
                     )
             raise
-        if self.alarms():
+        if clears and self.alarms():
             with transaction(self.path, _SCHEMA) as connection:
                 connection.execute("UPDATE alarms SET cleared = ? WHERE cleared IS NULL", (int(time.time()),))
 

@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS orders (
     detail TEXT NOT NULL DEFAULT '',
     bytes_up INTEGER NOT NULL DEFAULT 0
 );
+CREATE TABLE IF NOT EXISTS messages (one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS ledger_head (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     sequence INTEGER NOT NULL,
@@ -53,6 +54,11 @@ class OrderRow:
 class _Head:
     sequence: int
     hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Messages:
+    number: int
 
 
 class SiteJournal:
@@ -134,3 +140,22 @@ class SiteJournal:
                 )
         except (sqlite3.Error, OSError) as error:
             raise LedgerError(f"{self.path}: the ledger's head cannot be remembered ({error})") from error
+
+    def messages(self) -> int:
+        """Return how many messages of the coordinator this site has believed, as last remembered."""
+        try:
+            rows = as_rows(_Messages, read_rows(self.path, "SELECT number FROM messages"), self.path)
+        except DamagedError as error:
+            if "no such table" in str(error):  # written by an earlier version
+                return 0
+            raise
+        return rows[0].number if rows else 0
+
+    def remember_messages(self, number: int, *, lost: bool = False) -> None:
+        """Keep how many messages were believed; a smaller number than is known only where staff say they were lost."""
+        with transaction(self.path, _SCHEMA) as connection:
+            connection.execute(
+                "INSERT INTO messages VALUES (1, ?) ON CONFLICT (one) DO UPDATE "
+                "SET number = excluded.number WHERE excluded.number > number OR ?",
+                (number, lost),
+            )

@@ -84,7 +84,7 @@ class Site:
             ConfigError: its public key is missing.
 
         """
-        return Contact(self.config.state / "contact.sqlite", load_public_key(self.config.coordinator_key))
+        return Contact(self.config.state / "contact.sqlite", load_public_key(self.config.coordinator_key), self.journal)
 
     @cached_property
     def node_keys(self) -> dict[str, PublicKey]:

@@ -146,7 +146,7 @@ class Admission:
         if status.code_hash != order.code_hash:
             raise Rejected(Reason.ORDER, "it runs other code than the server")
         self._check_facts(status)
-        self._check_head(status.site, status, grown=False)
+        self._check_head(status.site, status, seal, grown=False)
         self._hears(status, signed_by)
         return status
 
@@ -163,7 +163,7 @@ class Admission:
         if kept.site != site:
             raise Rejected(Reason.SENDER, f'asked as "{site}", it gives another name')
         signed_by = self._check_signed(content, kept, seal, key)
-        self._check_head(site, kept, grown=False)
+        self._check_head(site, kept, seal, grown=False)
         self._hears(kept, signed_by)
 
     def release(
@@ -200,7 +200,7 @@ class Admission:
         _check_answers(release, site, order)
         signed_by = self._check_signed(content, release, seal, key)
         _check_delta(release)
-        self._check_head(site, release, grown=True)
+        self._check_head(site, release, seal, grown=True)
         with _reading(Reason.ARRAYS):
             received = unpack_arrays(content, self._forms(weights) if masked is None else [{MASKED: masked}])
         if hash_arrays(received) != release.arrays:
@@ -273,7 +273,7 @@ class Admission:
         _check_facts_of(release, asked | {"weights_hash": order.weights_hash, "code_hash": order.code_hash})
         signed_by = self._check_signed(content, release, seal, key)
         _check_delta(release)
-        self._check_head(site, release, grown=True)
+        self._check_head(site, release, seal, grown=True)
         form = ArrayForm(shape=(order.layout.size,), dtype=np.dtype(np.float64))
         with _reading(Reason.ARRAYS):
             received = unpack_arrays(content, [{SCORES: form}])
@@ -306,9 +306,9 @@ class Admission:
         except ConfigError as error:
             raise Rejected(Reason.FACTS, str(error)) from error
 
-    def _check_head(self, site: str, stated: SiteAnswer, *, grown: bool) -> None:
+    def _check_head(self, site: str, stated: SiteAnswer, seal: OrderSeal, *, grown: bool) -> None:
         try:
-            self.heads.check(site, stated.ledger_sequence, stated.ledger_head, grown=grown)
+            self.heads.check(site, stated.ledger_sequence, stated.ledger_head, grown=grown, asked=seal.site_ledger)
         except LedgerError as error:
             self.contact.alarm(site, str(error))
             raise Rejected(Reason.LEDGER, str(error)) from error

@@ -19,6 +19,7 @@ from wardpose.server.ledger import ServerLedger
 from wardpose.server.limits import Limits
 from wardpose.shared.errors import BudgetExceeded, LedgerError
 from wardpose.shared.privacy.accounting import UNITS, Adjacency, Event, UnitKind, epsilon
+from wardpose.shared.privacy.budget import OverlapBudget
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.privacy.filters import federation_epsilon
@@ -66,7 +67,7 @@ class GlobalBudget:
                 round=round_number,
                 budget=self._limit(epsilon, course),
                 course=course,
-                further=self.limits.of(account, course.federation),
+                further=self._further(site, account, course),
             )
         except BudgetExceeded as error:
             logger.warning("site %s: %s", site, error)
@@ -77,7 +78,7 @@ class GlobalBudget:
     def affords(self, site: str, events: Sequence[Event], *, epsilon: float, course: Course) -> bool:
         """Tell whether `reserve` would charge a site now; charges nothing."""
         account = self.ledger.account_of(site)
-        further = self.limits.of(account, course.federation)
+        further = self._further(site, account, course)
         try:
             self.ledger.check(account, events, budget=self._limit(epsilon, course), course=course, further=further)
         except BudgetExceeded as error:
@@ -157,6 +158,11 @@ class GlobalBudget:
         disjoint = max((self.epsilon(site) for site in sites), default=0.0)
         overlap = federation_epsilon(charges, delta=self.delta, overlap=self.overlap, adjacency=adjacency)
         return disjoint, max(disjoint, overlap)  # both are infinite where one site's is
+
+    def _further(self, site: str, account: str, course: Course) -> list[Budget | OverlapBudget]:
+        """Return the coordinator's limits of an account, and those of the name that the site has now."""
+        names = dict.fromkeys([account, *([site] if site in self.limits.sites else [])])
+        return [limit for name in names for limit in self.limits.of(name, course.federation)]
 
     def _limit(self, epsilon: float, course: Course) -> Budget:
         mechanism = course.mechanism

@@ -25,6 +25,7 @@ from wardpose.shared.privacy.expiry import read_statement
 from wardpose.shared.seals import (
     MOST_CHARGES,
     MOST_RECEIPTS,
+    MOST_STATED,
     Charge,
     Head,
     OrderSeal,
@@ -40,9 +41,14 @@ from wardpose.shared.wire import SiteAnswer
 
 logger = logging.getLogger("wardpose.server")
 
+_ON_ITS_WAY = 86400.0  # seconds that an order of another run may take to its site
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS keys (site TEXT PRIMARY KEY, key TEXT NOT NULL, since REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS confirmed (site TEXT PRIMARY KEY, sequence INTEGER NOT NULL, hash TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS stated (
+    number INTEGER PRIMARY KEY, site TEXT NOT NULL, sequence INTEGER NOT NULL, hash TEXT NOT NULL,
+    UNIQUE (site, sequence, hash)
+);
 CREATE TABLE IF NOT EXISTS receipts (
     number INTEGER PRIMARY KEY, site TEXT NOT NULL, digest TEXT NOT NULL UNIQUE, text TEXT NOT NULL,
     signature TEXT NOT NULL, acknowledged REAL
@@ -99,13 +105,15 @@ class Contact:
         path: an SQLite file, made on the first write.
         signer: the coordinator's key.
         ledger: the coordinator's.
+        run: whose messages are sealed: orders of other runs may still be on their way to a site.
 
     """
 
-    def __init__(self, path: Path, signer: Signer, ledger: ServerLedger, heads: Heads) -> None:
+    def __init__(self, path: Path, signer: Signer, ledger: ServerLedger, heads: Heads, *, run: str = "") -> None:
         self.path = path
         self.signer = signer
         self.ledger = ledger
+        self.run = run
         self._heads = heads
 
     def sealed(
@@ -124,23 +132,57 @@ class Contact:
         """
         known = site != "*"
         asks = known and charge is None
+        issued, head, stated = self._stamp(site if known else None)
         return seal(
             content,
             self.signer,
             site=site,
             kind=kind,
-            ledger=self.ledger.head(),
+            ledger=head,
             site_ledger=self._heads.last(site) if known else None,
             confirmed=self._confirmed(site) if known else None,
+            stated=stated,
             receipts=tuple(self.undelivered(site)[:MOST_RECEIPTS]) if known else (),
             charge=charge,
-            unanswered=tuple(self._unanswered(site)[-MOST_CHARGES:]) if asks else (),
+            unanswered=tuple(self._unanswered(site, settled=True)[-MOST_CHARGES:]) if asks else (),
+            issued=issued,
         )
 
-    def _unanswered(self, site: str) -> list[Charge]:
+    def _stamp(self, site: str | None) -> tuple[float, Head, list[Head]]:
+        """Return the time, the ledger's head at it, and the heads that the last seals for a site named.
+
+        One process at a time: were the head read before another run's charge and the time taken after it, the site
+        would see a ledger that went back.
+        """
+        with transaction(self.path, _SCHEMA) as connection:
+            issued, head = time.time(), Head(*self.ledger.head())
+            if site is None:
+                return issued, head, []
+            rows = connection.execute(
+                "SELECT sequence, hash FROM stated WHERE site = ? ORDER BY number DESC LIMIT ?", (site, MOST_STATED)
+            ).fetchall()
+            connection.execute("INSERT OR IGNORE INTO stated (site, sequence, hash) VALUES (?, ?, ?)", (site, *head))
+            connection.execute(
+                "DELETE FROM stated WHERE site = ? AND number NOT IN "
+                "(SELECT number FROM stated WHERE site = ? ORDER BY number DESC LIMIT ?)",
+                (site, site, MOST_STATED),
+            )
+        return issued, head, [earlier for row in rows if self.ledger.contains(earlier := Head(*row))]
+
+    def _unanswered(self, site: str, *, settled: bool) -> list[Charge]:
+        """Return the charges without an answer that the site's ledger can tell about: none of before it began.
+
+        Args:
+            site: whose.
+            settled: only those whose order is surely not on its way any more: of this run, or old.
+
+        """
+        began = max(self._heads.settled(name) for name in (site, self.ledger.account_named(site)))
         return [
             Charge(ledger=each.ledger, reservation=each.reservation, run=each.run, round=each.round)
-            for each in self.ledger.open_reservations(site)
+            for each in self.ledger.open_reservations(
+                site, after=began, run=self.run if settled else None, old=time.time() - _ON_ITS_WAY
+            )
         ]
 
     def check_key(self, site: str, stated: str, registered: PublicKey | None) -> PublicKey:
@@ -156,10 +198,16 @@ class Contact:
 
         """
         rows = as_rows(_Key, _rows(self.path, "SELECT key FROM keys WHERE site = ?", site), self.path)
-        known = registered or (read_public_key(rows[0].key, self.path) if rows else None)
+        bound = self.ledger.key_of(self.ledger.account_named(site))  # the SuperLink may name another key since
         key = read_public_key(stated, f"site {site}")
-        if known is not None and key != known:
-            raise SignatureError(f"its key is {key.fingerprint[:16]}, not the registered one {known.fingerprint[:16]}")
+        for known in (
+            read_public_key(bound, self.ledger.path) if bound else None,
+            registered or (read_public_key(rows[0].key, self.path) if rows else None),
+        ):
+            if known is not None and key != known:
+                raise SignatureError(
+                    f"its key is {key.fingerprint[:16]}, not the registered one {known.fingerprint[:16]}"
+                )
         return key
 
     def hears(self, answer: SiteAnswer, key: PublicKey) -> None:
@@ -194,6 +242,8 @@ class Contact:
         """Take back a charge that a site signed nothing came from; a word that is not right changes nothing."""
         try:
             stated = read_statement(word.text, word.signature, key)
+            if all(charge.reservation != stated.reservation for charge in self._unanswered(site, settled=False)):
+                raise LedgerError(f"charge {stated.reservation[:12]:.12} is none that it was, or could be, asked about")
             self.ledger.expire(word.text, word.signature, key, site=site, run=stated.run, round_number=stated.round)
         except (LedgerError, SignatureError) as error:
             logger.warning("site %s: its word that nothing was released is not believed: %s", site, error)

@@ -105,9 +105,9 @@ class Accounts:
         """
         return coordinator_key(self.ledger_path.parent)
 
-    def contact(self, ledger: ServerLedger) -> Contact:
-        """Return what passed between the coordinator and each site."""
-        return Contact(self.ledger_path.with_name("contact.sqlite"), self.signer(), ledger, self.heads)
+    def contact(self, ledger: ServerLedger, *, run: str) -> Contact:
+        """Return what passed between the coordinator and each site, for a run."""
+        return Contact(self.ledger_path.with_name("contact.sqlite"), self.signer(), ledger, self.heads, run=run)
 
     def bind_registered(
         self, ledger: ServerLedger, nodes: Iterable[NodeInfo], sites: Collection[str]

@@ -163,9 +163,10 @@ class Evaluator:
 
     def _order(self, arrays: Arrays, *, pair: bool) -> EvaluationOrder:
         names = [entry.name for entry in self._config.sites]
+        told = [row.number for row in self._journal.evaluations(self._course.run)]  # also where charges were taken back
         return EvaluationOrder(
             course=self._course,
-            number=self.budget.evaluations(names, self._course.run) + 1,
+            number=max([self.budget.evaluations(names, self._course.run), *told]) + 1,
             model=self._config.model.model_copy(update={"weights": "random"}),
             weights_hash=hash_arrays(arrays),
             pair=pair,

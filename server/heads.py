@@ -9,9 +9,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from wardpose.shared.errors import LedgerError
+from wardpose.shared.errors import DamagedError, LedgerError
 from wardpose.shared.sqlite import as_rows, read_rows, transaction
 
+_FOR_EVER = (1 << 63) - 1  # as many entries as SQLite can number
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS heads (
     site TEXT NOT NULL, sequence INTEGER NOT NULL, hash TEXT NOT NULL, seen REAL NOT NULL, epoch INTEGER NOT NULL,
@@ -19,6 +20,9 @@ CREATE TABLE IF NOT EXISTS heads (
 );
 CREATE TABLE IF NOT EXISTS epochs (
     site TEXT NOT NULL, epoch INTEGER NOT NULL, began REAL NOT NULL, why TEXT NOT NULL, PRIMARY KEY (site, epoch)
+);
+CREATE TABLE IF NOT EXISTS settled (
+    site TEXT NOT NULL, epoch INTEGER NOT NULL, charged INTEGER NOT NULL, PRIMARY KEY (site, epoch)
 );
 """
 
@@ -32,6 +36,11 @@ class _Head:
 @dataclass(frozen=True, kw_only=True)
 class _Epoch:
     epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settled:
+    charged: int
 
 
 class Heads:
@@ -62,7 +71,9 @@ class Heads:
         found = [(str(row["site"]), self.last(str(row["site"]))) for row in names]
         return [(site, *last) for site, last in found if last is not None]
 
-    def check(self, site: str, sequence: int, digest: str, *, grown: bool) -> None:
+    def check(
+        self, site: str, sequence: int, digest: str, *, grown: bool, asked: tuple[int, str] | None = None
+    ) -> None:
         """Hold a head that a site states against the last one; remembers nothing.
 
         Args:
@@ -70,14 +81,19 @@ class Heads:
             sequence: entries that it has.
             digest: hash of the last one.
             grown: whether the site must have written to its ledger since.
+            asked: the last head when the site was asked, and told of it: another run may have heard of newer ones
+                since. The present one when absent.
 
         Raises:
             LedgerError: the ledger is shorter than it was, is another one, or did not grow.
 
         """
-        before = self.last(site)
+        before = asked or self.last(site)
         if before is None:
             return
+        query = "SELECT sequence, hash FROM heads WHERE site = ? AND epoch = ? AND sequence = ? AND hash != ?"
+        if read_rows(self.path, query, site, self._epoch(site), sequence, digest):
+            raise LedgerError(f"entry {sequence} of its ledger is not the one that was seen before")
         if sequence < before[0]:
             raise LedgerError(f"its ledger went back from {before[0]} to {sequence} entries")
         if sequence == before[0] and digest != before[1]:
@@ -99,16 +115,39 @@ class Heads:
         if last is not None:
             self.remember(site, *last)
 
-    def accept_another(self, site: str, why: str) -> None:
+    def accept_another(self, site: str, why: str, *, charged: int | None = None) -> None:
         """Let a site begin another ledger: its old one was lost, and both hospitals' and server's staff know of it.
 
-        What the server charged the site stays charged.
+        What the server charged the site stays charged: the new ledger cannot tell what the old one paid for.
+
+        Args:
+            site: whose ledger.
+            why: what happened, and who says so.
+            charged: entries of the coordinator's ledger now; no charge of the site is ever taken back when absent.
+
         """
         epoch = self._epoch(site) + 1
         with transaction(self.path, _SCHEMA) as connection:
             connection.execute(
+                "INSERT INTO settled VALUES (?, ?, ?)", (site, epoch, _FOR_EVER if charged is None else charged)
+            )
+            connection.execute(
                 "INSERT INTO epochs (site, epoch, began, why) VALUES (?, ?, ?, ?)", (site, epoch, time.time(), why)
             )
+
+    def settled(self, site: str) -> int:
+        """Return up to which entry of the coordinator's ledger the site's present ledger cannot tell what was paid."""
+        epoch = self._epoch(site)
+        if not epoch:
+            return 0
+        try:
+            query = "SELECT charged FROM settled WHERE site = ? AND epoch = ?"
+            rows = as_rows(_Settled, read_rows(self.path, query, site, epoch), self.path)
+        except DamagedError as error:
+            if "no such table" not in str(error):
+                raise
+            rows = []  # accepted before charges could be taken back
+        return rows[0].charged if rows else _FOR_EVER
 
     def _epoch(self, site: str) -> int:
         rows = read_rows(self.path, "SELECT coalesce(max(epoch), 0) AS epoch FROM epochs WHERE site = ?", site)

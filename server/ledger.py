@@ -119,8 +119,23 @@ class ServerLedger(Ledger):
         with self._chain.reading() as tally:
             return tuple(tally.expired)
 
-    def open_reservations(self, site: str) -> list[NothingReleased]:
-        """Return what a site may sign that nothing was released for: what it was charged, and no answer came to."""
+    def account_named(self, site: str) -> str:
+        """Return the cohort that is the account of a site, whatever key it comes with; its own name where none is."""
+        with self._chain.reading() as tally:
+            return tally.names.get(site, site)
+
+    def open_reservations(
+        self, site: str, *, after: int = 0, run: str | None = None, old: float = 0.0
+    ) -> list[NothingReleased]:
+        """Return what a site may sign that nothing was released for: what it was charged, and no answer came to.
+
+        Args:
+            site: which.
+            after: only what was charged behind this entry.
+            run: only what was charged for this run, or before `old`; for every run when absent.
+            old: Unix time.
+
+        """
         with self._chain.reading() as tally:
             account, ledger, gone = tally.names.get(site, site), tally.ledger, set(tally.expired)
         gone |= {entry.body["reservation"] for entry in self._chain.after(0, COMMIT)}
@@ -128,8 +143,9 @@ class ServerLedger(Ledger):
             NothingReleased(
                 ledger=ledger, reservation=entry.hash, site=site, run=entry.body["run"], round=entry.body["round"]
             )
-            for entry in self._chain.after(0, RESERVE)
+            for entry in self._chain.after(after, RESERVE)
             if entry.body["cohort"] == account and entry.sequence not in gone and "month" in entry.body
+            if run in (None, entry.body["run"]) or entry.body["time"] < old
         ]
 
     def expire(

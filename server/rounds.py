@@ -79,7 +79,7 @@ class Coordinator:
             unit=course.mechanism.unit,
             limits=accounts.config,
         )
-        self.contact = accounts.contact(self.budget.ledger)
+        self.contact = accounts.contact(self.budget.ledger, run=state.run)
         self.uplink = UplinkDecoder(config, course.mechanism, scorer.model, folder)
         self.admission = Admission(config, course.mechanism, scorer.model, self.uplink, accounts.heads, self.contact)
         self.aggregator = Aggregator(config.server.aggregation)
@@ -258,7 +258,7 @@ class Coordinator:
             self.roll.drop(name, sentence(code))
             return self.roll.row(number, name, "refused", code=code, steps=steps), None
         if code is not None:
-            self.roll.missed(name, sentence(code), failed=True)
+            self.roll.missed(name, sentence(code), failed=code != Refusal.OUTDATED)
             return self.roll.row(number, name, "failed", code=code, steps=steps), None
         try:
             admitted = self.admission.release(

@@ -11,7 +11,7 @@ Who cannot sign is Flower's SuperLink and whoever sits on it: it carries these m
 import hashlib
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
@@ -30,6 +30,9 @@ MOST_RECEIPTS = 16
 
 MOST_CHARGES = 16
 """Charges that one seal may ask about."""
+
+MOST_STATED = 16
+"""Heads of earlier seals that one seal may confirm."""
 
 _LARGEST = 1 << 16  # characters of a seal
 _ORDER, _RECEIPT = "order", "receipt"
@@ -155,6 +158,8 @@ class OrderSeal(_Signed):
         ledger: head of the coordinator's ledger.
         site_ledger: head of the site's ledger that the coordinator last accepted; `None` before the first.
         confirmed: head of the coordinator's ledger that the site last said it knew, and that is still in it.
+        stated: heads that the last seals for this site named, and that are still in it: other runs may be talking to
+            the site at the same time, and it may know one that no answer has told of yet.
         receipts: of rounds that ended, until the site acknowledges them.
         charge: hash of the entry of the coordinator's ledger that pays for this order; `None` for what costs nothing.
         unanswered: charges of this site that no answer came to: it may sign that nothing was released.
@@ -169,9 +174,14 @@ class OrderSeal(_Signed):
     ledger: Head
     site_ledger: Head | None = None
     confirmed: Head | None = None
+    stated: Annotated[tuple[Head, ...], Field(max_length=MOST_STATED)] = ()
     receipts: Annotated[tuple[SignedReceipt, ...], Field(max_length=MOST_RECEIPTS)] = ()
     charge: Digest | None = None
     unanswered: Annotated[tuple[Charge, ...], Field(max_length=MOST_CHARGES)] = ()
+
+    def confirms(self, head: Head) -> bool:
+        """Tell whether the coordinator says that an entry of its ledger is still there."""
+        return head in (self.ledger, self.confirmed, *self.stated)
 
 
 def text_hash(text: str) -> str:
@@ -199,9 +209,11 @@ def seal(
     ledger: tuple[int, str],
     site_ledger: tuple[int, str] | None = None,
     confirmed: tuple[int, str] | None = None,
+    stated: Sequence[tuple[int, str]] = (),
     receipts: tuple[SignedReceipt, ...] = (),
     charge: str | None = None,
     unanswered: tuple[Charge, ...] = (),
+    issued: float | None = None,
 ) -> tuple[RecordDict, OrderSeal]:
     """Return a message's content with a seal for one site; what it holds is shared with the original, not copied.
 
@@ -213,28 +225,31 @@ def seal(
         ledger: head of the coordinator's ledger.
         site_ledger: as `OrderSeal`.
         confirmed: as `OrderSeal`.
+        stated: as `OrderSeal`.
         receipts: as `OrderSeal`.
         charge: as `OrderSeal`.
         unanswered: as `OrderSeal`.
+        issued: as `OrderSeal`; now when absent.
 
     """
-    stated = OrderSeal(
+    made = OrderSeal(
         site=site,
         kind=kind,
         order=text_hash(body_text(content)),
         nonce=new_nonce(),
-        issued=time.time(),
+        issued=time.time() if issued is None else issued,
         ledger=Head(*ledger),
         site_ledger=None if site_ledger is None else Head(*site_ledger),
         confirmed=None if confirmed is None else Head(*confirmed),
+        stated=tuple(Head(*head) for head in stated),
         receipts=receipts,
         charge=charge,
         unanswered=unanswered,
     )
-    text = stated.model_dump_json()
+    text = made.model_dump_json()
     records: dict[str, ArrayRecord | ConfigRecord] = {name: content[name] for name in content}  # type: ignore[misc]
     records[SEAL] = ConfigRecord({"json": text, "signature": signer.sign(_ORDER, text.encode())})
-    return RecordDict(records), stated  # type: ignore[arg-type]  # Flower annotates an invariant dict of the union
+    return RecordDict(records), made  # type: ignore[arg-type]  # Flower annotates an invariant dict of the union
 
 
 def open_seal(content: RecordDict, key: PublicKey, *, site: str, kind: str) -> OrderSeal:

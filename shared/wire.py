@@ -71,6 +71,7 @@ class Refusal(IntEnum):
     FAILED = 1006
     SEAL = 1007
     APART = 1008
+    OUTDATED = 1009
 
     @property
     def sentence(self) -> str:
@@ -87,6 +88,7 @@ _SENTENCES = {
     Refusal.FAILED: "the site failed; its own journal says why",
     Refusal.SEAL: "the order is not one that the site's coordinator signed for it, once, in a course it accepted",
     Refusal.APART: "the coordinator's ledger and the site's do not agree",
+    Refusal.OUTDATED: "the order was overtaken by something else that the coordinator said; it may ask again",
 }
 
 

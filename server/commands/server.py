@@ -129,7 +129,7 @@ def accept_ledger(
     last = accept_another(budget_state or accounts.ledger_path.parent, site, why) or heads.last(site)
     if last is None:
         raise ConfigError(f'{heads.path}: no ledger of site "{site}" was seen, so that none has to be accepted')
-    heads.accept_another(site, why)
+    heads.accept_another(site, why, charged=accounts.ledger().head()[0])
     typer.echo(f"{site}: in the next run its ledger is believed, whatever it is; the last one had {last[0]} entries")
 
 

@@ -136,6 +136,17 @@ class Ledger:
         """
         return cls(path, readonly=True)
 
+    def begin(self) -> None:
+        """Make the file where there is none, so that its first head is told from that of any other ledger.
+
+        Raises:
+            LedgerError: it cannot be written, or is lost.
+
+        """
+        if not self.path.exists():
+            with self._chain.transaction():
+                pass
+
     def declare(
         self,
         cohort: str,
@@ -579,8 +590,9 @@ def _refuse_overlap(tally: Tally, cohort: str, new: Charged, limit: OverlapBudge
         BudgetExceeded: says which limit.
 
     """
+    accounts = {tally.names.get(name, name) for name in limit.cohorts} or set(tally.cohorts)
     for window in limit.budget.windows(study, month):
-        charges = {name: tally.charges(name, window.holds) for name in limit.cohorts or tally.cohorts}
+        charges = {name: tally.charges(name, window.holds) for name in accounts}
         charges[cohort] = [*charges.get(cohort, []), new]
         total = limit.spent({name: window.charged(found) for name, found in charges.items()})
         allowed = limit.budget.epsilon if window.limit is None else window.limit

@@ -17,6 +17,7 @@ from wardpose.server.limits import Limits
 from wardpose.shared.errors import BudgetExceeded, ConfigError
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.signing import create_key_pair
 from wardpose.shared.yaml_config import load_yaml
 
 DELTA = 1e-5
@@ -228,3 +229,26 @@ def test_limits_are_read_from_coordinators_file(tmp_path: Path) -> None:
         path.write_text(wrong)
         with pytest.raises(ConfigError, match=r"coordinator\.yaml: (file: )?(budget|federations|sites)"):
             load_yaml(path, CoordinatorConfig)
+
+
+def renamed(path: Path, allowed: Limits) -> GlobalBudget:
+    """A hospital that was charged as "north" is registered as "nord" now, with the key that it had."""
+    ledger = ServerLedger(path)
+    key = create_key_pair(path.with_name("node.key"), path.with_name("node.pub")).public
+    for name in ("north", "nord"):
+        assert ledger.bind(name, key) == "north"
+    return budget_of(path, allowed)
+
+
+def test_a_site_under_another_name_is_one_of_the_sites_that_share_patients(tmp_path: Path) -> None:
+    """The federation's list holds names as they are now; what the account was called at first changes no sum."""
+    limit = (epsilon(6) + epsilon(7)) / 2
+    allowed = limits(federations={"gait": {"overlap": 2, "overlap_epsilon": limit, "sites": ("nord", "south")}})
+    budget = renamed(tmp_path / "ledger.sqlite", allowed)
+    assert take(budget, course(rounds=4), ("nord",)) == 4
+    assert take(budget, course("r2"), ("south",)) <= 2
+
+
+def test_a_limit_by_the_name_that_a_site_has_now_holds(tmp_path: Path) -> None:
+    allowed = limits(sites={"nord": {"epsilon": between(3)}})
+    assert take(renamed(tmp_path / "ledger.sqlite", allowed), course(), ("nord",)) == 3
