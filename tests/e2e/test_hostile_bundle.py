@@ -23,11 +23,12 @@ from support.bundles import pack
 from wardpose.client.journal import SiteJournal
 from wardpose.server.journal import RunJournal
 from wardpose.shared.config import FederationConfig
+from wardpose.shared.signing import ensure_key_pair
 from wardpose.shared.site_config import load_site
 from wardpose.shared.wire import Refusal
 from wardpose.simulation.dev import Deployment
 from wardpose.simulation.flower import LOOPBACK, ask, environment, free_ports, program
-from wardpose.simulation.keys import create_node_key, create_secret
+from wardpose.simulation.keys import create_secret
 from wardpose.simulation.layout import prepare_sites
 
 pytestmark = [pytest.mark.slow, pytest.mark.guard, pytest.mark.timeout(900)]
@@ -165,14 +166,15 @@ class Hospitals:
         return settings.partition('address = "')[2].partition('"')[0]
 
     def up(self, federation: FederationConfig) -> None:
-        prepare_sites(federation, self.deployment.folder)
+        prepare_sites(federation, self.deployment.folder, coordinator=self.deployment.ledger.parent)
         first = FederationConfig.model_validate(
             {**federation.model_dump(), "sites": federation.model_dump()["sites"][:1]}
         )
         self.deployment.up(first)
         for site in (LAUNCHED, STOCK):
             folder = self.deployment.site_config(site).parent
-            _, public = create_node_key(folder)
+            public = folder / "node.pub"
+            ensure_key_pair(folder / "node.key", public)
             operator = self.deployment.folder / "operator"
             ask(operator, "supernode", "register", str(public), "dev", "--name", site)
         self.launch()
