@@ -1,8 +1,10 @@
 """What the model loses when hospitals share the noise out, when each adds all of it, and when they were one hospital.
 
 At equal epsilon, with the same patients, steps and seeds: `central` is one hospital with everybody; `secure` the sum
-over n sites that each add a share, as a plan's defaults scale it; `local` that over n sites that each add all of it.
-The masks of secure aggregation cancel exactly (`tests/shared/secure_aggregation`), so the sums are taken without them.
+over n sites that each add a share, as a plan's defaults scale it (some may be missing, one may collude); `secure,
+nobody missing` the same where every site must answer and none colludes; `local` that over n sites that each add all
+of it. The masks of secure aggregation cancel exactly (`tests/shared/secure_aggregation`), so the sums are taken
+without them.
 
     python -m wardpose.simulation.experiments.secure_accuracy secure results.json
 """
@@ -53,7 +55,7 @@ def measure(
         `rows` of `variant`, `sites`, `seed`, `score`, and the untrained `before`; `noise_multiplier` and `epsilon`.
 
     """
-    dataset = concatenate([_private(plan, name) for name in range(len(plan.sites))])
+    dataset = _private(plan)
     sigma = calibrate(
         epsilon=plan.privacy.epsilon,
         delta=COURSE_SHARE * plan.privacy.delta,
@@ -67,7 +69,12 @@ def measure(
     pooled = build_cohort(dataset, model, plan.mechanism, plan.training)
     variants = [("central", 1, ALL_OF_IT)]
     for count in sites:
-        variants += [("secure", count, SecureConfig().noise(count)), ("local", count, ALL_OF_IT)]
+        everybody = SecureConfig(minimum_survivors=count, colluding=0)
+        variants += [
+            ("secure, nobody missing", count, everybody.noise(count)),
+            ("secure", count, SecureConfig().noise(count)),
+            ("local", count, ALL_OF_IT),
+        ]
     rows = []
     for seed in seeds:
         for variant, count, noise in variants:
@@ -80,11 +87,15 @@ def measure(
     return {"rows": rows, "before": before, "noise_multiplier": sigma, "epsilon": plan.privacy.epsilon}
 
 
-def _private(plan: FederationConfig, number: int) -> PoseDataset:
-    source = plan.sites[number].data
-    if source is None:
-        raise ConfigError(f"sites.{plan.sites[number].name}.data: missing (the experiment pools the sites' own data)")
-    return open_source(source, skeleton=get_skeleton(plan.model.skeleton))
+def _private(plan: FederationConfig) -> PoseDataset:
+    """Return all private data of a plan, pooled."""
+    skeleton = get_skeleton(plan.model.skeleton)
+    sources = [entry.data for entry in plan.sites if entry.data is not None]
+    if plan.data.private is not None:
+        sources.append(plan.data.private)
+    if not sources:
+        raise ConfigError("data.private: missing, and no site has data (the experiment pools what there is)")
+    return concatenate([open_source(source, skeleton=skeleton) for source in sources])
 
 
 def _split(dataset: PoseDataset, pooled: CohortData, sites: int, seed: int) -> list[CohortData]:

@@ -159,11 +159,12 @@ def part_of(points: Sequence[tuple[object, ...]], part: int) -> Sequence[tuple[o
     return points[part::PARTS]
 
 
-parts = pytest.mark.parametrize("part", range(PARTS))
+# One part of each stands guard at every submission; all of them are for a night (`make test-all`).
+parts = pytest.mark.parametrize("part", [pytest.param(0, marks=pytest.mark.guard), *range(1, PARTS)])
 
 
 @pytest.mark.slow
-@pytest.mark.guard
+@pytest.mark.timeout(1800)
 @parts
 def test_a_site_killed_at_every_write_of_a_round_goes_on_from_there(site: Runs, part: int) -> None:
     points = [("kill", at) for at in writes(site.calls)]
@@ -172,16 +173,19 @@ def test_a_site_killed_at_every_write_of_a_round_goes_on_from_there(site: Runs, 
 
 
 @pytest.mark.slow
-@pytest.mark.guard
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS])
 @pytest.mark.parametrize("fault", ["fail once", "fail on"])
-def test_a_site_whose_disk_refuses_any_write_sends_nothing_unpaid(site: Runs, fault: str, error: int) -> None:
+@parts
+def test_a_site_whose_disk_refuses_any_write_sends_nothing_unpaid(
+    site: Runs, fault: str, error: int, part: int
+) -> None:
     needing = "^(write|open|allocate|mkdir)" if error == errno.ENOSPC else ""
-    all_of([(fault, at, error) for at in writes(site.calls, needing)[::2]], site.check)
+    all_of(part_of([(fault, at, error) for at in writes(site.calls, needing)[::2]], part), site.check)
 
 
 @pytest.mark.slow
-@pytest.mark.guard
+@pytest.mark.timeout(1800)
 @parts
 def test_a_server_killed_at_every_write_of_a_run_goes_on_from_there(server: Runs, part: int) -> None:
     for what in ("checkpoint", "ledger", "journal", "heads", "model", "initial", "latest-run", "lock"):
@@ -191,7 +195,7 @@ def test_a_server_killed_at_every_write_of_a_run_goes_on_from_there(server: Runs
 
 
 @pytest.mark.slow
-@pytest.mark.guard
+@pytest.mark.timeout(1800)
 @parts
 def test_a_server_whose_disk_is_full_from_any_write_on_goes_on_when_there_is_room(server: Runs, part: int) -> None:
     full = [("fail on", at) for at in writes(server.calls, "^(write|open|allocate|mkdir)")]

@@ -121,12 +121,14 @@ def test_a_lost_release_is_charged_on_both_sides(tmp_path: Path, kind: Any) -> N
     assert spent(tmp_path / "run", "south") == pytest.approx(spent(tmp_path / "run", "north"))
 
 
-def test_a_crash_before_training_is_charged_by_the_server_alone(tmp_path: Path) -> None:
+def test_a_crash_before_training_is_charged_by_the_server_until_the_site_says_that_nothing_left(tmp_path: Path) -> None:
     summary = run(tmp_path / "run", faults=(Fault(site="south", round=1, kind="crash"),))
     south = of_site(summary, "south")
     assert south["rounds_released"] == 1
     assert sum(event.steps for event in ledger(tmp_path / "run", "south").events("south-cohort")) == 2
-    assert south["epsilon_spent"] > spent(tmp_path / "run", "south")
+    assert south["epsilon_spent"] == spent(tmp_path / "run", "south")  # the signed word came with the next preflight
+    summary = run(tmp_path / "other", faults=(Fault(site="south", round=2, kind="crash"),))
+    assert of_site(summary, "south")["epsilon_spent"] > spent(tmp_path / "other", "south")  # no contact since
 
 
 def test_a_site_that_refuses_leaves_and_the_others_go_on(tmp_path: Path) -> None:
@@ -176,9 +178,9 @@ def test_a_round_answers_when_the_site_declared_it_would(tmp_path: Path) -> None
     summary, _ = run_with_south(tmp_path / "run", plan(), change, observe_site=observe)
     assert of_site(summary, "south")["rounds_released"] == 2
     took = {
-        site: [end - start for start, end in zip(times[site, "started"], times[site, "finished"], strict=True)][1:]
+        site: [end - start for start, end in zip(times[site, "started"], times[site, "finished"], strict=True)][1:3]
         for site in ("north", "south")
-    }
+    }  # without the preflight before, and the receipts behind
     assert len(took["south"]) == 2
     for seconds in took["south"]:
         assert seconds >= 4.0
