@@ -255,11 +255,11 @@ def _preflight(message: Message, path: Path) -> Message:
     if order.code_hash != code_hash():
         return refusal(Refusal.CODE, message)
     ledger = site.ledger()
-    ledger.begin()
     kind = PREFLIGHT if isinstance(order, RoundOrder) else PREFLIGHT_EVALUATION
     conversation = site.contact.opened(
         message.content, site=site.config.site, kind=kind, ledger=ledger, signer=site.signer
     )
+    ledger.begin()  # its first head tells it from any other that an empty place may hold later
     if isinstance(order, RoundOrder):
         _check(site, order)
     else:

@@ -145,6 +145,7 @@ class ServerLedger(Ledger):
             )
             for entry in self._chain.after(after, RESERVE)
             if entry.body["cohort"] == account and entry.sequence not in gone and "month" in entry.body
+            if "imported" not in entry.body  # the site's ledger may have been lost since, and another accepted there
             if run in (None, entry.body["run"]) or entry.body["time"] < old
         ]
 

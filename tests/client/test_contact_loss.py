@@ -117,3 +117,12 @@ def test_a_head_that_another_run_told_of_meanwhile_is_confirmed(tmp_path: Path, 
     contact.refuse_unconfirmed(told)
     assert contact.remembered() == eight
     assert issubclass(OutdatedOrderError, SignatureError)
+
+
+def test_a_ledger_that_was_lost_before_its_first_charge_is_missed(tmp_path: Path, ledger: Ledger) -> None:
+    """A site without a file has a head that every empty place has; the answer to the first question makes one."""
+    told = Head(*ledger.head())
+    assert told.sequence == 1
+    ledger.path.unlink()
+    with pytest.raises(LedgersApartError, match="has seen entry 1 of this ledger"):
+        hear(tmp_path, Ledger(ledger.path, signer=write_keys(tmp_path)[0]), site_ledger=told)()

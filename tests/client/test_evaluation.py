@@ -42,6 +42,7 @@ from wardpose.shared.wire import (
     EvaluationRelease,
     Refusal,
     SiteAnswer,
+    SiteStatus,
     check_signed,
     hash_arrays,
     pair_arrays,
@@ -213,6 +214,13 @@ def test_a_hostile_order_is_refused_before_anything_is_charged(name: str, site: 
         assert answer.has_error()
         assert (answer.error.code, answer.error.reason) == (int(code), code.sentence)
     assert charges(site) == 0
+
+
+def test_the_first_answer_tells_a_head_that_no_other_ledger_has(site: Path, weights: Arrays) -> None:
+    answer = send(site, order(weights).model_dump_json(), None, PREFLIGHT_EVALUATION)
+    status, _ = unpack(answer.content, SiteStatus)
+    assert (status.ledger_sequence, status.ledger_head) == Ledger(site.parent / "ledger.sqlite").head()
+    assert (status.ledger_sequence, charges(site)) == (1, 0)
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, 1e30])

@@ -135,6 +135,15 @@ def test_a_new_ledger_of_nobody_knows_when_takes_nothing_back(place: Place) -> N
     assert place.ask("a")[1].unanswered == ()
 
 
+def test_what_was_imported_is_not_taken_back(place: Place, tmp_path: Path) -> None:
+    """The folder that it comes from may have seen the site's ledger lost; its list of that is not imported."""
+    old = ServerLedger(tmp_path / "old.sqlite", signer=place.key)
+    budget = Budget(epsilon=99.0, delta=1e-5, unit="patient")
+    old.reserve("north", [EVENT], run_id="a", round=1, budget=budget)
+    assert place.ledger.import_from(old) == 1
+    assert place.ask("a")[1].unanswered == ()
+
+
 def test_another_name_of_the_account_takes_nothing_back_either(place: Place) -> None:
     place.ledger.bind("north", place.site_key.public)
     place.ledger.bind("nord", place.site_key.public)
