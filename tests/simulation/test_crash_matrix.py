@@ -36,7 +36,7 @@ from wardpose.simulation.layout import prepare_sites
 
 KILLED = -9
 SAID = ("StorageError", "LedgerError", "DataError")  # of a disk that refused
-PARTS = 8  # in which the long tests are run, each in less than ten minutes
+PARTS = 16  # in which the long tests are run, each in a few minutes
 
 
 @pytest.fixture(scope="module")
