@@ -260,7 +260,9 @@ class Roll:
 
 def _key(node: NodeInfo) -> PublicKey | None:
     """Return the key that a node was registered with; `None` where Flower simulates it."""
-    return read_public_key(node.public_key.decode(errors="replace"), f"node {node.name}") if node.public_key else None
+    if not node.name or not node.public_key:  # Flower gives simulated nodes bytes that are no key
+        return None
+    return read_public_key(node.public_key.decode(errors="replace"), f"node {node.name}")
 
 
 def error_code(answer: Answer) -> int | None:
