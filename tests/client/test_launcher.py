@@ -189,7 +189,7 @@ def test_a_refusal_does_not_wait_for_a_site_that_can_be_read(site: Path) -> None
     assert asked(site, Fab(digest(HOSTILE), HOSTILE, {})).error.code == Refusal.CODE
 
 
-@pytest.mark.parametrize("kind", ["evaluate", "query.secrets", "train.other"])
+@pytest.mark.parametrize("kind", ["evaluate.other", "query.secrets", "train.other"])
 def test_what_the_app_does_not_know_fails_without_a_word(site: Path, kind: str) -> None:
     reply = asked(site, Fab(digest(CLEAN), CLEAN, {}), kind=kind)
     assert (reply.error.code, reply.error.reason) == (Refusal.FAILED, Refusal.FAILED.sentence)

@@ -21,6 +21,7 @@ from wardpose.server.course import declare
 from wardpose.server.evaluation import Evaluator
 from wardpose.server.heads import Heads
 from wardpose.server.journal import EvaluationRow, Reason, RunJournal
+from wardpose.server.ledger import ServerLedger
 from wardpose.server.rounds import Coordinator
 from wardpose.server.scoring import Scorer, arrays_of
 from wardpose.server.uplink import UplinkDecoder
@@ -319,7 +320,7 @@ def test_scores_of_another_form_are_rejected(honest: Exchange, tmp_path: Path) -
 def test_training_gets_what_evaluations_leave(tmp_path: Path) -> None:
     mechanism = {"sample_rate": 0.5, "frames_per_unit": 1}
     config = plan({"epsilon": 2.0, "every": 2}, rounds=6, mechanism=mechanism, privacy={"epsilon": 6.0, "delta": 1e-3})
-    course = declare(config, Ledger(tmp_path / "ledger.sqlite"), run="r")
+    course = declare(config, ServerLedger(tmp_path / "ledger.sqlite"), run="r")
     assert course.evaluation is not None
     assert course.evaluation.times == 3  # after rounds 2 and 4, and after the last
     aside = epsilon(course.set_aside(), delta=COURSE_SHARE * 1e-3)
@@ -327,9 +328,9 @@ def test_training_gets_what_evaluations_leave(tmp_path: Path) -> None:
     assert 1.99 < aside <= 2.0
     assert 5.95 < whole <= 6.0
     plain = changed(config, {"server": {"deadline_seconds": 60}})
-    alone = declare(plain, Ledger(tmp_path / "other.sqlite"), run="r")
+    alone = declare(plain, ServerLedger(tmp_path / "other.sqlite"), run="r")
     assert course.mechanism.noise_multiplier > alone.mechanism.noise_multiplier
-    assert declare(config, Ledger(tmp_path / "ledger.sqlite"), run="r", before=course.model_dump_json()) == course
+    assert declare(config, ServerLedger(tmp_path / "ledger.sqlite"), run="r", before=course.model_dump_json()) == course
 
 
 WRONG_PLANS: Sequence[tuple[dict[str, Any], str]] = (
@@ -355,4 +356,4 @@ def test_a_plan_that_means_nothing_is_refused(evaluation: dict[str, Any], messag
 def test_evaluations_that_spend_everything_alone_are_refused(tmp_path: Path) -> None:
     config = plan({"noise_multiplier": 0.5}, privacy={"epsilon": 4.0, "delta": 1e-3})
     with pytest.raises(ConfigError, match=r"server\.evaluation\.noise_multiplier = 0\.5: 1 evaluations cost epsilon"):
-        declare(config, Ledger(tmp_path / "ledger.sqlite"), run="r")
+        declare(config, ServerLedger(tmp_path / "ledger.sqlite"), run="r")

@@ -57,6 +57,7 @@ class Finder(torch.nn.Module):
         super().__init__()
         self.config, self.skeleton, self.mirror_bias = CONFIG, LSP14, mirror_bias
         self.batches: list[int] = []
+        self.weights_source = "none"
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self.batches.append(len(x))
