@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from prometheus_client import CollectorRegistry
 from support.federations import charged_steps, rows_of, tiny_federation
 
+from wardpose.client.check import check_site
 from wardpose.client.contact import Contact as SiteContact
 from wardpose.client.contact import Conversation
 from wardpose.client.contact import open_alarms as site_alarms
@@ -153,7 +154,7 @@ def test_nobody_answers_for_a_site(tmp_path: Path) -> None:
     assert charged_steps(folder, "south") == (0, 0)
 
 
-def test_a_site_without_its_key_takes_no_part_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_site_without_its_key_takes_no_part_and_its_check_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run(folder, rounds=1)
     path = folder / "sites" / "south" / "node.key"
@@ -162,7 +163,8 @@ def test_a_site_without_its_key_takes_no_part_and_says_so(tmp_path: Path, caplog
     run(folder, resume=True, rounds=2)
     assert rows_of(folder)[0, "south"].code == Refusal.SITE
     assert rows_of(folder)[2, "north"].status == "released"
-    assert f"{path}: cannot be read" in caplog.text
+    found = [each.text for each in check_site(folder / "sites" / "south" / "site.yaml") if each.name == "keys"]
+    assert any(f"{path}: cannot be read" in text for text in found)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from wardpose.server.budget_service.alarms import ALARMS, Alarms
 from wardpose.server.exporter import ServerExporter
+from wardpose.server.folder import coordinator_key
 from wardpose.server.heads import Heads
 from wardpose.shared.budget_wire import budget_pb2 as wire
 from wardpose.shared.errors import LedgerError
@@ -185,6 +186,7 @@ def test_staff_can_accept_another_ledger(coordinator: Coordinator, tmp_path: Pat
     new = rounds(tmp_path / "new.sqlite", 1)
     with pytest.raises(LedgerError):
         submit(coordinator, new)
+    Ledger(coordinator.ledger).renewed(coordinator_key(coordinator.directory), "of a time before signatures")
     arguments = ["server", "accept-ledger", "north", "--directory", str(coordinator.directory), "--why", "disk broke"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
