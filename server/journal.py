@@ -270,8 +270,8 @@ class RunJournal:
             yield connection
 
     def runs(self) -> list[dict[str, Any]]:
-        """Return all runs, oldest first, with `config` and scores as objects."""
-        rows = read_rows(self.path, "SELECT * FROM runs ORDER BY started")
+        """Return all runs as they began, whatever the clock said, with `config` and scores as objects."""
+        rows = read_rows(self.path, "SELECT * FROM runs ORDER BY rowid")
         with understood(self.path):
             for row in rows:
                 for key in ("config", "score_initial", "score_final"):

@@ -277,7 +277,6 @@ def test_thirty_schedules(disks: list[Disk]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 @pytest.mark.timeout(1800)
 def test_a_hundred_longer_schedules(disks: list[Disk]) -> None:
     run_schedules(100, 6)
