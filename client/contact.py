@@ -20,7 +20,7 @@ from pathlib import Path
 from flwr.app import RecordDict
 
 from wardpose.client.journal import SiteJournal
-from wardpose.shared.errors import DamagedError, LedgerError
+from wardpose.shared.errors import LedgerError
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.expiry import NothingReleased
 from wardpose.shared.privacy.ledger import Ledger
@@ -210,7 +210,7 @@ class Contact:
     def remembered(self) -> Head:
         """Return the head of the coordinator's ledger that this site remembers; that of an empty one before any."""
         query = "SELECT sequence, hash FROM coordinator_head WHERE coordinator = ?"
-        rows = as_rows(_Row, _rows(self.path, query, self.coordinator.fingerprint), self.path)
+        rows = as_rows(_Row, read_rows(self.path, query, self.coordinator.fingerprint), self.path)
         return Head(rows[0].sequence, rows[0].hash) if rows else _NOTHING
 
     def refuse_unconfirmed(self, conversation: Conversation) -> None:
@@ -240,7 +240,7 @@ class Contact:
             SignatureError: it was not.
 
         """
-        if not _rows(self.path, "SELECT identity FROM courses WHERE identity = ?", course.identity):
+        if not read_rows(self.path, "SELECT identity FROM courses WHERE identity = ?", course.identity):
             raise SignatureError(f"run {course.run}: its course {course.identity[:12]} was not accepted in a preflight")
 
     def sent(self, release: str, *, order: str, run: str, round_number: int) -> None:
@@ -250,7 +250,7 @@ class Contact:
 
     def receipts(self) -> list[SignedReceipt]:
         """Return all receipts that the coordinator gave, oldest first."""
-        rows = _rows(self.path, "SELECT text, signature FROM receipts ORDER BY rowid")
+        rows = read_rows(self.path, "SELECT text, signature FROM receipts ORDER BY rowid")
         return [SignedReceipt(text=row.text, signature=row.signature) for row in as_rows(_Kept, rows, self.path)]
 
     def alarms(self) -> list[Alarm]:
@@ -276,7 +276,7 @@ class Contact:
 
     def _accepted(self) -> float:
         """When staff last said that this site goes on with what is here; what was signed before is not carried out."""
-        rows = _rows(self.path, "SELECT since AS issued FROM accepted ORDER BY number DESC LIMIT 1")
+        rows = read_rows(self.path, "SELECT since AS issued FROM accepted ORDER BY number DESC LIMIT 1")
         found = as_rows(_Issued, rows, self.path)
         return found[0].issued if found else 0.0
 
@@ -328,7 +328,7 @@ class Contact:
     def _was_sent(self, receipt: Receipt, ledger: Ledger) -> bool:
         """Tell whether this site sent a release; of before staff said that the list was lost, whether it was paid."""
         query = "SELECT release FROM sent WHERE release = ? AND order_hash = ?"
-        if _rows(self.path, query, receipt.release, receipt.order):
+        if read_rows(self.path, query, receipt.release, receipt.order):
             return True
         paid = ((entry.body["run"], entry.body["round"]) for entry in ledger.all_reservations())
         return receipt.issued < self._accepted() and (receipt.run, receipt.round) in paid
@@ -336,7 +336,7 @@ class Contact:
     def _issued(self) -> float:
         """When the coordinator said what the site remembers."""
         query = "SELECT issued FROM coordinator_head WHERE coordinator = ?"
-        rows = as_rows(_Issued, _rows(self.path, query, self.coordinator.fingerprint), self.path)
+        rows = as_rows(_Issued, read_rows(self.path, query, self.coordinator.fingerprint), self.path)
         return rows[0].issued if rows else 0.0
 
     def _remember(self, connection: sqlite3.Connection, seal: OrderSeal) -> None:
@@ -367,18 +367,8 @@ class Contact:
 
 def open_alarms(path: Path) -> list[Alarm]:
     """Return the disagreements with a coordinator that a site has and that were not settled."""
-    rows = _rows(path, "SELECT what, raised FROM alarms WHERE cleared IS NULL ORDER BY number")
+    rows = read_rows(path, "SELECT what, raised FROM alarms WHERE cleared IS NULL ORDER BY number")
     return as_rows(Alarm, rows, path)
-
-
-def _rows(path: Path, query: str, *arguments: object) -> list[dict[str, object]]:
-    """Read rows; none from a journal of a time before there were such tables."""
-    try:
-        return read_rows(path, query, *arguments)
-    except DamagedError as error:
-        if "no such table" in str(error):
-            return []
-        raise
 
 
 def facts_hash(content: RecordDict) -> str:

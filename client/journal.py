@@ -122,10 +122,9 @@ class SiteJournal:
     def head(self) -> tuple[int, str] | None:
         """Return the ledger's newest head as last remembered; `None` before the first."""
         try:
-            rows = as_rows(_Head, read_rows(self.path, "SELECT sequence, hash FROM ledger_head"), self.path)
+            found = read_rows(self.path, "SELECT sequence, hash FROM ledger_head", added="ledger_head")
+            rows = as_rows(_Head, found, self.path)
         except DamagedError as error:
-            if "no such table" in str(error):  # written by an earlier version
-                return None
             raise LedgerError(str(error)) from error
         return (rows[0].sequence, rows[0].hash) if rows else None
 
@@ -143,12 +142,8 @@ class SiteJournal:
 
     def messages(self) -> int:
         """Return how many messages of the coordinator this site has believed, as last remembered."""
-        try:
-            rows = as_rows(_Messages, read_rows(self.path, "SELECT number FROM messages"), self.path)
-        except DamagedError as error:
-            if "no such table" in str(error):  # written by an earlier version
-                return 0
-            raise
+        found = read_rows(self.path, "SELECT number FROM messages", added="messages")
+        rows = as_rows(_Messages, found, self.path)
         return rows[0].number if rows else 0
 
     def remember_messages(self, number: int, *, lost: bool = False) -> None:

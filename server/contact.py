@@ -20,7 +20,7 @@ from flwr.app import RecordDict
 
 from wardpose.server.heads import Heads
 from wardpose.server.ledger import ServerLedger
-from wardpose.shared.errors import DamagedError, LedgerError
+from wardpose.shared.errors import LedgerError
 from wardpose.shared.privacy.expiry import read_statement
 from wardpose.shared.seals import (
     MOST_CHARGES,
@@ -197,7 +197,7 @@ class Contact:
             SignatureError: it states another key than the one that is known.
 
         """
-        rows = as_rows(_Key, _rows(self.path, "SELECT key FROM keys WHERE site = ?", site), self.path)
+        rows = as_rows(_Key, read_rows(self.path, "SELECT key FROM keys WHERE site = ?", site), self.path)
         bound = self.ledger.key_of(self.ledger.account_named(site))  # the SuperLink may name another key since
         key = read_public_key(stated, f"site {site}")
         for known in (
@@ -284,13 +284,13 @@ class Contact:
         return self._receipts(query, site)
 
     def _receipts(self, query: str, site: str) -> list[SignedReceipt]:
-        rows = as_rows(_Kept, _rows(self.path, query, site), self.path)
+        rows = as_rows(_Kept, read_rows(self.path, query, site), self.path)
         return [SignedReceipt(text=row.text, signature=row.signature) for row in rows]
 
     def _confirmed(self, site: str) -> Head | None:
         """Return the last entry of this ledger that a site said it knew, if it is still there."""
         query = "SELECT sequence, hash FROM confirmed WHERE site = ?"
-        rows = as_rows(_Head, _rows(self.path, query, site), self.path)
+        rows = as_rows(_Head, read_rows(self.path, query, site), self.path)
         head = Head(rows[0].sequence, rows[0].hash) if rows else None
         return head if head is not None and self.ledger.contains(head) else None
 
@@ -298,21 +298,11 @@ class Contact:
 def open_alarms(path: Path) -> list[Alarm]:
     """Return the disagreements that were not settled."""
     return as_rows(
-        Alarm, _rows(path, "SELECT site, what, raised FROM alarms WHERE cleared IS NULL ORDER BY number"), path
+        Alarm, read_rows(path, "SELECT site, what, raised FROM alarms WHERE cleared IS NULL ORDER BY number"), path
     )
 
 
 def receipts_waiting(path: Path) -> dict[str, int]:
     """Return how many receipts each site has not acknowledged; sites without any are left out."""
-    rows = _rows(path, "SELECT site, count(*) AS receipts FROM receipts WHERE acknowledged IS NULL GROUP BY site")
+    rows = read_rows(path, "SELECT site, count(*) AS receipts FROM receipts WHERE acknowledged IS NULL GROUP BY site")
     return {row.site: row.receipts for row in as_rows(_Waiting, rows, path)}
-
-
-def _rows(path: Path, query: str, *arguments: object) -> list[dict[str, object]]:
-    """Read rows; none from a file of a time before there were such tables."""
-    try:
-        return read_rows(path, query, *arguments)
-    except DamagedError as error:
-        if "no such table" in str(error):
-            return []
-        raise

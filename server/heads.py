@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from wardpose.shared.errors import DamagedError, LedgerError
+from wardpose.shared.errors import LedgerError
 from wardpose.shared.sqlite import as_rows, read_rows, transaction
 
 _FOR_EVER = (1 << 63) - 1  # as many entries as SQLite can number
@@ -140,13 +140,9 @@ class Heads:
         epoch = self._epoch(site)
         if not epoch:
             return 0
-        try:
-            query = "SELECT charged FROM settled WHERE site = ? AND epoch = ?"
-            rows = as_rows(_Settled, read_rows(self.path, query, site, epoch), self.path)
-        except DamagedError as error:
-            if "no such table" not in str(error):
-                raise
-            rows = []  # accepted before charges could be taken back
+        query = "SELECT charged FROM settled WHERE site = ? AND epoch = ?"
+        found = read_rows(self.path, query, site, epoch, added="settled")  # none: before charges could be taken back
+        rows = as_rows(_Settled, found, self.path)
         return rows[0].charged if rows else _FOR_EVER
 
     def _epoch(self, site: str) -> int:

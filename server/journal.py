@@ -13,7 +13,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from wardpose.shared.errors import DamagedError
 from wardpose.shared.sqlite import as_rows, read_rows, transaction, understood
 
 _SCHEMA = """
@@ -289,12 +288,8 @@ class RunJournal:
 
     def evaluations(self, run: str) -> list[EvaluationRow]:
         """Return the evaluations of a run, in order; none in a journal of an earlier version."""
-        try:
-            rows = read_rows(self.path, "SELECT * FROM evaluations WHERE run = ? ORDER BY number", run)
-        except DamagedError as error:
-            if "no such table" in str(error):
-                return []
-            raise
+        query = "SELECT * FROM evaluations WHERE run = ? ORDER BY number"
+        rows = read_rows(self.path, query, run, added="evaluations")
         stored = as_rows(_StoredEvaluation, [{**row, "last": bool(row["last"])} for row in rows], self.path)
         with understood(self.path):
             return [

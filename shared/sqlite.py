@@ -130,8 +130,14 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def read_rows(path: Path, query: str, *arguments: object) -> list[dict[str, Any]]:
+def read_rows(path: Path, query: str, *arguments: object, added: str | None = None) -> list[dict[str, Any]]:
     """Return the rows of a query; none where there is no file, or one that its writer has just begun to make.
+
+    Args:
+        path: of the file.
+        query: in SQL.
+        arguments: of the query.
+        added: table of it that files of an earlier version do not have; such a file has no rows.
 
     Raises:
         DamagedError: the file is locked, broken, or has other tables.
@@ -140,7 +146,8 @@ def read_rows(path: Path, query: str, *arguments: object) -> list[dict[str, Any]
     if not path.exists():
         return []
     with understood(path), reading(path) as connection:
-        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+        tables = {row["name"] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not tables or (added is not None and added not in tables):
             return []
         return [dict(row) for row in connection.execute(query, arguments).fetchall()]
 
