@@ -15,7 +15,7 @@ import pytest
 import yaml
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
-from support.sealing import sealed, write_keys
+from support.sealing import conversation, sealed, write_keys
 
 from wardpose.client import app as client
 from wardpose.client import evaluation as site_evaluation
@@ -24,14 +24,14 @@ from wardpose.client.contact import Contact
 from wardpose.client.journal import SiteJournal
 from wardpose.client.policy import knobs
 from wardpose.client.site import open_cohort_data, open_site
-from wardpose.shared.errors import WireError
+from wardpose.shared.errors import LedgerError, WireError
 from wardpose.shared.pose.model import ModelConfig, build_model
 from wardpose.shared.privacy.accounting import epsilon
 from wardpose.shared.privacy.clipping import GRID
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.evaluation import Evaluation
 from wardpose.shared.privacy.filters import COURSE_SHARE
-from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.privacy.ledger import Budget, Ledger
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import (
@@ -45,6 +45,7 @@ from wardpose.shared.wire import (
     SiteStatus,
     check_signed,
     hash_arrays,
+    pack,
     pair_arrays,
     unpack,
 )
@@ -363,3 +364,44 @@ def test_every_kind_of_unit_tier_and_noise_is_charged_as_what_it_is(tmp_path: Pa
     _, arrays = unpack(answer.content, EvaluationRelease)
     on_grid = arrays[SCORES] * GRID
     assert bool((on_grid == np.round(on_grid)).all()) == kind.startswith("exact")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ("not committed", LedgerError),
+        ("another evaluation", LedgerError),
+        ("another form", WireError),
+        ("not finite", WireError),
+        ("too short a type", WireError),
+    ],
+)
+def test_the_door_lets_out_only_what_was_paid_for_and_ordered(
+    site: Path, weights: Arrays, wrong: str, error: type[Exception]
+) -> None:
+    asked, config = order(weights), open_site(site).config
+    ledger = Ledger(site.parent / "ledger.sqlite")
+    budget = Budget(epsilon=8.0, delta=1e-3)
+    paid = 2 if wrong == "another evaluation" else 1
+    reservation = ledger.reserve(
+        "north-ward", asked.events(), run_id="r", round=paid, budget=budget, course=asked.course
+    )
+    if wrong != "not committed":
+        ledger.commit(reservation)
+    scores = np.zeros(asked.layout.size)
+    if wrong == "another form":
+        scores = scores[:-1]
+    elif wrong == "not finite":
+        scores[3] = NAN
+    elif wrong == "too short a type":
+        scores = scores.astype(np.float32)
+    with pytest.raises(error):
+        door.build_scores(
+            site=config,
+            order=asked,
+            scores=scores,
+            secure=True,
+            ledger=ledger,
+            reservation=reservation,
+            conversation=conversation(site.parent, pack(asked), EVALUATE),
+        )
