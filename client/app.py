@@ -15,13 +15,14 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from wardpose.client.charging import charge_and_open
 from wardpose.client.contact import LedgersApartError, OutdatedOrderError, facts_hash
 from wardpose.client.evaluation import evaluate_cohort
 from wardpose.client.policy import charged_events, check_evaluation, check_order, check_weights
 from wardpose.client.release import at_declared_times, build_kept, build_release, build_status
 from wardpose.client.secure_sum import answer_part, take_seat
-from wardpose.client.site import Site, locate_site, open_cohort_data, open_public_data, open_site
-from wardpose.client.training import patients_of, train_round
+from wardpose.client.site import Site, locate_site, open_public_data, open_site
+from wardpose.client.training import train_round
 from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.data.source import check_paths
 from wardpose.shared.errors import (
@@ -164,7 +165,7 @@ def _round(
 ) -> RecordDict:
     """Charge, train and build what leaves; the journal's entry `number` says how it ended."""
     try:
-        ledger, cohort = site.ledger(), site.config.cohort
+        ledger = site.ledger()
         conversation = site.contact.opened(asked, site=site.config.site, kind=TRAIN, ledger=ledger, signer=site.signer)
         _check(site, order)
         check_weights(site.config, order, weights)
@@ -173,34 +174,19 @@ def _round(
         site.contact.refuse_unconfirmed(conversation)
         masker = take_seat(site, order)
         site.contact.begin(conversation)
-        budget = site.budget(private=order.mechanism.is_private or not order.mechanism.reads_private)
-        reservation = ledger.reserve(
-            cohort.name,
-            charged_events(site.config, order),
-            run_id=order.run,
-            round=order.round,
-            budget=budget,
-            course=order.course,
-        )
-        data = open_cohort_data(path, order.model.skeleton)  # from here on every answer may tell about patients' files
-        spent = ledger.declare(
-            cohort.name,
-            identity=data.identity(),
-            units=cohort.declared_patients,
-            reservation=reservation,
-            patients=patients_of(cohort, data),
-            budget=budget,
-        )
-        if spent:
-            logger.warning("round %d: %d patients take no part, their own budget is spent", order.round, len(spent))
-        update = train_round(site, data, order, weights, without=spent, sites=masker.sites if masker else 1)
-        ledger.commit(reservation)
+        paid = charge_and_open(site, path, order, ledger)
+        if paid.without:
+            logger.warning(
+                "round %d: %d patients take no part, their own budget is spent", order.round, len(paid.without)
+            )
+        update = train_round(site, paid.data, order, weights, without=paid.without, sites=masker.sites if masker else 1)
+        ledger.commit(paid.reservation)
         content, size = build_release(
             site=site.config,
             order=order,
             update=update,
             ledger=ledger,
-            reservation=reservation,
+            reservation=paid.reservation,
             masker=masker,
             conversation=conversation,
         )

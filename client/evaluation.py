@@ -11,12 +11,13 @@ import numpy as np
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
+from wardpose.client.charging import charge_and_open
 from wardpose.client.contact import Conversation, LedgersApartError, facts_hash
-from wardpose.client.policy import charged_events, check_evaluation, check_weights
+from wardpose.client.policy import check_evaluation, check_weights
 from wardpose.client.release import build_scores
-from wardpose.client.site import Site, network, open_cohort_data
+from wardpose.client.site import Site, network
 from wardpose.client.tiers import patient_tiers
-from wardpose.client.training import everybody, patients_of, site_seed
+from wardpose.client.training import everybody, site_seed
 from wardpose.shared.data.source import check_paths
 from wardpose.shared.errors import BudgetExceeded, PolicyViolation, WireError
 from wardpose.shared.privacy.budget import evaluations_made
@@ -91,54 +92,36 @@ def _judge(site: Site, order: EvaluationOrder, arrays: dict[str, Any]) -> Weight
 def _evaluate(
     site: Site, path: Path, order: EvaluationOrder, weights: Weights, ledger: Ledger, conversation: Conversation
 ) -> tuple[RecordDict, int]:
-    config, cohort = site.config, site.config.cohort
-    mechanism = order.course.mechanism
-    budget = site.budget(private=mechanism.is_private or not mechanism.reads_private)
-    reservation = ledger.reserve(
-        cohort.name,
-        charged_events(config, order),
-        run_id=order.run,
-        round=order.number,
-        budget=budget,
-        course=order.course,
-    )
-    data = open_cohort_data(path, order.model.skeleton)  # from here on every answer may tell about patients' files
-    spent = ledger.declare(
-        cohort.name,
-        identity=data.identity(),
-        units=cohort.declared_patients,
-        reservation=reservation,
-        patients=patients_of(cohort, data),
-        budget=budget,
-    )
+    config, cohort, mechanism = site.config, site.config.cohort, order.course.mechanism
+    paid = charge_and_open(site, path, order, ledger)
     seed = config.simulation_seed
     streams = (
         secure_streams() if seed is None else seeded_streams(site_seed(seed, f"{config.site}/scores", order.number))
     )
     self_test(streams)
     units = index_units(
-        data,
+        paid.data,
         unit=mechanism.unit,
         multi_owner=cohort.multi_owner,
-        tiers=patient_tiers(cohort, everybody(data)),
-        without=spent,
+        tiers=patient_tiers(cohort, everybody(paid.data)),
+        without=paid.without,
     )
     scores = noised_scores(
         candidates(network(order.model, site.device()), weights),
-        data,
+        paid.data,
         units,
         order.evaluation,
         discrete=mechanism.discrete,
         stream=streams.noise,
     )
-    ledger.commit(reservation)
+    ledger.commit(paid.reservation)
     return build_scores(
         site=config,
         order=order,
         scores=scores,
         secure=streams.secure,
         ledger=ledger,
-        reservation=reservation,
+        reservation=paid.reservation,
         conversation=conversation,
     )
 
