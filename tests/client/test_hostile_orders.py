@@ -25,8 +25,9 @@ from wardpose.shared.errors import WireError
 from wardpose.shared.pose.model import ModelConfig, build_model
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.seals import Head
 from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
-from wardpose.shared.wire import TRAIN, Refusal, RoundOrder, SiteRelease, hash_arrays, unpack
+from wardpose.shared.wire import PREFLIGHT, TRAIN, Refusal, RoundOrder, SiteRelease, hash_arrays, unpack
 
 MODEL = ModelConfig(weights="random", input_size=(64, 32))
 NAN, INF = float("nan"), float("inf")
@@ -331,3 +332,62 @@ def test_patients_who_moved_to_another_cohort_bring_what_they_paid(site: Path, w
     old = [total for count, total in spent if count == 3]
     assert old == [before]  # they sat out: charged once
     assert ledger.epsilon("a-new-ward", 1e-3) > before
+
+
+def content_of(body: Json, arrays: Arrays) -> RecordDict:
+    records: Any = {
+        "body": ConfigRecord({"json": json.dumps(body)}),
+        "arrays": ArrayRecord({name: Array(value) for name, value in arrays.items()}),
+    }
+    return RecordDict(records)
+
+
+def accept(site: Path, body: Json) -> Contact:
+    contact = Contact(site.parent / "state" / "contact.sqlite", write_keys(site.parent)[1].public)
+    contact.accept(RoundOrder.model_validate(body).course)
+    return contact
+
+
+SEALS: dict[str, tuple[dict[str, Any], Refusal]] = {
+    "a course that was never accepted": ({"accepted": False}, Refusal.SEAL),
+    "no seal": ({"sealed": False}, Refusal.SEAL),
+    "another site's": ({"site": "south"}, Refusal.SEAL),
+    "for anybody": ({"site": "*"}, Refusal.SEAL),
+    "of a question": ({"kind": "query.preflight"}, Refusal.SEAL),
+    "that no charge pays for": ({"charge": None}, Refusal.SEAL),
+    "of a ledger that does not hold what the site has seen": ({"ledger": Head(8, "8" * 64)}, Refusal.OUTDATED),
+    "of a ledger that went back": ({"ledger": Head(2, "2" * 64)}, Refusal.APART),
+    "that knows another ledger of the site": ({"site_ledger": Head(3, "3" * 64)}, Refusal.APART),
+}
+
+
+@pytest.mark.parametrize("name", SEALS)
+def test_an_order_that_was_not_signed_for_this_site_now_is_not_carried_out(
+    site: Path, weights: Arrays, name: str
+) -> None:
+    changes, code = SEALS[name]
+    seen = Head(5, "5" * 64)
+    deliver(site, sealed(site.parent, content_of(good(weights), weights), PREFLIGHT, ledger=seen), PREFLIGHT)
+    body = good(weights)
+    if changes.get("accepted", True):
+        accept(site, body)
+    else:
+        body["course"]["run"] = "never-asked"
+    content = content_of(body, weights)
+    if changes.get("sealed", True):
+        told = {"ledger": seen, "confirmed": seen} | {
+            key: value for key, value in changes.items() if key not in ("accepted", "sealed", "kind")
+        }
+        if name.startswith("of a ledger that does not hold"):
+            told["confirmed"] = None
+        content = sealed(site.parent, content, changes.get("kind", TRAIN), **told)
+    refused(site, deliver(site, content), code)
+
+
+def test_an_order_is_carried_out_once_whoever_repeats_it(site: Path, weights: Arrays) -> None:
+    accept(site, good(weights))
+    content = sealed(site.parent, content_of(good(weights), weights), TRAIN)
+    assert not deliver(site, content).has_error()
+    charged = Ledger(site.parent / "ledger.sqlite").head()
+    assert deliver(site, content).error.code == Refusal.SEAL
+    assert Ledger(site.parent / "ledger.sqlite").head() == charged
