@@ -33,6 +33,7 @@ from wardpose.shared.privacy.evaluation import Evaluation
 from wardpose.shared.privacy.filters import COURSE_SHARE
 from wardpose.shared.privacy.ledger import Budget, Ledger
 from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.seals import Head
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import (
     EVALUATE,
@@ -98,7 +99,6 @@ def order(arrays: Arrays, number: int = 1, **declared: Any) -> EvaluationOrder:
 
 def send(site: Path, text: str, arrays: Arrays | None, kind: str = EVALUATE) -> Message:
     """Hand a message to the hospital's ClientApp as Flower would, sealed by its coordinator, its course accepted."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     records: dict[str, Any] = {"body": ConfigRecord({"json": text})}
     if arrays is not None:
         records["arrays"] = ArrayRecord({name: Array(value) for name, value in arrays.items()})
@@ -106,7 +106,13 @@ def send(site: Path, text: str, arrays: Arrays | None, kind: str = EVALUATE) -> 
         _, coordinator = write_keys(site.parent)
         contact = Contact(site.parent / "state" / "contact.sqlite", coordinator.public)
         contact.accept(unpack(RecordDict(records), EvaluationOrder)[0].course)
-    message = Message(sealed(site.parent, RecordDict(records), kind), 1, kind, group_id="evaluation-1")
+    return deliver(site, sealed(site.parent, RecordDict(records), kind), kind)
+
+
+def deliver(site: Path, content: RecordDict, kind: str) -> Message:
+    """Hand a message to the hospital's ClientApp as Flower would."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    message = Message(content, 1, kind, group_id="evaluation-1")
     message.metadata.__dict__["_message_id"] = "1"
     node = {"site-config": str(site)}
     context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config={})
@@ -405,3 +411,30 @@ def test_the_door_lets_out_only_what_was_paid_for_and_ordered(
             reservation=reservation,
             conversation=conversation(site.parent, pack(asked), EVALUATE),
         )
+
+
+SEALS: dict[str, tuple[dict[str, Any], Refusal]] = {
+    "a course that was never accepted": ({}, Refusal.SEAL),
+    "for anybody": ({"site": "*"}, Refusal.SEAL),
+    "that no charge pays for": ({"charge": None}, Refusal.SEAL),
+    "of a ledger that does not hold what the site has seen": ({"ledger": Head(8, "8" * 64)}, Refusal.OUTDATED),
+    "of a ledger that went back": ({"ledger": Head(2, "2" * 64)}, Refusal.APART),
+}
+
+
+@pytest.mark.parametrize("name", SEALS)
+def test_an_order_that_was_not_signed_for_this_site_now_is_not_carried_out(
+    site: Path, weights: Arrays, name: str
+) -> None:
+    changes, code = SEALS[name]
+    seen, asked = Head(5, "5" * 64), order(weights)
+    told = {"ledger": seen, "confirmed": None if "ledger" in changes else seen} | changes
+    contact = Contact(site.parent / "state" / "contact.sqlite", write_keys(site.parent)[1].public)
+    deliver(site, sealed(site.parent, pack(asked), PREFLIGHT_EVALUATION, ledger=seen), PREFLIGHT_EVALUATION)
+    if "never" in name:
+        asked = order(weights, run="never-asked")
+    else:
+        contact.accept(asked.course)
+    answer = deliver(site, sealed(site.parent, pack(asked, weights), EVALUATE, **told), EVALUATE)
+    assert (answer.error.code, answer.error.reason) == (code, code.sentence)
+    assert charges(site) == 0
