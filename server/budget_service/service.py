@@ -119,7 +119,7 @@ class BudgetService:
         return wire.GetAccountResponse(sites=accounts, federation=federation, head=self._head(snapshot))
 
     @_streams
-    def StreamEntries(  # noqa: N802
+    def StreamEntries(  # noqa: N802 (a call's name)
         self, request: wire.StreamEntriesRequest, context: grpc.ServicerContext
     ) -> Iterator[wire.StreamEntriesResponse]:
         """Send the ledger from an entry on, as it was when the call began."""
@@ -135,7 +135,7 @@ class BudgetService:
                 yield wire.StreamEntriesResponse(rows=rows)
 
     @_answers
-    def VerifyInclusion(  # noqa: N802
+    def VerifyInclusion(  # noqa: N802 (a call's name)
         self, request: wire.VerifyInclusionRequest, context: grpc.ServicerContext
     ) -> wire.VerifyInclusionResponse:
         """Prove that an entry is in the ledger."""
@@ -147,7 +147,7 @@ class BudgetService:
         return wire.VerifyInclusionResponse(hash=entry.hash, path=path, head=self._head(snapshot))
 
     @_answers
-    def VerifyConsistency(  # noqa: N802
+    def VerifyConsistency(  # noqa: N802 (a call's name)
         self, request: wire.VerifyConsistencyRequest, context: grpc.ServicerContext
     ) -> wire.VerifyConsistencyResponse:
         """Prove that the ledger still begins with what it was."""
@@ -160,7 +160,7 @@ class BudgetService:
         return wire.VerifyConsistencyResponse(path=path, head=self._head(snapshot))
 
     @_answers
-    def SubmitHead(  # noqa: N802
+    def SubmitHead(  # noqa: N802 (a call's name)
         self, request: wire.SubmitHeadRequest, context: grpc.ServicerContext
     ) -> wire.SubmitHeadResponse:
         """Hold what a site states of its ledger against what was seen of it."""

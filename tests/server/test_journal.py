@@ -2,6 +2,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from wardpose.server.journal import RoundRow, RunJournal, SiteRow
 
 
@@ -90,3 +92,15 @@ def test_a_run_that_was_killed_does_not_run_for_ever(tmp_path: Path) -> None:
     assert {run["run"]: run["status"] for run in journal.runs()} == {"r1": "interrupted", "r2": "running"}
     start(journal)
     assert {run["run"]: run["status"] for run in journal.runs()} == {"r1": "running", "r2": "interrupted"}
+
+
+def test_the_latest_run_is_the_one_that_began_last_whatever_the_clock_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = RunJournal(tmp_path / "journal.sqlite")
+    for run, now in (("ahead", 2e9), ("right", 1.8e9), ("behind", 0.0)):
+        monkeypatch.setattr("wardpose.server.journal.time.time", lambda now=now: now)
+        start(journal, run)
+    assert [row["run"] for row in journal.runs()] == ["ahead", "right", "behind"]
+    start(journal, "ahead")  # it goes on: still the first that began
+    assert journal.runs()[0]["status"] == "running"
