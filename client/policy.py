@@ -127,6 +127,18 @@ LIMITS: tuple[Limit[RoundOrder], ...] = (
         protects="the noised part from being drowned by the public one",
     ),
     Limit(
+        asked="anchor.weight",
+        value=lambda order: 0.0 if order.training.anchor is None else order.training.anchor.weight,
+        most="maximum_public_weight",
+        protects="the same",
+    ),
+    Limit(
+        asked="anchor.batch",
+        value=lambda order: 0 if order.training.anchor is None else order.training.anchor.batch,
+        most="maximum_basis_frames",
+        protects="memory and time",
+    ),
+    Limit(
         asked="projection.frames",
         value=lambda order: order.mechanism.projection.frames if order.mechanism.uses_basis else 0,
         most="maximum_basis_frames",
@@ -184,8 +196,9 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
         _refuse("feature.labels", mechanism.feature.labels, "policy.public_labels", policy.public_labels)
     if mechanism.uses_public_views and site.public_view is None:
         _refuse("mechanism", mechanism.name, "public_view", None)
-    if mechanism.uses_basis and mechanism.projection.source == "public" and not site.public_data:
-        _refuse("mechanism", mechanism.name, "public_data", [])
+    if order.reads_public_data and not site.public_data:
+        needs = ("mechanism", mechanism.name) if mechanism.uses_basis else ("training.anchor", order.training.anchor)
+        _refuse(*needs, "public_data", [])
     if mechanism.uses_basis and mechanism.projection.source == "public-views" and not policy.own_public_basis:
         _refuse(
             "projection.source",

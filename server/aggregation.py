@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.app.exception import AppExitException
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg, Krum
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedTrimmedAvg, Krum
 from numpy.typing import NDArray
 
 from wardpose.shared.config import AggregationConfig
@@ -25,7 +25,7 @@ _WEIGHT = "weight"
 
 
 class Aggregator:
-    """Combine the updates of one round after another; FedAdam's moments live here and in the checkpoint.
+    """Combine the updates of one round after another; moments and momentum live here and in the checkpoint.
 
     Attributes:
         config: the rule.
@@ -35,6 +35,7 @@ class Aggregator:
     def __init__(self, config: AggregationConfig) -> None:
         self.config = config
         self._strategy = _strategy(config)
+        self._names: list[str] = []
 
     def combine(
         self,
@@ -92,6 +93,9 @@ class Aggregator:
             replies.append(Message(content, reply_to=request))
         if isinstance(self._strategy, FedAdam):
             self._strategy.current_arrays = dict(current)
+        if isinstance(self._strategy, FedAvgM):
+            self._names = names
+            self._strategy.current_arrays = ArrayRecord({name: Array(value) for name, value in current.items()})
         result, _ = self._strategy.aggregate_train(round_number, replies)
         if result is None:
             raise WireError("no release could be aggregated")
@@ -99,6 +103,10 @@ class Aggregator:
 
     def state(self) -> Arrays:
         """Return what a checkpoint must remember, by name (empty for rules without memory)."""
+        if isinstance(self._strategy, FedAvgM):
+            momentum = self._strategy.momentum_vector or []
+            named = zip(self._names, momentum, strict=True) if momentum else ()
+            return {f"momentum/{name}": np.asarray(value, np.float32) for name, value in named}
         if not isinstance(self._strategy, FedAdam):
             return {}
         moments = {"m": self._strategy.m_t or {}, "v": self._strategy.v_t or {}}
@@ -110,6 +118,9 @@ class Aggregator:
 
     def restore(self, state: Mapping[str, NDArray[np.float32]]) -> None:
         """Take back what `state` returned."""
+        if isinstance(self._strategy, FedAvgM):
+            self._names = sorted(key.partition("/")[2] for key in state)
+            self._strategy.momentum_vector = [state[f"momentum/{name}"] for name in self._names] or None
         if isinstance(self._strategy, FedAdam):
             moments: dict[str, Any] = {"m": {}, "v": {}}
             for key, value in state.items():
@@ -139,6 +150,8 @@ def _strategy(config: AggregationConfig) -> FedAvg:
             tau=config.tau,
         )
         return cast(FedAvg, adam)
+    if config.name == "fedavgm":
+        return FedAvgM(weighted_by_key=_WEIGHT, server_momentum=config.momentum)
     if config.name == "fedtrimmedavg":
         return FedTrimmedAvg(weighted_by_key=_WEIGHT, beta=config.trim)
     if config.name == "krum":

@@ -15,7 +15,7 @@ from wardpose.shared.pose.pretrain import PretrainConfig
 from wardpose.shared.privacy.distributed import DistributedNoise
 from wardpose.shared.privacy.mechanisms import Mechanism, with_values
 from wardpose.shared.secure_aggregation.messages import least_survivors, refuse_small
-from wardpose.shared.training.settings import LocalTraining, refuse_distributed, refuse_uplink
+from wardpose.shared.training.settings import LocalTraining, refuse_anchor, refuse_distributed, refuse_uplink
 from wardpose.shared.yaml_config import Name, Strict, describe, load_yaml
 
 
@@ -131,6 +131,7 @@ class AggregationConfig(Strict):
 
     Attributes:
         name: the rule.
+        momentum: of FedAvgM (Hsu et al. 2019, arXiv 1909.06335), from round to round.
         learning_rate: server step size of FedAdam (eta).
         beta_1: first-moment decay of FedAdam.
         beta_2: second-moment decay of FedAdam.
@@ -141,7 +142,8 @@ class AggregationConfig(Strict):
 
     """
 
-    name: Literal["fedavg", "fedadam", "fedmedian", "fedtrimmedavg", "krum"] = "fedavg"
+    name: Literal["fedavg", "fedavgm", "fedadam", "fedmedian", "fedtrimmedavg", "krum"] = "fedavg"
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     learning_rate: float = Field(default=0.01, gt=0)
     beta_1: float = Field(default=0.9, ge=0, lt=1)
     beta_2: float = Field(default=0.99, ge=0, lt=1)
@@ -152,8 +154,8 @@ class AggregationConfig(Strict):
 
     @model_validator(mode="after")
     def _of_a_sum(self) -> Self:
-        if self.secure is not None and self.name not in ("fedavg", "fedadam"):
-            raise ValueError(f'name is "{self.name}"; of a sum over sites allowed: fedavg, fedadam')
+        if self.secure is not None and self.name not in ("fedavg", "fedavgm", "fedadam"):
+            raise ValueError(f'name is "{self.name}"; of a sum over sites allowed: fedavg, fedavgm, fedadam')
         return self
 
 
@@ -287,6 +289,7 @@ class FederationConfig(Strict):
         if self.pretrain is not None:
             check_strategy(self.model, self.pretrain.strategy)
         refuse_uplink(self.mechanism, self.training)
+        refuse_anchor(self.mechanism, self.training)
         self._check_secure()
         evaluation = self.server.evaluation
         if evaluation is not None and (evaluation.epsilon or 0.0) >= self.privacy.epsilon:
@@ -310,6 +313,7 @@ class FederationConfig(Strict):
         except (ValueError, ConfigError) as error:
             raise ValueError(f"server.aggregation.secure: {error}") from error
         refuse_distributed(mechanism, self.training)
+        refuse_anchor(mechanism, self.training)
 
     @property
     def ordered_mechanism(self) -> Mechanism:
