@@ -229,6 +229,9 @@ class ServerConfig(Strict):
         score: what is reported each round, on `data.validation`, and by evaluations.
         evaluation: scores on the sites' own patients, which cost them; none when absent. Where there are no public
             `data.validation` and `data.test`, the run's scores are these.
+        keep: `better`: keep the private model only where it scores higher on `data.validation` than the model before
+            the first round, which cost no patient anything. The data are public and the models released, so the
+            comparison is free. `private`: keep the private one, unless an evaluation on patients chose the other.
 
     """
 
@@ -239,6 +242,7 @@ class ServerConfig(Strict):
     wait_seconds: float = Field(default=120, gt=0)
     score: Literal["pck@0.2", "pckh@0.5"] = "pck@0.2"
     evaluation: EvaluationConfig | None = None
+    keep: Literal["private", "better"] = "private"
 
 
 class FederationConfig(Strict):
@@ -291,6 +295,8 @@ class FederationConfig(Strict):
         refuse_uplink(self.mechanism, self.training)
         refuse_anchor(self.mechanism, self.training)
         self._check_secure()
+        if self.server.keep == "better" and not self.data.validation:
+            raise ValueError('server.keep is "better" (allowed: "private", or public data in data.validation)')
         evaluation = self.server.evaluation
         if evaluation is not None and (evaluation.epsilon or 0.0) >= self.privacy.epsilon:
             raise ValueError(

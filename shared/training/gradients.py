@@ -115,6 +115,7 @@ class UnitGradients:
             raise ValueError(f"micro_batch is {micro_batch}; allowed: 1 or more")
         self.names = trainable_names(model, strategy)
         self.strategy = strategy
+        self.config = model.config
         self._model = model
         self._codec = SimCC.of(model.config)
         trained = set(self.names)

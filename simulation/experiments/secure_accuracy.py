@@ -13,7 +13,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,7 @@ import torch
 
 from wardpose.server.initial import initial_model
 from wardpose.server.scoring import Scorer, arrays_of
-from wardpose.shared.config import FederationConfig, PartitionConfig, SecureConfig, find_federation, load_federation
-from wardpose.shared.data.dataset import concatenate
-from wardpose.shared.data.records import PoseDataset
-from wardpose.shared.data.source import open_source
-from wardpose.shared.errors import ConfigError
+from wardpose.shared.config import FederationConfig, SecureConfig, find_federation, load_federation
 from wardpose.shared.files import write_json
 from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.privacy.accounting import calibrate
@@ -34,13 +29,12 @@ from wardpose.shared.privacy.distributed import DistributedNoise
 from wardpose.shared.privacy.filters import COURSE_SHARE
 from wardpose.shared.privacy.mechanisms import Mechanism, with_values
 from wardpose.shared.privacy.noise import seeded_streams
-from wardpose.shared.skeleton import get_skeleton
-from wardpose.shared.training.cohort import CohortData, build_cohort, index_units
+from wardpose.shared.training.cohort import CohortData, build_cohort
 from wardpose.shared.training.gradients import UnitGradients
 from wardpose.shared.training.local import apply_sum
 from wardpose.shared.training.step import StepGradient, expected_batch_size
 from wardpose.shared.vectors import map_vector
-from wardpose.simulation.partition import partition
+from wardpose.simulation.experiments.cohorts import deal, private_people
 
 ALL_OF_IT = DistributedNoise(minimum_survivors=1, colluding=0)
 """Each site's own share is all the noise."""
@@ -55,7 +49,7 @@ def measure(
         `rows` of `variant`, `sites`, `seed`, `score`, and the untrained `before`; `noise_multiplier` and `epsilon`.
 
     """
-    dataset = _private(plan)
+    dataset = private_people(plan)
     sigma = calibrate(
         epsilon=plan.privacy.epsilon,
         delta=COURSE_SHARE * plan.privacy.delta,
@@ -80,30 +74,11 @@ def measure(
         for variant, count, noise in variants:
             model.load_state_dict({name: torch.from_numpy(value) for name, value in start.items()})
             mechanism = with_values(plan.mechanism, noise_multiplier=sigma, distributed=noise)
-            trained = _train(plan, model, _split(dataset, pooled, count, seed), mechanism, seed)
+            trained = _train(plan, model, deal(dataset, pooled, count, seed), mechanism, seed)
             score = (scorer.test(start | trained) or {}).get("score")
             rows.append({"variant": variant, "sites": count, "seed": seed, "score": score})
     before = (scorer.test(start) or {}).get("score")
     return {"rows": rows, "before": before, "noise_multiplier": sigma, "epsilon": plan.privacy.epsilon}
-
-
-def _private(plan: FederationConfig) -> PoseDataset:
-    """Return all private data of a plan, pooled."""
-    skeleton = get_skeleton(plan.model.skeleton)
-    sources = [entry.data for entry in plan.sites if entry.data is not None]
-    if plan.data.private is not None:
-        sources.append(plan.data.private)
-    if not sources:
-        raise ConfigError("data.private: missing, and no site has data (the experiment pools what there is)")
-    return concatenate([open_source(source, skeleton=skeleton) for source in sources])
-
-
-def _split(dataset: PoseDataset, pooled: CohortData, sites: int, seed: int) -> list[CohortData]:
-    """Deal the patients to sites; all of them share the pooled rows."""
-    dealt = partition(dataset, PartitionConfig(seed=seed), sites)
-    everybody = {dataset.record(index).patient_id for index in range(len(dataset))}
-    members = [{dataset.record(index).patient_id for index in indices} for indices in dealt]
-    return [replace(pooled, units=index_units(dataset, without=everybody - own)) for own in members]
 
 
 def _train(
