@@ -72,15 +72,15 @@ class Setting:
     """
 
     sites: tuple[int, ...] = (1, 4)
-    epsilons: tuple[float, ...] = (0.2, 0.8, 8.0)
+    epsilons: tuple[float, ...] = (0.8, 8.0, 0.2)
     delta: float = 1e-4
     mechanisms: tuple[str, ...] = ("dp-sgd", "projected", "feature-projective")
     strategy: Strategy = "maps"
     seeds: tuple[int, ...] = (1, 2, 3)
     rounds: int = 2
-    steps: int = 5
+    steps: int = 3
     sample_rate: float = 0.25
-    clip_norms: tuple[float, ...] = (0.5, 1.5)
+    clip_norms: tuple[float, ...] = (1.0,)
     learning_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
     anchors: tuple[float, ...] = (0.0, 0.3)
     view: tuple[str, float] = ("mosaic", 16)

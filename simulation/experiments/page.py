@@ -47,3 +47,10 @@ def shown(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) and value != int(value) else f"{value}"
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the table as documentation has it."""
+    headings = list(rows[0])
+    lines = [headings, ["---"] * len(headings), *([shown(row[heading]) for heading in headings] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
