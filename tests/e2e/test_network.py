@@ -1,4 +1,4 @@
-"""The network of the end-to-end tests itself: hosts and their names, a cable that can be pulled, a disk that is full."""
+"""The network of the end-to-end tests itself: hosts and their names, a cable to pull, a disk to fill."""
 
 import errno
 import sys
