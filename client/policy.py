@@ -197,7 +197,9 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
     if mechanism.uses_public_views and site.public_view is None:
         _refuse("mechanism", mechanism.name, "public_view", None)
     if order.reads_public_data and not site.public_data:
-        needs = ("mechanism", mechanism.name) if mechanism.uses_basis else ("training.anchor", order.training.anchor)
+        needs: tuple[str, object] = ("training.anchor", order.training.anchor)
+        if mechanism.uses_basis or order.judges_view:
+            needs = ("mechanism", mechanism.name)
         _refuse(*needs, "public_data", [])
     if mechanism.uses_basis and mechanism.projection.source == "public-views" and not policy.own_public_basis:
         _refuse(

@@ -74,7 +74,13 @@ def train_round(
     public = None
     if order.reads_public_data:
         known = open_public_data(config.public_data, order.model.skeleton)
-        public = build_public(known, model, strategy=order.training.strategy, cache_folder=config.cache_folder)
+        public = build_public(
+            known,
+            model,
+            strategy=order.training.strategy,
+            cache_folder=config.cache_folder,
+            public_view=site.public_view if order.judges_view else None,
+        )
     return local_update(
         model,
         cohort,

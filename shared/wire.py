@@ -159,9 +159,14 @@ class RoundOrder(_Body):
 
     @property
     def reads_public_data(self) -> bool:
-        """Whether a site needs public data of its own: for a basis, or for an anchor."""
+        """Whether a site needs public data of its own: for a basis, an anchor, or a judgement of its public view."""
         basis = self.mechanism.uses_basis and self.mechanism.projection.source == "public"
-        return basis or self.training.anchor is not None
+        return basis or self.judges_view or self.training.anchor is not None
+
+    @property
+    def judges_view(self) -> bool:
+        """Whether public people decide if the site's public view is used."""
+        return self.mechanism.uses_difference and self.mechanism.feature.max_difference is not None
 
     @property
     def first_step(self) -> int:

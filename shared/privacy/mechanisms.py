@@ -69,6 +69,15 @@ class FeatureOptions(_Options):
     rate: Rate | None = None
     weight: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
     labels: Literal["ground-truth", "pseudo"] = "ground-truth"
+    max_difference: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is absent, so that a course keeps the identity that earlier versions gave it."""
+        values: dict[str, Any] = handler(self)
+        if self.max_difference is None:
+            values.pop("max_difference", None)
+        return values
 
 
 class ResidualOptions(_Options):
@@ -184,6 +193,8 @@ class Mechanism(_Options):
             raise ValueError(f"frames_per_unit is {self.frames_per_unit}; a unit that is a {self.unit} has 1")
         if not self.is_private and self.noise_multiplier:
             raise ValueError(f'mechanism "{self.name}" adds no noise; noise_multiplier must be 0 or absent')
+        if self.feature.max_difference is not None and self.uses_basis and self.projection.source == "public-views":
+            raise ValueError('feature.max_difference with projection.source "public-views"; allowed: "public"')
         projection = self.projection
         if self.name == "projected" and projection.source == "public-views":
             raise ValueError('projection.source "public-views" needs feature-DP; mechanism "projected" allows "public"')

@@ -19,6 +19,7 @@ from wardpose.shared.training.gradients import UnitGradients
 from wardpose.shared.training.projection import ProjectionReport
 from wardpose.shared.training.settings import LocalTraining, refuse_anchor, refuse_distributed, refuse_uplink
 from wardpose.shared.training.step import DeclaredUnits, StepGradient
+from wardpose.shared.training.view_gate import ViewReport
 from wardpose.shared.vectors import Vector, map_vector, unflatten
 
 Progress = Callable[[int, int], None]
@@ -35,6 +36,7 @@ class LocalUpdate:
         steps: noised gradients taken.
         secure: whether sampling and noise came from secure streams; `False`: not private.
         projection: what the gate decided from public gradients; `None` without a basis.
+        view: what was decided of the public view from public people; `None` where nothing was asked.
         coefficients: (m,) float64 coordinates of the update in the public frames' gradients, when the
             mechanism's uplink asks for them and the basis was used; the update is then redundant.
         share: (p,) int64, what the site adds to the sum over sites, where the mechanism's noise is distributed. It must
@@ -47,6 +49,7 @@ class LocalUpdate:
     steps: int
     secure: bool
     projection: ProjectionReport | None = None
+    view: ViewReport | None = None
     coefficients: Tensor | None = None
     share: Tensor | None = None
 
@@ -124,6 +127,7 @@ def local_update(
         steps=training.steps,
         secure=streams.secure,
         projection=projection,
+        view=step_gradient.view,
         coefficients=None if coordinates is None else -training.optimizer.learning_rate * coordinates,
     )
 

@@ -32,6 +32,7 @@ from wardpose.shared.training.cohort import CohortData, PublicData, RowIds, load
 from wardpose.shared.training.gradients import Bags, UnitGradients, join
 from wardpose.shared.training.projection import Projection, ProjectionReport
 from wardpose.shared.training.public_part import PublicPart, PublicViews
+from wardpose.shared.training.view_gate import ViewReport, judge_view
 from wardpose.shared.vectors import Vector, map_vector
 
 DeclaredUnits = int | Mapping[str, int]
@@ -47,12 +48,13 @@ class StepGradient:
         mechanism: what a step does.
         streams: sampling, noise and public draws, all independent.
         declared_units: N.
-        public: public data of the basis, where the mechanism's basis comes from public data.
+        public: public data of the basis and of the judgement of the view, where the mechanism has them.
         first_step: steps that the run took before this round, the position in a schedule.
         anchor: what public people add to every step.
 
     Attributes:
         coordinates: sum of all steps' gradients in the public frames' coordinates, (m,) float64, if asked for.
+        view: whether the round uses the public view, where the mechanism asks for a judgement.
 
     Raises:
         ConfigError: the mechanism needs public views, public data or tiers that are not given.
@@ -76,6 +78,9 @@ class StepGradient:
             if data.public is None:
                 raise ConfigError(f'mechanism "{mechanism.name}" needs rows of the public view; the cohort has none')
             views = PublicViews(engine, data.public, mechanism.feature.labels)
+        self.view: ViewReport | None = judge_view(engine, mechanism, public)
+        if self.view is not None and not self.view.used:
+            views = None
         self._engine = engine
         self._data = data
         self._mechanism = mechanism
