@@ -14,6 +14,7 @@ from support.engine import (
     make_rows,
     make_step,
     private_sums,
+    without_last_unit,
 )
 
 from wardpose.shared.errors import ConfigError
