@@ -81,7 +81,7 @@ class Setting:
     steps: int = 3
     sample_rate: float = 0.25
     clip_norms: tuple[float, ...] = (1.0,)
-    learning_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
+    learning_rates: tuple[float, ...] = (0.3, 1.0, 3.0)
     anchors: tuple[float, ...] = (0.0, 0.3)
     view: tuple[str, float] = ("mosaic", 16)
 
