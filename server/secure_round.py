@@ -183,7 +183,7 @@ class SecureRound:
             self._order.training,
             expected=expected,
         )
-        arrays = {name: value.numpy() for name, value in update.items()}
+        arrays = self._coordinator.admission.of_weights({name: value.numpy() for name, value in update.items()})
         return self._coordinator.aggregator.combine(
             self._weights, {"sum": (arrays, 1.0)}, round_number=self._order.round, request=request
         )
