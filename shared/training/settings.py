@@ -1,9 +1,9 @@
 """How a site trains locally: one value that the plan holds, the order carries and `local_update` takes, unchanged."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
 from wardpose.shared.data.crops import Augmentation
@@ -97,6 +97,15 @@ class LocalTraining(BaseModel):
     precision: ForwardPrecision = "float32"
     anchor: AnchorOptions | None = None
     average: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is absent, so that a run of an earlier version is still the same run."""
+        values: dict[str, Any] = handler(self)
+        for name in ("anchor", "average"):
+            if not values.get(name):
+                values.pop(name, None)
+        return values
 
     @property
     def averaged_steps(self) -> int:

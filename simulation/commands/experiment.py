@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 @experiment.command("list")
 def list_experiments(as_json: AsJson = False) -> None:
     """Name the experiments, and say which have results that come with the package."""
-    from wardpose.simulation.experiments.results import COMMITTED
+    from wardpose.simulation.experiments.records import COMMITTED
 
     rows = [
         {"name": name, "about": about, "results": (COMMITTED / f"{name}.json").exists()}
@@ -76,7 +76,7 @@ def report(
     """Show an experiment's table."""
     from wardpose.simulation.experiments import gap
     from wardpose.simulation.experiments.page import shown, write_page
-    from wardpose.simulation.experiments.results import COMMITTED, read_results
+    from wardpose.simulation.experiments.records import COMMITTED, read_results
 
     _known(name)
     content: dict[str, Any] = read_results(results or COMMITTED / f"{name}.json")

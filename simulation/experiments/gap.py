@@ -45,7 +45,7 @@ from wardpose.shared.training.local import local_update
 from wardpose.shared.training.settings import AnchorOptions, LocalTraining, OptimizerConfig
 from wardpose.shared.vectors import Vector
 from wardpose.simulation.experiments.cohorts import deal, private_people, score_rows
-from wardpose.simulation.experiments.results import Results
+from wardpose.simulation.experiments.records import Results
 
 Say = Callable[[str], None]
 
@@ -246,7 +246,8 @@ class Bench:
 
     def halves(self) -> list[tuple[CohortData, Rows, PoseDataset]]:
         """Return each half of the validation people as a cohort, with the other half to score on."""
-        dataset, parts = listed(self._open["validation"]), []
+        dataset = listed(self._open["validation"])
+        parts: list[tuple[CohortData, Rows, PoseDataset]] = []
         for first in (0, 1):
             mine, others = (dataset.select(list(range(k, len(dataset), 2))) for k in (first, 1 - first))
             rows = self._rows(mine)

@@ -18,7 +18,7 @@ def write_page(path: Path, name: str, content: dict[str, Any]) -> None:
     Args:
         path: HTML file, replaced atomically.
         name: of the experiment.
-        content: as `results.read_results` returns it.
+        content: as `records.read_results` returns it.
 
     """
     rows = gap.rows_of(content)

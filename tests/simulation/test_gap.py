@@ -17,7 +17,7 @@ from wardpose.simulation.cli import app
 from wardpose.simulation.experiments import gap
 from wardpose.simulation.experiments.cohorts import score_rows
 from wardpose.simulation.experiments.page import write_page
-from wardpose.simulation.experiments.results import read_results
+from wardpose.simulation.experiments.records import read_results
 
 SMALL = gap.Setting(
     sites=(1, 2),
