@@ -16,8 +16,8 @@ from wardpose.shared.pose.model import build_model
 from wardpose.simulation.cli import app
 from wardpose.simulation.experiments import gap
 from wardpose.simulation.experiments.cohorts import score_rows
-from wardpose.simulation.experiments.page import write_page
-from wardpose.simulation.experiments.records import read_results
+from wardpose.simulation.experiments.page import markdown, write_page
+from wardpose.simulation.experiments.records import COMMITTED, read_results
 
 SMALL = gap.Setting(
     sites=(1, 2),
@@ -102,3 +102,11 @@ def test_what_comes_with_the_package_holds_what_it_says() -> None:
     keys = {"sites", "epsilon", "aggregation", "mechanism", "free", "none", "private", "share", "seeds"}
     assert rows
     assert all(keys <= set(row) for row in rows)
+
+
+def test_the_documentation_says_what_the_results_say() -> None:
+    content = read_results(COMMITTED / "gap.json")
+    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
+    assert markdown(gap.rows_of(content)) in page
+    assert f"{content['free']['score']:.3f}" in page
+    assert content["facts"]["hardware"]["processor"] in page
