@@ -17,12 +17,12 @@ from wardpose.server.journal import RoundRow, RunJournal
 from wardpose.server.superlink import registered_nodes, run_ended
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_text
+from wardpose.shared.health import healthy
 from wardpose.simulation.flower import (
     LOOPBACK,
     ask,
     environment,
     free_ports,
-    healthy,
     program,
     write_connection,
 )

@@ -4,16 +4,13 @@ import json
 import os
 import shutil
 import socket
-import ssl
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wardpose.client.children import QUIET
+from wardpose.shared.children import QUIET
 from wardpose.shared.files import write_text
 from wardpose.simulation.processes import ProcessError
 
@@ -77,16 +74,6 @@ def write_connection(home: Path, *, name: str, address: str, authority: Path) ->
     settings = {"address": address, "root-certificates": str(authority)}
     lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
     write_text(home / "config.toml", f'[superlink]\ndefault = "{name}"\n[superlink.{name}]\n{lines}')
-
-
-def healthy(address: str, authority: Path) -> bool:
-    """Ask whether a SuperLink answers."""
-    context = ssl.create_default_context(cafile=str(authority))
-    try:
-        with urllib.request.urlopen(f"https://{address}/health", context=context, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def free_ports(count: int) -> list[int]:
