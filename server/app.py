@@ -20,6 +20,7 @@ from wardpose.server.card import epsilon_sentence, model_card
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.coordinator import Accounts, coordinator_accounts, folder_accounts, load_coordinator
 from wardpose.server.course import declare
+from wardpose.server.ending import End, failed
 from wardpose.server.evaluation import PRIVATE, PUBLIC, scores_on_patients
 from wardpose.server.folder import held, set_aside
 from wardpose.server.forecast import refuse_crossing
@@ -132,15 +133,17 @@ def run_federation(
         state.course = course.model_dump_json()
         state.save(folder / CHECKPOINT)
         _start(journal, config, state, course.mechanism, accounts)
-        status = "failed"
         try:
-            status = _train(grid, config, folder, journal, state, course, model, accounts)
-        except KeyboardInterrupt:
-            status = "interrupted"
+            end = _train(grid, config, folder, journal, state, course, model, accounts)
+        except BaseException as error:
+            _write_end(journal, state.run, failed(error))
             raise
-        finally:
-            journal.finish(state.run, status)
+        _write_end(journal, state.run, end)
         write_text(folder / "latest-run", state.run + "\n")
+
+
+def _write_end(journal: RunJournal, run: str, end: End) -> None:
+    journal.finish(run, end.status, reason=end.reason or "", detail=end.detail)
 
 
 def _say_both(course: Course, config: FederationConfig) -> None:
@@ -234,13 +237,14 @@ def _train(
     course: Course,
     model: PoseModel,
     accounts: Accounts,
-) -> str:
+) -> End:
     """Score, take the rounds that are left, score again and keep the model; returns how the run ended."""
     scorer = Scorer(config, model)
     if (journal.run(state.run) or {}).get("score_initial") is None:
         journal.score(state.run, "initial", scorer.test(state.weights) or {})
     coordinator = Coordinator(grid, config, folder, state=state, course=course, scorer=scorer, accounts=accounts)
     status = coordinator.run()
+    end = coordinator.end(status)
     measured, start = None, state.weights
     if course.evaluation is not None and state.round:
         start = arrays_of(load_model(folder / INITIAL))
@@ -262,7 +266,7 @@ def _train(
             place = folder / ("model.safetensors" if name == chosen else f"model-{name}.safetensors")
             _save_model(model, place, about | told)
     write_text(folder / CARD, card)
-    return status
+    return end
 
 
 def _score(journal: RunJournal, run: str, final: dict[str, Any] | None, measured: EvaluationRow | None) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 from prometheus_client.core import Metric
 
+from wardpose.server.apart import open_alarms, receipts_waiting
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.budget_service.alarms import ALARMS, Alarms
-from wardpose.server.contact import open_alarms, receipts_waiting
 from wardpose.server.journal import Reason, RunJournal, SiteRow
 from wardpose.server.spent import ledger_of, refuse_lost, state_of
 from wardpose.server.superlink import registered_nodes

@@ -20,6 +20,7 @@ from wardpose.server.aggregation import Aggregator, Arrays, clip_to_median
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.coordinator import Accounts
+from wardpose.server.ending import SPENT, End, stopped
 from wardpose.server.evaluation import Evaluator
 from wardpose.server.exchange import Answer, exchange
 from wardpose.server.journal import Reason, RoundRow, RunJournal, SiteRow
@@ -111,6 +112,15 @@ class Coordinator:
         self.deliver_receipts()
         return "completed"
 
+    def end(self, status: str) -> End:
+        """Say how the rounds ended, and why if they did early."""
+        if status != "stopped":
+            return End(status=status)
+        roll = self.roll
+        return stopped(
+            round_number=self.state.round + 1, quorum=self.quorum, dropped=roll.dropped, missing=roll.missing()
+        )
+
     @property
     def quorum(self) -> int:
         """Releases that a round needs."""
@@ -180,7 +190,7 @@ class Coordinator:
         }
         for name, limit in limits.items():
             if not self.budget.affords(name, events, epsilon=limit, course=order.course):
-                self.roll.drop(name, "its privacy budget is spent")
+                self.roll.drop(name, SPENT)
         able = self.roll.members()
         if len(able) < self.quorum:
             logger.warning("round %d: %d able sites, %d are needed", order.round, len(able), self.quorum)
@@ -190,7 +200,7 @@ class Coordinator:
             if not self.budget.reserve(
                 member.name, paid, course=order.course, round_number=order.round, epsilon=limits[member.name]
             ):
-                self.roll.drop(member.name, "its privacy budget is spent")
+                self.roll.drop(member.name, SPENT)
             member.epsilon_spent = max(member.epsilon_spent, self.budget.epsilon(member.name))
         return [member for member in able if member.name in self.roll.present]
 
