@@ -5,9 +5,11 @@ One value is made of an exporter's files (`wardpose.server.status`, `wardpose.cl
 """
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from wardpose.shared.errors import one_line
@@ -289,6 +291,23 @@ def budget_tone(spent: float, budget: float | None) -> Tone:
 def of_budget(spent: float, budget: float | None) -> float | None:
     """Return which share of a budget is spent, for a bar."""
     return min(1.0, spent / budget) if budget and math.isfinite(budget) else None
+
+
+def disk_facts(folder: Path, *, local: bool = False) -> tuple[list[Fact], list[Finding]]:
+    """Show how much room is left where files are written; nothing where the folder is not there."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return [], []
+    share = usage.used / usage.total if usage.total else 0.0
+    tone: Tone = "bad" if usage.free < 0.02 * usage.total else "warning" if usage.free < 0.1 * usage.total else "good"
+    fact = Fact(name="disk", value=f"{size(usage.free)} free", note=f"of {size(usage.total)}", tone=tone, share=share)
+    findings = []
+    if tone != "good":
+        what = f"The disk of {folder} has {size(usage.free)} of {size(usage.total)} left."
+        todo = "Make room: a ledger that cannot be written stops the run."
+        findings.append(Finding(tone=tone, what=what, todo=todo, local=local))
+    return [replace(fact, local=local)], findings
 
 
 def listed(names: Sequence[str]) -> str:
