@@ -90,7 +90,9 @@ def outcome(run: Run, database: Path | None = None) -> Outcome:
         why = f"{last.get('detail') or 'see its log'} ({of_rounds} are done)"
         return Outcome(run=run.name, status=FAILED, why=why, next=f"mend that, and {again}")
     if not last:
-        return Outcome(run=run.name, status=FAILED, why="it never began", next=f"see {_command(run, 'log')}, and {again}")
+        return Outcome(
+            run=run.name, status=FAILED, why="it never began", next=f"see {_command(run, 'log')}, and {again}"
+        )
     why = f"its process was ended before the run was, after {of_rounds}; a round that was ordered is charged"
     return Outcome(run=run.name, status=FAILED, why=why, next=again)
 
