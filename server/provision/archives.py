@@ -106,8 +106,8 @@ def add_site(plan: MachinePlan, out: Path, site: str, *, requests: Requests | No
     taken = {known.casefold(): known for known in authority.sites()}
     if site.casefold() in taken:
         raise ConfigError(
-            f"--add {site}: {taken[site.casefold()]} has an archive (allowed: a new name; --revoke it first to replace its "
-            "key, --renew it to let its certificate hold longer)"
+            f"--add {site}: {taken[site.casefold()]} has an archive (allowed: a new name; --revoke it first to replace "
+            "its key, --renew it to let its certificate hold longer)"
         )
     with _staged(out) as stage:
         shutil.copytree(out / FOLDER, stage / FOLDER)

@@ -49,7 +49,8 @@ class MachinePlan:
                 )
             if folded in seen:
                 raise ConfigError(
-                    f"sites: {seen[folded]} and {site} are one name on some disks (allowed: more difference than capitals)"
+                    f"sites: {seen[folded]} and {site} are one name on some disks (allowed: names that "
+                    "differ in more than capitals)"
                 )
             seen[folded] = site
 

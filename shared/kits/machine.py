@@ -71,8 +71,8 @@ def _refuse_other_code(kit: Kit) -> None:
     wanted = code_hash_of(kit.files[wheel].content)
     if wanted != code_hash():
         raise KitError(
-            f"{kit.where}: brings wardpose with code {wanted[:12]}, and this one has {code_hash()[:12]} (allowed: the same, "
-            f"as sh install.sh of the archive brings it, or pip install --force-reinstall --no-deps {wheel})"
+            f"{kit.where}: brings wardpose with code {wanted[:12]}, and this one has {code_hash()[:12]} (allowed: the "
+            f"same, as sh install.sh of the archive brings it, or pip install --force-reinstall --no-deps {wheel})"
         )
 
 
