@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from functools import cache
 from pathlib import Path
 
 from wardpose.client.request import make_request
@@ -30,6 +31,7 @@ def machine_plan(*sites: str, days: int = 365, address: str = "fed.example.org")
     )
 
 
+@cache
 def code_wheel() -> Wheel:
     """The installed wheel without weights."""
     name, whole = pack_wheel()
