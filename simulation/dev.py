@@ -19,6 +19,12 @@ from wardpose.server.link_state import run_state
 from wardpose.server.nodes import register
 from wardpose.server.operator import environment, program, write_connection
 from wardpose.server.outcome import Outcome
+from wardpose.server.provision.certificates import (
+    create_authority,
+    create_node_key,
+    create_secret,
+    create_server_certificate,
+)
 from wardpose.server.runs import Run, find_run
 from wardpose.server.submission import hand_over, refuse_finished, submit_new, wait_for_end
 from wardpose.server.superlink import registered_nodes
@@ -27,7 +33,6 @@ from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_text
 from wardpose.shared.health import healthy
 from wardpose.simulation.flower import LOOPBACK, free_ports
-from wardpose.simulation.keys import create_authority, create_node_key, create_secret, create_server_certificate
 from wardpose.simulation.processes import ProcessError, Processes
 
 if TYPE_CHECKING:

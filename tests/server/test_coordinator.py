@@ -29,6 +29,7 @@ from wardpose.server.coordinator import (
 )
 from wardpose.server.course import with_noise
 from wardpose.server.journal import RunJournal, SiteRow
+from wardpose.server.provision.templates import render
 from wardpose.server.summary import summarise
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError
 from wardpose.shared.privacy.ledger import Ledger
@@ -37,8 +38,6 @@ from wardpose.shared.yaml_config import load_yaml
 from wardpose.simulation.cli import app as cli
 from wardpose.simulation.grid import InProcessGrid
 from wardpose.simulation.layout import prepare_sites
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -80,11 +79,11 @@ def test_the_coordinators_processes_say_where_its_file_is_and_no_run_does(
 
 
 def test_the_example_that_is_deployed_is_one(tmp_path: Path) -> None:
-    text = (REPOSITORY / "deploy" / "coordinator.yaml").read_text()
+    text = render("coordinator.yaml", epsilon=8.0, delta=1e-5, unit="patient").decode()
     example = tmp_path / "coordinator.yaml"
     example.write_text(text)
     config = load_yaml(example, CoordinatorConfig)
-    assert (config.budget.epsilon, str(config.state)) == (8.0, "/var/lib/wardpose/coordinator")
+    assert (config.budget.epsilon, str(config.state)) == (8.0, str(tmp_path / "coordinator"))
     lines = [line.replace("# ", "", 1) if re.match(r" *# {1,}\S*:", line) else line for line in text.splitlines()]
     example.write_text("\n".join(lines))
     allowed = load_yaml(example, CoordinatorConfig)
