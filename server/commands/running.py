@@ -218,7 +218,7 @@ def status(
         typer.echo(json.dumps(summary | ({} if directory is not None and summary else _outcome(found))))
     else:
         if summary:
-            _say_summary(summary)
+            _say_summary(summary if directory is not None else summary | {"run": chosen.name})
         say_step(found.sentence)
     raise typer.Exit(found.exit_status)
 
