@@ -170,7 +170,7 @@ def submit_new(home: ServerHome, plan: Path, *, preflight: str, spend_rest: bool
         spend_rest: also where it would train on noise.
 
     Returns:
-        The run, and what `check_plan` found.
+        The run, and what `check_plan` found. One that only asks lies in `checks/`, no run to an exporter.
 
     Raises:
         BudgetExceeded: as `check_plan`.
@@ -179,7 +179,7 @@ def submit_new(home: ServerHome, plan: Path, *, preflight: str, spend_rest: bool
     """
     config = load_federation(plan)
     found = check_plan(plan, directory=home.runs, spend_rest=spend_rest, coordinator=home.coordinator)
-    run = new_run(home.runs, config)
+    run = new_run(home.folder / "checks" if preflight == "only" else home.runs, config)
     try:
         hand_over(home, run, preflight=preflight)
     except BaseException:

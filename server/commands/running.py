@@ -143,7 +143,7 @@ def _submit(home: "ServerHome", plan: Path | None, *, check: bool, spend_rest: b
     if as_json:
         typer.echo(json.dumps(found | {"run": run.name, "answers": _answers(answers), **_outcome(now)}))
     say_step(now.sentence)
-    raise typer.Exit(0 if now.status == RUNNING else now.exit_status)
+    raise typer.Exit(2 if refused else 0 if now.status == RUNNING else now.exit_status)
 
 
 def resume(
