@@ -42,6 +42,7 @@ from wardpose.shared.status_view import (
     listed,
     number,
     of_budget,
+    score_label,
     size,
     worst,
 )
@@ -333,7 +334,7 @@ def _facts(runs: Runs, spending: Spending | None, now: float) -> list[Fact]:
 def _scores(runs: Runs) -> list[Fact]:
     """Show the private score with the one that is free beside it."""
     last = runs.last
-    name = str(last["score_name"]).replace("pck", "PCK")
+    name = score_label(str(last["score_name"]))
     before, after = ((last[f"score_{moment}"] or {}).get("score") for moment in ("initial", "final"))
     on = (last["score_final"] or last["score_initial"] or {}).get("on", "test")
     place = "patients" if on == "patients" else "public test data"
@@ -351,10 +352,7 @@ def _curve(runs: Runs) -> Curve | None:
     points = tuple((row.round, row.score) for row in runs.last_rounds if row.score is not None)
     if not points:
         return None
-    name = str(runs.last["score_name"]).replace("pck", "PCK")
-    return Curve(
-        title=f"{name} on public validation data, by round",
-        points=points,
-        baseline=(runs.last["score_initial"] or {}).get("score"),
-        baseline_name="free baseline (before any patient's round, test data)",
-    )
+    name = score_label(str(runs.last["score_name"]))
+    before = (runs.last["score_initial"] or {}).get("score")
+    levels = () if before is None else (("free baseline (before any patient's round, test data)", before),)
+    return Curve(title=f"{name} on public validation data, by round", points=points, levels=levels)
