@@ -1,6 +1,7 @@
 """The coordinator's status page: where the run stands, what each site spent, what went wrong, and what to do now."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from wardpose.server.advice import AFTER_REFUSAL, AFTER_REJECTION, AFTER_RUN, AFTER_STATE, RENEW
@@ -53,7 +54,7 @@ _FOOTER = (
     "Epsilon bounds what anybody who sees every release can learn about whether one patient took part; it is what both "
     "ledgers were charged, never an estimate. Scores are on public data unless it says otherwise."
 )
-_ENDED = {
+_ENDED: Mapping[str, tuple[Tone, str]] = {
     "completed": ("good", "The run is completed: {done} of {planned} rounds."),
     "stopped": ("bad", "The run was stopped after round {done} of {planned}: too few sites could take part."),
     "interrupted": ("warning", "The run was interrupted after round {done} of {planned}."),
@@ -72,7 +73,9 @@ def server_status(places: Places, *, now: float | None = None) -> StatusView:
     now = time.time() if now is None else now
     reading = Reading()
     todo = "Look at the file that is named: another program may hold it, or the disk may be full."
-    ends = reading.read("A certificate", lambda: certificate_ends(places.certificates), {}, todo=f"Renew it: {RENEW}")
+    ends = reading.read(
+        "A certificate", lambda: certificate_ends(places.certificates), dict[str, float](), todo=f"Renew it: {RENEW}"
+    )
     nodes = [] if places.superlink is None else _nodes(places, reading)
     disk, disk_findings = disk_facts(places.directory)
     always = [*disk_findings, *certificate_findings(ends, now, todo=f"Renew it: {RENEW}")]
@@ -81,15 +84,20 @@ def server_status(places: Places, *, now: float | None = None) -> StatusView:
     if runs is None:
         return _without_runs(places, reading, always, facts=[*_connection(nodes, []), *disk], tables=tables, now=now)
     spending = reading.read("The coordinator's ledger", lambda: read_spending(runs), None, todo=_ledger_todo(runs))
-    apart = reading.read("The record of contacts", lambda: open_alarms(_beside(runs)), [], todo=todo)
-    contradicted = reading.read("The record of alarms", lambda: Alarms(_beside(runs, ALARMS)).of(), [], todo=todo)
+    apart = reading.read("The record of contacts", lambda: open_alarms(_beside(runs)), list[Alarm](), todo=todo)
+    contradicted = reading.read(
+        "The record of alarms",
+        lambda: [alarm.site for alarm in Alarms(_beside(runs, ALARMS)).of()],
+        list[str](),
+        todo=todo,
+    )
     accounts = {} if spending is None else {site.name: site for site in spending.sites}
     known = {node.name: node for node in nodes}
     findings = by_urgency(
         [
             *reading.findings,
             *_about_run(runs, now),
-            *_about_ledgers(apart, [alarm.site for alarm in contradicted]),
+            *_about_ledgers(apart, contradicted),
             *_about_sites(runs, accounts, known if places.superlink is not None else None, now),
             *always,
         ]
@@ -194,8 +202,8 @@ def _words(row: SiteRow) -> str:
     if row.status == "rejected":
         return f"its answer was not believed ({row.reason}): {row.detail}"
     if row.status in ("refused", "failed"):
-        known = row.code in set(Refusal)
-        return f"{row.status}: {Refusal(row.code).sentence if known else f'error {row.code}'}"
+        why = Refusal(row.code).sentence if row.code in set(Refusal) else f"error {row.code}"
+        return f"{row.status}: {why}"
     return "it missed the deadline" if row.status == "late" else ""
 
 
