@@ -73,12 +73,11 @@ def server_status(places: Places, *, now: float | None = None) -> StatusView:
     now = time.time() if now is None else now
     reading = Reading()
     todo = "Look at the file that is named: another program may hold it, or the disk may be full."
-    ends = reading.read(
-        "A certificate", lambda: certificate_ends(places.certificates), dict[str, float](), todo=f"Renew it: {RENEW}"
-    )
+    renew = f"Renew it: {RENEW}"
+    ends = reading.read("A certificate", lambda: certificate_ends(places.certificates), dict[str, float](), todo=renew)
     nodes = [] if places.superlink is None else _nodes(places, reading)
     disk, disk_findings = disk_facts(places.directory)
-    always = [*disk_findings, *certificate_findings(ends, now, todo=f"Renew it: {RENEW}")]
+    always = [*disk_findings, *certificate_findings(ends, now, todo=renew)]
     tables = [certificate_table(ends, now)] if ends else []
     runs = reading.read("The run journal", lambda: find_runs(places.directory), None, todo=todo)
     if runs is None:
@@ -158,6 +157,10 @@ def _nodes(places: Places, reading: Reading) -> list[Node]:
 
 def _beside(runs: Runs, name: str = "contact.sqlite") -> Path:
     return ledger_of(runs.folder).path.with_name(name)
+
+
+def _contradicted(runs: Runs) -> list[str]:
+    return [alarm.site for alarm in Alarms(_beside(runs, ALARMS)).of()]
 
 
 def _ledger_todo(runs: Runs) -> str:
