@@ -25,7 +25,8 @@ from wardpose.shared.status_server import Pages, StatusServer
 
 WIDTHS = (1280, 390)
 GROUND = {"light": (0xF4, 0xF6, 0xF7), "dark": (0x10, 0x17, 0x1C)}
-MEASURE = """<!doctype html><title></title><body><iframe style="border: 0; width: {width}px; height: 900px" srcdoc="{page}">
+MEASURE = """<!doctype html><title></title><body>
+<iframe style="border: 0; width: {width}px; height: 900px" srcdoc="{page}">
 </iframe><script>onload = () => {{
   const shown = document.querySelector("iframe").contentDocument.documentElement
   document.title = [shown.clientWidth, shown.scrollWidth].join(" ")
