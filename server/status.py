@@ -168,7 +168,7 @@ def _without_runs(
 
 
 def _submitted(places: Places, runs: Runs | None) -> Outcome | None:
-    """Tell what became of the run that was submitted last, where its ServerApp wrote nothing down yet, or never will."""
+    """Tell what became of the run that was submitted last, where its ServerApp wrote nothing down (yet)."""
     latest = places.directory / LATEST
     if not latest.is_dir() or (runs is not None and runs.folder.resolve() == latest.resolve()):
         return None
