@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from wardpose.client.children import Child, start_child, stop_children
 from wardpose.client.contract import check_flower
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import private_process, refuse_readable
 
 if TYPE_CHECKING:
     from flwr.supercore.runtime import RuntimeHttpClient
@@ -48,6 +49,8 @@ def run_executor(site: Path, *, address: str, secret_file: Path) -> NoReturn:
     for option, file in (("SITE.yaml", site), ("--secret-file", secret_file)):
         if not file.is_file():
             raise ConfigError(f"{option} {file}: no such file")
+    refuse_readable(secret_file)
+    private_process()
     check_flower()
     ask = _asker(_client(address, secret_file), address)
     children: list[Child] = []

@@ -17,7 +17,7 @@ from types import FrameType
 from wardpose.client.children import Child, start_child, stop_children
 from wardpose.client.contract import check_flower
 from wardpose.client.supernode import SIGNED_OFF
-from wardpose.shared.files import write_bytes
+from wardpose.shared.files import private_process, refuse_readable, write_bytes
 
 LOOPBACK = "127.0.0.1"
 _POLL_SECONDS = 0.2
@@ -51,6 +51,8 @@ def run_site(site: Path, *, superlink: str, root_certificates: Path, private_key
     from wardpose.shared.site_config import load_site
 
     name = load_site(site).site
+    refuse_readable(private_key)
+    private_process()
     check_flower()
     with tempfile.TemporaryDirectory(prefix="wardpose-site-") as folder:
         secret = Path(folder) / "superexec.secret"

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from wardpose.client.bundle import PYPROJECT, BundleRefused, check_bundle
 from wardpose.client.contract import check_flower
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import private_process, refuse_readable
 
 if TYPE_CHECKING:
     from flwr.supercore.fab import Fab
@@ -78,6 +79,9 @@ def run_supernode(
     ):
         if not file.is_file():
             raise ConfigError(f"{option} {file}: no such file")
+    for secret in (private_key, secret_file):
+        refuse_readable(secret)
+    private_process()
     check_flower()
     import flwr.supernode.start_client_internal as flower
     from flwr.supernode.cli import flower_supernode

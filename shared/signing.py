@@ -18,10 +18,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from wardpose.shared.errors import ConfigError, WardposeError
-from wardpose.shared.files import write_bytes
+from wardpose.shared.files import refuse_readable, write_bytes
 
 _PREFIX = b"wardpose signature v1\0"
-_OTHERS = 0o077
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
 _LARGEST_KEY_FILE = 1 << 14
 
@@ -135,9 +134,7 @@ def load_signer(path: Path) -> Signer:
 
     """
     data = _content(path)
-    mode = path.stat().st_mode
-    if mode & _OTHERS:
-        raise ConfigError(f"{path}: may be read by others (mode {mode & 0o777:o}; allowed: 600; chmod 600 {path})")
+    refuse_readable(path)
     try:
         openssh = b"OPENSSH" in data.partition(b"\n")[0]
         load = serialization.load_ssh_private_key if openssh else serialization.load_pem_private_key
