@@ -51,7 +51,7 @@ logger = logging.getLogger("wardpose.server")
 app = ServerApp()
 
 CHECKPOINT = "checkpoint.safetensors"
-_MAY_CHANGE = {"rounds", "server"}
+_MAY_CHANGE = {"rounds", "server", "deployment"}
 
 
 @app.main()
