@@ -77,17 +77,18 @@ class Signer:
     """A private key: signs.
 
     Attributes:
+        key: for protocols that sign in their own way, as Flower's does.
         public: its public half.
 
     """
 
     def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
-        self._key = key
+        self.key = key
         self.public = PublicKey(key.public_key())
 
     def sign(self, purpose: str, content: bytes) -> str:
         """Sign bytes for a purpose; returns base64 text."""
-        return base64.b64encode(self._key.sign(_signed(purpose, content), ec.ECDSA(hashes.SHA384()))).decode()
+        return base64.b64encode(self.key.sign(_signed(purpose, content), ec.ECDSA(hashes.SHA384()))).decode()
 
 
 def _signed(purpose: str, content: bytes) -> bytes:

@@ -13,6 +13,10 @@ from wardpose.shared.terminal import console, line, table
 app = typer.Typer(no_args_is_help=True)
 
 SiteFile = Annotated[Path, typer.Argument(help="The hospital's site.yaml.", metavar="SITE.yaml")]
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", help="The site's home.", show_default="WARDPOSE_SITE_HOME, or the working directory"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Superlink = Annotated[str, typer.Option(help="The server, host:port.", show_default=False)]
 RootCertificates = Annotated[Path, typer.Option(help="Certificate of the authority that signed the server's.")]
@@ -101,14 +105,37 @@ def execute(
 
 @app.command()
 def check(
-    site: SiteFile,
+    site: Annotated[
+        Path | None, typer.Argument(help="The hospital's site.yaml.", metavar="SITE.yaml", show_default="the home's")
+    ] = None,
     skeleton: Annotated[str, typer.Option(help="Joints that the federation trains.")] = "lsp14",
+    connect: Annotated[
+        bool, typer.Option("--connect", help="The way to the server, too: TLS, clock, registration, versions, plan.")
+    ] = False,
+    home: Home = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Plan to hold against the policy, with --connect.", metavar="PLAN", show_default="the kit's"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that this site could take part: files, data, budget, device, clock. Exits 1 when something fails."""
     from wardpose.client.check import check_site
+    from wardpose.client.children import QUIET
+    from wardpose.client.connection.check import check_connection
+    from wardpose.client.home import open_site_home
+    from wardpose.shared.errors import ConfigError
 
-    findings = check_site(site, skeleton=skeleton)
+    if connect:
+        os.environ.update(QUIET)  # Flower reads them when it is imported
+        opened = open_site_home(home)
+        if site is not None and site.resolve() != opened.site:
+            raise ConfigError(f"{site}: is not the site.yaml of {opened.folder} (allowed with --connect: leave it out)")
+        findings = check_connection(opened, plan=plan, skeleton=skeleton)
+    elif plan is not None:
+        raise ConfigError("--plan: is looked at with --connect alone (allowed: both)")
+    else:
+        findings = check_site(open_site_home(home).site if site is None else site, skeleton=skeleton)
     failed = any(finding.status == "failure" for finding in findings)
     verdict = "this site cannot take part" if failed else "this site can take part"
     say_findings(findings, ok=not failed, verdict=verdict, counts={}, as_json=as_json)

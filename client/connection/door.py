@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,7 +96,7 @@ def check_door(door: Door) -> Iterator[Finding]:
     )
     for name, step in steps:
         try:
-            found = within(2 * SECONDS, lambda step=step: step(door))
+            found = within(2 * SECONDS, partial(step, door))
         except Blocked as blocked:
             yield finding(name, "failure", f"{door.name} {door.address}: {blocked}")
             return
@@ -184,8 +185,9 @@ def _trusted(door: Door) -> Finding:
             "there, or a proxy is in between. Ask the coordinator which port, and your network department"
         ) from error
     except (OSError, ValueError) as error:
-        raise Blocked(f"broke the conversation off ({one_line(error) or type(error).__name__}): ask again, then the "
-                      "coordinator") from error
+        raise Blocked(
+            f"broke the conversation off ({one_line(error) or type(error).__name__}): ask again, then the coordinator"
+        ) from error
     ends = shown.not_valid_after_utc
     text = f"{door.name}: {version}, signed by the federation's authority for {door.host}, until {ends:%Y-%m-%d}"
     if ends - _now() < _SOON:
@@ -227,12 +229,12 @@ def _shown(door: Door) -> x509.Certificate | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # nothing is sent over it; it is only looked at
-    with suppress(OSError, ValueError):
-        with (
-            socket.create_connection((door.host, door.port), timeout=SECONDS) as raw,
-            context.wrap_socket(raw, server_hostname=door.host) as talk,
-        ):
-            return x509.load_der_x509_certificate(talk.getpeercert(binary_form=True) or b"")
+    with (
+        suppress(OSError, ValueError),
+        socket.create_connection((door.host, door.port), timeout=SECONDS) as raw,
+        context.wrap_socket(raw, server_hostname=door.host) as talk,
+    ):
+        return x509.load_der_x509_certificate(talk.getpeercert(binary_form=True) or b"")
     return None
 
 
@@ -305,7 +307,8 @@ def check_proxies(environment: dict[str, str], host: str) -> Iterator[Finding]:
         if value and host not in spared:
             shown = value.rpartition("@")[2]  # what stands before it is a password
             yield finding(
-                "proxy", "warning",
+                "proxy",
+                "warning",
                 f"{name}={one_line(shown)} is set here: a SuperNode started in this shell goes through that proxy, "
                 f"which must pass {host} untouched (or add it to NO_PROXY)",
             )
@@ -316,22 +319,31 @@ def check_own_certificate(path: Path, *, name: str, allowed_name: str | None = N
     try:
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: is no certificate ({one_line(error)}); ask the coordinator for a new kit") from error
+        raise ConfigError(
+            f"{path}: is no certificate ({one_line(error)}); ask the coordinator for a new kit"
+        ) from error
     begins, ends, now = certificate.not_valid_before_utc, certificate.not_valid_after_utc, _now()
     text = f"{name} {path}: until {ends:%Y-%m-%d}"
     subject = {str(part.value) for part in certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)}
     if allowed_name is not None and subject != {allowed_name}:
         shown = one_line(", ".join(sorted(subject)))
-        return finding("certificate", "failure", f"{text}, but for {shown!r} (allowed: {allowed_name!r}): it is of "
-                       "another kit")
+        return finding(
+            "certificate", "failure", f"{text}, but for {shown!r} (allowed: {allowed_name!r}): it is of another kit"
+        )
     if now > ends:
-        return finding("certificate", "failure", f"{text}: it ended; ask the coordinator for a new one (wardpose "
-                       "provision --renew), and look at this clock")
+        return finding(
+            "certificate",
+            "failure",
+            f"{text}: it ended; ask the coordinator for a new one (wardpose provision --renew), and look at this clock",
+        )
     if now < begins:
-        return finding("certificate", "failure", f"{text}: it begins at {begins:%Y-%m-%d %H:%M} UTC only; set this clock")
+        return finding("certificate", "failure", f"{text}, but not before {begins:%Y-%m-%d %H:%M} UTC; set this clock")
     if ends - now < _SOON:
-        return finding("certificate", "warning", f"{text}: that is soon; ask the coordinator for a new one (wardpose "
-                       "provision --renew)")
+        return finding(
+            "certificate",
+            "warning",
+            f"{text}: that is soon; ask the coordinator for a new one (wardpose provision --renew)",
+        )
     return finding("certificate", "ok", text)
 
 
