@@ -84,7 +84,7 @@ EXITS: Mapping[int, Meaning] = {
 def reply_in_words(code: int) -> str:
     """Say what an error reply's number means; numbers that are neither Flower's nor Wardpose's stay numbers."""
     known = REPLIES.get(code)
-    return f"error {code}, which nobody has explained" if known is None else f"{known.what} (Flower's error {code})"
+    return f"error {code}, which nobody has explained" if known is None else f"{known} (Flower's error {code})"
 
 
 def server_in_words(code: int, fallback: str = "") -> str:
