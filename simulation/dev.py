@@ -26,7 +26,7 @@ from wardpose.simulation.flower import (
     program,
     write_connection,
 )
-from wardpose.simulation.keys import create_authority, create_node_key, create_secret, create_server_certificate
+from wardpose.server.provision.certificates import create_authority, create_node_key, create_secret, create_server_certificate
 from wardpose.simulation.processes import ProcessError, Processes
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ from wardpose.client.supernode import REFUSED, SIGNED_OFF, checked_fab
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.wire import PREFLIGHT, Refusal
 from wardpose.simulation.flower import LOOPBACK, free_ports, program
-from wardpose.simulation.keys import create_authority, create_node_key, create_server_certificate
+from wardpose.server.provision.certificates import create_authority, create_node_key, create_server_certificate
 
 CLEAN = pack()
 HOSTILE = pack(("evil.py", "raise SystemExit"), pyproject=clientapp('clientapp = "evil:app"'))

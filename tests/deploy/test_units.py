@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from wardpose.simulation.flower import LOOPBACK, free_ports, program
-from wardpose.simulation.keys import create_authority, create_server_certificate
+from wardpose.server.provision.certificates import create_authority, create_server_certificate
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))

@@ -28,7 +28,7 @@ from wardpose.shared.site_config import load_site
 from wardpose.shared.wire import Refusal
 from wardpose.simulation.dev import Deployment
 from wardpose.simulation.flower import LOOPBACK, ask, environment, free_ports, program
-from wardpose.simulation.keys import create_secret
+from wardpose.server.provision.certificates import create_secret
 from wardpose.simulation.layout import prepare_sites
 
 pytestmark = [pytest.mark.slow, pytest.mark.guard, pytest.mark.timeout(900)]

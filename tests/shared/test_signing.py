@@ -17,7 +17,7 @@ from wardpose.shared.signing import (
     load_signer,
     read_public_key,
 )
-from wardpose.simulation.keys import create_node_key
+from wardpose.server.provision.certificates import create_node_key
 
 
 def test_a_signature_holds_for_its_key_purpose_and_content_alone(tmp_path: Path) -> None:

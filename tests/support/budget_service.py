@@ -16,7 +16,7 @@ from wardpose.shared.known_server import FILE, KnownServer
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.remote_ledger import RemoteLedger, connect
 from wardpose.shared.signing import Signer, create_key_pair, load_public_key, load_signer
-from wardpose.simulation.keys import (
+from wardpose.server.provision.certificates import (
     ClientRole,
     create_authority,
     create_client_certificate,

@@ -14,7 +14,7 @@ from wardpose.shared.budget_wire import budget_pb2 as wire
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.remote_ledger import RemoteError, RemoteLedger
 from wardpose.shared.signing import SignatureError, load_public_key
-from wardpose.simulation.keys import create_client_certificate
+from wardpose.server.provision.certificates import create_client_certificate
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from wardpose.shared.errors import ConfigError
 from wardpose.simulation.cli import app
-from wardpose.simulation.keys import (
+from wardpose.server.provision.certificates import (
     create_authority,
     create_client_certificate,
     create_node_key,
