@@ -46,6 +46,10 @@ def check_plan(site: Site, path: Path) -> Iterator[Finding]:
         return
     try:
         order = first_order(plan)
+    except ConfigError as error:
+        yield finding("plan", "failure", f"{path}: {error}; tell the coordinator")
+        return
+    try:
         check_order(site.config, order)
         _afford(site, order)
     except PolicyViolation as violation:
@@ -53,9 +57,6 @@ def check_plan(site: Site, path: Path) -> Iterator[Finding]:
         return
     except BudgetExceeded as error:
         yield finding("plan", "failure", f"{path}: {error}")
-        return
-    except ConfigError as error:
-        yield finding("plan", "failure", f"{path}: {error}; tell the coordinator")
         return
     mechanism = order.mechanism
     noise = f", sigma {mechanism.noise_multiplier:g}" if mechanism.is_private and mechanism.schedule is None else ""

@@ -33,7 +33,9 @@ def checked_name(value: str, where: str) -> str:
 
     """
     if re.fullmatch(_NAME, value) is None:
-        raise ConfigError(f"{where} is {one_line(value)!r} (allowed: letters, digits and _.- , a letter or digit first)")
+        raise ConfigError(
+            f"{where} is {one_line(value)!r} (allowed: letters, digits and _.- , a letter or digit first)"
+        )
     return value
 
 

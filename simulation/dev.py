@@ -26,7 +26,12 @@ from wardpose.simulation.flower import (
     program,
     write_connection,
 )
-from wardpose.server.provision.certificates import create_authority, create_node_key, create_secret, create_server_certificate
+from wardpose.server.provision.certificates import (
+    create_authority,
+    create_node_key,
+    create_secret,
+    create_server_certificate,
+)
 from wardpose.simulation.processes import ProcessError, Processes
 
 if TYPE_CHECKING:

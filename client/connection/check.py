@@ -58,7 +58,13 @@ def check_connection(home: SiteHome, *, plan: Path | None = None, skeleton: str 
         )
     else:
         findings += _guarded("plan", lambda: check_plan(open_site(home.site), asked))
-    return findings
+    return _each_once(findings)
+
+
+def _each_once(findings: list[Finding]) -> list[Finding]:
+    """Leave out what was said before: a key that cannot be used is met by every check that needs it."""
+    first = {each.text: number for number, each in reversed(list(enumerate(findings))) if each.status == "failure"}
+    return [each for number, each in enumerate(findings) if first.get(each.text, number) == number]
 
 
 def _connection(home: SiteHome) -> Iterator[Finding]:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from wardpose.simulation.flower import LOOPBACK, free_ports, program
 from wardpose.server.provision.certificates import create_authority, create_server_certificate
+from wardpose.simulation.flower import LOOPBACK, free_ports, program
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))

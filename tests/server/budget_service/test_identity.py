@@ -18,9 +18,9 @@ from support.ledgers import DELTA
 
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.budget_service.process import SERVICE
+from wardpose.server.provision.certificates import create_authority, create_client_certificate, sign_client_request
 from wardpose.shared.budget_wire import budget_pb2 as wire
 from wardpose.shared.privacy.ledger import Ledger
-from wardpose.server.provision.certificates import create_authority, create_client_certificate, sign_client_request
 
 METHODS = {method.name: method for method in wire.DESCRIPTOR.services_by_name["BudgetService"].methods}
 
