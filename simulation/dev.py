@@ -14,6 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from wardpose.server.bundle import run_config, write_bundle
 from wardpose.server.journal import RoundRow, RunJournal
+from wardpose.server.provision.certificates import (
+    create_authority,
+    create_node_key,
+    create_secret,
+    create_server_certificate,
+)
 from wardpose.server.superlink import registered_nodes, run_ended
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_text
@@ -25,12 +31,6 @@ from wardpose.simulation.flower import (
     healthy,
     program,
     write_connection,
-)
-from wardpose.server.provision.certificates import (
-    create_authority,
-    create_node_key,
-    create_secret,
-    create_server_certificate,
 )
 from wardpose.simulation.processes import ProcessError, Processes
 

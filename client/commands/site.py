@@ -251,3 +251,16 @@ def init(
         f"beside it, then run: wardpose site check {path}",
         err=True,
     )
+
+
+@app.command()
+def request(
+    name: Annotated[str, typer.Argument(help="The site's name in the federation.")],
+    home: Annotated[Path, typer.Option(help="Where the site's archive will be installed; the keys stay in it.")],
+) -> None:
+    """Make this site's keys here, and the one file that asks the coordinator for an archive to them."""
+    from wardpose.client.request import make_request
+
+    path, fingerprint = make_request(name, home)
+    typer.echo(f"{path}: send it to the coordinator; nothing in it is secret")
+    typer.echo(f"node key {fingerprint}: tell it to the coordinator by telephone or in person")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from wardpose.shared.commands.kits import Fingerprint, KitPath
 from wardpose.shared.terminal import Json, console, line, say, table
 
 app = typer.Typer(no_args_is_help=True)
@@ -248,3 +249,21 @@ def bundle(folder: Annotated[Path, typer.Argument(help="Where it is written; mad
 
     write_bundle(folder)
     typer.echo(f"{folder}: written; start a run with: flwr run {folder}", err=True)
+
+
+@app.command()
+def install(
+    kit: KitPath,
+    home: Annotated[
+        Path | None, typer.Option(help="Everything goes below it.", show_default="/var/lib/wardpose-server, as root")
+    ] = None,
+    fingerprint: Fingerprint = None,
+    as_json: Json = False,
+) -> None:
+    """Check the archive of the server, and put its files where they belong; as root with user and units."""
+    from wardpose.shared.commands.kits import open_confirmed, say_installed
+    from wardpose.shared.kits.machine import install as installed
+
+    done = installed(open_confirmed(kit, role="server", fingerprint=fingerprint, home=home), home=home)
+    below = f"cd {done.placed.home} && wardpose server run"
+    say_installed(done, start=below, as_json=as_json)

@@ -241,7 +241,7 @@ def _certificate(
     if issuer is not None:
         if issuer.not_valid_after_utc <= now:
             raise ConfigError(
-                f"the authority ended at {issuer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; found a new one (another folder)"
+                f"the authority ended at {issuer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC (allowed: a new one)"
             )
         ends = min(ends, issuer.not_valid_after_utc)
     return (

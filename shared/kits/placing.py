@@ -163,8 +163,8 @@ def _check_dates(kit: Kit) -> None:
         certificate = x509.load_pem_x509_certificate(file.content)
         if now > certificate.not_valid_after_utc:
             raise KitError(
-                f"{kit.where}: {name} ended at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; ask the coordinator "
-                "for a new archive (wardpose provision --renew)"
+                f"{kit.where}: {name} ended at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; ask the "
+                "coordinator for a new archive (wardpose provision --renew)"
             )
         if now < certificate.not_valid_before_utc:
             raise KitError(
