@@ -21,8 +21,8 @@ from wardpose.shared.remote_ledger import connect
 from wardpose.shared.signing import PublicKey, SignatureError
 
 _REMEDIES = {
-    "UNAVAILABLE": "the service is down, or does not accept this site's certificate (another authority's, or ended), or "
-    "another one listens there: is kit.yaml's budget port right?",
+    "UNAVAILABLE": "the service is down, or does not accept this site's certificate (another authority's, or ended), "
+    "or another one listens there: is kit.yaml's budget port right?",
     "DEADLINE_EXCEEDED": "the service is busy, or something between swallows its answers; ask again",
     "UNAUTHENTICATED": "ask the coordinator for a new certificate (wardpose provision --renew)",
     "PERMISSION_DENIED": "the certificate is of another site or role: it is of another kit",
