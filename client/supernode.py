@@ -28,6 +28,7 @@ from wardpose.client.bundle import PYPROJECT, BundleRefused, check_bundle
 from wardpose.client.contract import check_flower
 from wardpose.client.watchdog import Watchdog
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import private_process, refuse_readable
 from wardpose.shared.health import healthy
 from wardpose.shared.supervision import AGAIN
 
@@ -81,6 +82,9 @@ def run_supernode(
     ):
         if not file.is_file():
             raise ConfigError(f"{option} {file}: no such file")
+    for secret in (private_key, secret_file):
+        refuse_readable(secret)
+    private_process()
     check_flower()
     import flwr.supernode.fleet_http_connection as connection
     import flwr.supernode.start_client_internal as flower
