@@ -75,7 +75,7 @@ def serve(pages: Pages, *, host: str, port: int) -> None:
     server = StatusServer(pages, host=host, port=port)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
-    print(f"status page on {server.url}, metrics on {server.url}metrics", file=sys.stderr, flush=True)
+    print(f"metrics on {server.url}metrics, status page on {server.url}", file=sys.stderr, flush=True)
     with server:
         stop.wait()
 

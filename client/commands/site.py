@@ -49,17 +49,25 @@ Port = Annotated[
 
 @app.command()
 def metrics(
-    site: SiteFile,
+    site: Annotated[
+        Path | None, typer.Argument(help="The hospital's site.yaml.", metavar="[SITE.yaml]", show_default="the home's")
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 9465,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    local: Annotated[
+        bool,
+        typer.Option(help="Show this machine, and nobody else, losses and speeds at /metrics/local and on the page."),
+    ] = True,
+    home: Annotated[
+        Path | None,
+        typer.Option("--home", help="The site's home, instead of SITE.yaml.", show_default="see `site run`"),
+    ] = None,
 ) -> None:
-    """Serve Prometheus metrics from the ledger and the journal of orders until stopped."""
-    from wardpose.client.exporter import SiteExporter
-    from wardpose.shared.exposition import serve
-    from wardpose.shared.site_config import load_site
+    """Serve a status page at / and Prometheus metrics at /metrics, from ledger and journal, until stopped."""
+    from wardpose.client.pages import site_pages
+    from wardpose.shared.status_server import serve
 
-    load_site(site)
-    serve(SiteExporter(site).collector(), host=host, port=port)
+    serve(site_pages(site, home=home, local=local), host=host, port=port)
 
 
 @app.command()
@@ -257,9 +265,9 @@ def check(
 ) -> None:
     """Check that this site could take part: files, data, budget, device, clock. Exits 1 when something fails."""
     from wardpose.client.check import check_site
-    from wardpose.shared.children import QUIET
     from wardpose.client.connection.check import check_connection
     from wardpose.client.home import open_site_home
+    from wardpose.shared.children import QUIET
     from wardpose.shared.errors import ConfigError
 
     if connect:

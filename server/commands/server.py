@@ -20,18 +20,37 @@ Directory = Annotated[Path, typer.Option("--directory", help="The coordinator's 
 
 @app.command()
 def metrics(
-    directory: Directory,
+    directory: Annotated[
+        Path | None,
+        typer.Option("--directory", help="A run's folder, or that of all runs.", show_default="the home's runs"),
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 9464,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     superlink_database: Annotated[
         Path | None, typer.Option("--superlink-database", help="The SuperLink's SQLite file, to see who is online.")
     ] = None,
+    certificate: Annotated[
+        list[Path] | None, typer.Option("--certificate", help="A certificate to watch; may be repeated.")
+    ] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option("--home", help="The server's home, instead of all these.", show_default="see README"),
+    ] = None,
 ) -> None:
-    """Serve Prometheus metrics from the run journal and the ledger until stopped."""
+    """Serve a status page at / and Prometheus metrics at /metrics, from journals and ledger, until stopped."""
     from wardpose.server.exporter import ServerExporter
-    from wardpose.shared.exposition import serve
+    from wardpose.server.facts import Places, places_of
+    from wardpose.server.home import open_server_home
+    from wardpose.server.status import server_status
+    from wardpose.shared.status_server import Pages, serve
 
-    serve(ServerExporter(directory, superlink_database).collector(), host=host, port=port)
+    if directory is None:
+        places = places_of(open_server_home(home))
+    else:
+        certificates = {path.stem: path for path in certificate or ()}
+        places = Places(directory=directory, superlink=superlink_database, certificates=certificates)
+    collector = ServerExporter(places.directory, places.superlink, places.certificates).collector()
+    serve(Pages(metrics=collector, status=lambda: server_status(places)), host=host, port=port)
 
 
 @app.command("budget-service")
