@@ -128,6 +128,9 @@ def install(
     declared_patients: Annotated[
         int | None, typer.Option(help="A public number near that of the patients.", show_default="rounded")
     ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad-records", help="Leave records out that cannot be used.")
+    ] = False,
     skeleton: Annotated[str, typer.Option(help="Joints that the federation trains.")] = "lsp14",
     as_json: AsJson = False,
 ) -> None:
@@ -137,7 +140,14 @@ def install(
 
     opened = open_confirmed(kit, role="site", fingerprint=fingerprint, home=home)
     done = install_site(
-        opened, data, home=home, patients=patients, unit=unit, declared=declared_patients, skeleton=skeleton
+        opened,
+        data,
+        home=home,
+        patients=patients,
+        unit=unit,
+        declared=declared_patients,
+        skip_bad=skip_bad,
+        skeleton=skeleton,
     )
     placed = done.installed.placed
     enabled = enable(done.installed.units)
