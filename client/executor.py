@@ -1,32 +1,25 @@
 """Runs the hospital's app on the messages that its SuperNode pulled. It sees the patients' data, and runs nothing else.
 
-This stands where Flower has `flower-superexec`, which starts whatever kind of program a task names, found by its name
-on PATH. Here a task is asked for of one kind, the ClientApp, and answered by one program, `client.clientapp` of this
-installation, in a process of its own: memory and device are free again after each message, and one that dies takes
-nothing with it.
+A task is asked for of one kind, the ClientApp (`shared.flower_tasks`), and answered by one program, `client.clientapp`
+of this installation, in a process of its own: memory and device are free again after each message, and one that dies
+takes nothing with it.
 """
 
 import logging
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from wardpose.client.children import Child, start_child, stop_children
 from wardpose.client.contract import check_flower
+from wardpose.shared.children import Child, start_child, stop_children
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import private_process, refuse_readable
+from wardpose.shared.flower_tasks import task_asker, task_client
 
-if TYPE_CHECKING:
-    from flwr.supercore.runtime import RuntimeHttpClient
-
-_ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _POLL_SECONDS = 0.3
-_RETRY_SECONDS = 2.0
 _GRACE_SECONDS = 10.0
-_UNAUTHORIZED = 401
 
 logger = logging.getLogger("wardpose.client")
 
@@ -44,6 +37,8 @@ def run_executor(site: Path, *, address: str, secret_file: Path) -> NoReturn:
             checked.
 
     """
+    from flwr.supercore.constant import TaskType
+
     from wardpose.shared.version import code_hash
 
     for option, file in (("SITE.yaml", site), ("--secret-file", secret_file)):
@@ -52,7 +47,7 @@ def run_executor(site: Path, *, address: str, secret_file: Path) -> NoReturn:
     refuse_readable(secret_file)
     private_process()
     check_flower()
-    ask = _asker(_client(address, secret_file), address)
+    ask = task_asker(task_client(address, secret_file), f"the SuperNode at {address}", TaskType.CLIENT_APP, logger)
     children: list[Child] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -79,56 +74,3 @@ def _lives(child: Child) -> bool:
     if status:
         logger.error("the process of a message ended with status %d; the server hears of a failure", status)
     return status is None
-
-
-def _client(address: str, secret_file: Path) -> "RuntimeHttpClient":
-    from flwr.supercore.auth import load_superexec_auth_secret
-    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
-    from flwr.supercore.runtime import RuntimeHttpClient
-
-    try:
-        secret = load_superexec_auth_secret(str(secret_file))
-    except ValueError as error:
-        raise ConfigError(f"--secret-file {secret_file}: {error}") from error
-    if secret is None:
-        raise ConfigError(f"--secret-file {secret_file}: is empty")
-    return RuntimeHttpClient.from_server_address(
-        server_address=address,
-        insecure=True,
-        root_certificates=None,
-        interceptors=[
-            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
-            SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=frozenset({_ACQUIRE})),
-        ],
-    )
-
-
-def _asker(client: "RuntimeHttpClient", address: str) -> Callable[[], str]:
-    """Return what asks the SuperNode for a ClientApp task and gets its token, or "" where there is none."""
-    import httpx
-    from flwr.proto.runtime_pb2 import AcquireTaskRequest
-    from flwr.supercore.constant import TaskType
-
-    request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
-    absent = False
-
-    def ask() -> str:
-        nonlocal absent
-        try:
-            answer = client.AcquireTask(request)
-        except httpx.HTTPError as error:
-            if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == _UNAUTHORIZED:
-                raise ConfigError(
-                    f"the SuperNode at {address} does not accept the secret (allowed: the same --secret-file for both)"
-                ) from error
-            if not absent:
-                logger.warning("the SuperNode at %s does not answer (%s); asking again", address, type(error).__name__)
-            absent = True
-            time.sleep(_RETRY_SECONDS)
-            return ""
-        if absent:
-            logger.info("the SuperNode at %s answers again", address)
-        absent = False
-        return str(answer.token) if answer.HasField("task") else ""
-
-    return ask

@@ -61,13 +61,14 @@ class Made:
     fingerprint: str
 
 
-def provision(plan: MachinePlan, out: Path, *, requests: Requests | None = None) -> Made:
+def provision(plan: MachinePlan, out: Path, *, requests: Requests | None = None, wheel: Wheel | None = None) -> Made:
     """Found a federation: its authority, and an archive for each machine.
 
     Args:
         plan: of the federation.
         out: folder of the result; made when missing.
         requests: of hospitals that made their keys themselves.
+        wheel: that everybody runs; the one of this installation when absent.
 
     Raises:
         ConfigError: there is an authority already; a request is of somebody whom the plan does not name.
@@ -84,15 +85,24 @@ def provision(plan: MachinePlan, out: Path, *, requests: Requests | None = None)
     days = plan.deployment
     with _staged(out) as stage:
         authority = found_authority(stage / FOLDER, name=plan.name, days=days.authority_days)
-        bench = _Bench(plan, authority, installed_wheel(), stage)
+        bench = _Bench(plan, authority, wheel or installed_wheel(), stage)
         private = {site: bench.keys(site, requests.get(site)) for site in plan.sites}
         archives = [bench.new_server()] + [bench.site(site, private[site]) for site in plan.sites]
         bench.sign(out)
     return _made(out, Authority(out / FOLDER), archives, own=tuple(requests))
 
 
-def add_site(plan: MachinePlan, out: Path, site: str, *, requests: Requests | None = None) -> Made:
+def add_site(
+    plan: MachinePlan, out: Path, site: str, *, requests: Requests | None = None, wheel: Wheel | None = None
+) -> Made:
     """Make the archive of one more hospital, whom the plan names already; everybody else's stays as it is.
+
+    Args:
+        plan: of the federation.
+        out: folder of the archives.
+        site: whom.
+        requests: its own, where it made its keys itself.
+        wheel: as for `provision`.
 
     Raises:
         ConfigError: the plan does not name it, or it has an archive.
@@ -111,13 +121,13 @@ def add_site(plan: MachinePlan, out: Path, site: str, *, requests: Requests | No
         )
     with _staged(out) as stage:
         shutil.copytree(out / FOLDER, stage / FOLDER)
-        bench = _Bench(plan, Authority(stage / FOLDER), installed_wheel(), stage)
+        bench = _Bench(plan, Authority(stage / FOLDER), wheel or installed_wheel(), stage)
         archive = bench.site(site, bench.keys(site, requests.get(site)))
         bench.sign(out)
     return _made(out, authority, [archive], own=tuple(requests))
 
 
-def renew(plan: MachinePlan, out: Path, names: Sequence[str]) -> Made:
+def renew(plan: MachinePlan, out: Path, names: Sequence[str], *, wheel: Wheel | None = None) -> Made:
     """Make archives with new certificates for the keys that machines have, and with the wheel of today.
 
     No private key is in them: they are installed where the keys are.
@@ -126,6 +136,7 @@ def renew(plan: MachinePlan, out: Path, names: Sequence[str]) -> Made:
         plan: of the federation.
         out: folder of the archives.
         names: sites, `server`, or `all`.
+        wheel: as for `provision`.
 
     Raises:
         ConfigError: somebody of them has no archive.
@@ -140,7 +151,7 @@ def renew(plan: MachinePlan, out: Path, names: Sequence[str]) -> Made:
     _refuse_strangers(plan, dict.fromkeys(name for name in chosen if name != _SERVER), option="--renew")
     with _staged(out) as stage:
         shutil.copytree(out / FOLDER, stage / FOLDER)
-        bench = _Bench(plan, Authority(stage / FOLDER), installed_wheel(), stage)
+        bench = _Bench(plan, Authority(stage / FOLDER), wheel or installed_wheel(), stage)
         archives = [bench.renewed_server() if name == _SERVER else bench.renewed_site(name) for name in chosen]
         bench.sign(out)
     return _made(out, authority, archives)

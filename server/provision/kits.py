@@ -11,7 +11,7 @@ from wardpose.server.bundle import bundle_files
 from wardpose.server.provision.plan import MachinePlan
 from wardpose.server.provision.templates import DEPLOY, render, verbatim
 from wardpose.shared.deployment import at
-from wardpose.shared.kits.archive import PRIVATE_FILE, KitFile
+from wardpose.shared.kits.archive import PRIVATE_FOLDER, KitFile
 from wardpose.shared.kits.placing import BINARIES, HOMES
 from wardpose.shared.kits.seal import Role
 from wardpose.shared.kits.wheels import constraints, pack_wheel
@@ -81,14 +81,13 @@ def server_files(
     operator = fill("operator.toml", superlink=at("127.0.0.1", ports["superlink"]))
     return {
         **_common("server", fill, _SERVER_UNITS, wheel),
-        **{name: KitFile(content=content) for name, content in public.items()},
-        **{name: KitFile(content=content, mode=PRIVATE_FILE) for name, content in private.items()},
+        **{name: KitFile(content=content) for name, content in (*public.items(), *private.items())},
         **{f"nodes/{site}.pub": KitFile(content=content) for site, content in nodes.items()},
         **{f"bundle/{name}": KitFile(content=text.encode()) for name, text in bundle_files().items()},
         "server.yaml": _yaml(settings),
         "federation.yaml": KitFile(content=plan.content),
         "coordinator.yaml": KitFile(content=coordinator),
-        "operator/config.toml": KitFile(content=operator, mode=PRIVATE_FILE),
+        "operator/config.toml": KitFile(content=operator),
         "nginx.conf": KitFile(content=fill("nginx/nginx.conf")),
         "prometheus/targets/sites.yml": KitFile(content=b"[]\n"),
     }
@@ -131,8 +130,7 @@ def site_files(
     fill = _filler("site", plan, {"site": site, "address": deployment.address, "ports": ports, "own": own, **server})
     return {
         **_common("site", fill, _SITE_UNITS, wheel),
-        **{name: KitFile(content=content) for name, content in public.items()},
-        **{name: KitFile(content=content, mode=PRIVATE_FILE) for name, content in private.items()},
+        **{name: KitFile(content=content) for name, content in (*public.items(), *private.items())},
         **{f"peers/{peer}.pub": KitFile(content=content) for peer, content in peers.items()},
         "kit.yaml": _yaml(settings),
     }
@@ -162,7 +160,7 @@ def _common(role: Role, fill: Any, units: tuple[str, ...], wheel: Wheel) -> dict
             f"grafana/dashboards/{path.name}": KitFile(content=path.read_bytes())
             for path in sorted((DEPLOY / "grafana").glob("*.json"))
         },
-        "install.sh": KitFile(content=fill("install.sh"), mode=0o755),
+        "install.sh": KitFile(content=fill("install.sh"), mode=PRIVATE_FOLDER),
         "READ-ME-FIRST.md": KitFile(content=fill(f"read-me/{role}.md")),
     }
 

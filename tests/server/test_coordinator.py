@@ -28,6 +28,7 @@ from wardpose.server.coordinator import (
     load_coordinator,
 )
 from wardpose.server.journal import RunJournal, SiteRow
+from wardpose.server.provision.templates import render
 from wardpose.server.summary import summarise
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError
 from wardpose.shared.first_course import with_noise
@@ -37,8 +38,6 @@ from wardpose.shared.yaml_config import load_yaml
 from wardpose.simulation.cli import app as cli
 from wardpose.simulation.grid import InProcessGrid
 from wardpose.simulation.layout import prepare_sites
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -80,11 +79,11 @@ def test_the_coordinators_processes_say_where_its_file_is_and_no_run_does(
 
 
 def test_the_example_that_is_deployed_is_one(tmp_path: Path) -> None:
-    text = (REPOSITORY / "deploy" / "coordinator.yaml").read_text()
+    text = render("coordinator.yaml", epsilon=8.0, delta=1e-5, unit="patient").decode()
     example = tmp_path / "coordinator.yaml"
     example.write_text(text)
     config = load_yaml(example, CoordinatorConfig)
-    assert (config.budget.epsilon, str(config.state)) == (8.0, "/var/lib/wardpose/coordinator")
+    assert (config.budget.epsilon, str(config.state)) == (8.0, str(tmp_path / "coordinator"))
     lines = [line.replace("# ", "", 1) if re.match(r" *# {1,}\S*:", line) else line for line in text.splitlines()]
     example.write_text("\n".join(lines))
     allowed = load_yaml(example, CoordinatorConfig)
@@ -321,11 +320,13 @@ def test_a_plan_that_would_cross_a_limit_is_refused_at_submit_and_at_the_start(
     sigma = float(str(told.value).split("noise_multiplier = ")[1].split()[0])
     quiet = config.model_copy(update={"mechanism": with_noise(config.mechanism, sigma)})
     plan.write_text(yaml.safe_dump(quiet.model_dump(mode="json")))
-    assert json.loads(invoke("server", "submit", plan, "--check", "--json")) == {
-        "federation": "tiny",
-        "rounds": 2,
-        "noise_multiplier": sigma,
-    }
+    with pytest.raises(BudgetExceeded, match="this run would train on noise: sigma is"):
+        invoke("server", "submit", plan, "--check")
+    found = json.loads(invoke("server", "submit", plan, "--check", "--json", "--spend-rest"))
+    (north,) = found.pop("sites")
+    assert found == {"federation": "tiny", "rounds": 2, "noise_multiplier": sigma}
+    assert (north["name"], north["epsilon_spent"]) == ("north", 0)
+    assert 0 < north["epsilon_after"] <= 0.5
     rules.write_text("state: books\nfederations: {other: {}}\n")
     with pytest.raises(ConfigError, match="federation 'tiny': is not in the coordinator's configuration"):
         invoke("server", "submit", plan, "--check")
