@@ -296,6 +296,23 @@ def check(
 
 
 @app.command()
+def status(home: Home = None, as_json: AsJson = False) -> None:
+    """Show on one screen where this site stands: last round, budget, what went wrong, what to do now."""
+    from wardpose.client.facts import certificates_of
+    from wardpose.client.home import open_site_home
+    from wardpose.client.status import site_status
+    from wardpose.shared.status_terminal import show
+    from wardpose.shared.status_view import finite
+
+    opened = open_site_home(home)
+    view = site_status(opened.site, certificates=certificates_of(opened))
+    if as_json:
+        typer.echo(json.dumps(finite(view.to_json())))
+    else:
+        console().print(show(view))
+
+
+@app.command()
 def ledger(site: SiteFile, as_json: AsJson = False) -> None:
     """Show what was charged to this site's patients, entry by entry, and the epsilon it amounts to."""
     from wardpose.client.overview import overview
