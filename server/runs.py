@@ -17,7 +17,7 @@ from wardpose.server.folder import LOCK
 from wardpose.server.journal import RunJournal
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.files import storing, write_json, write_text
+from wardpose.shared.files import private_folder, storing, write_json, write_text
 
 LATEST = "latest"
 _SUBMISSION = "submission.json"
@@ -95,7 +95,7 @@ def new_run(runs: Path, config: FederationConfig, *, now: float | None = None) -
 
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
     with storing(runs):
-        runs.mkdir(parents=True, exist_ok=True)
+        private_folder(runs)
         for number in range(1, 10_000):
             folder = runs / (f"{config.name}-{stamp}" if number == 1 else f"{config.name}-{stamp}-{number}")
             try:
