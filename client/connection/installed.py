@@ -75,11 +75,9 @@ def _folder(room: str) -> Path:
 
 
 def check_modes(home: SiteHome) -> Finding:
-    """See that nothing in the site's home may be read by anybody else, the environment that was installed in it apart."""
-    paths = [
-        home.folder,
-        *(path for path in sorted(home.folder.rglob("*")) if home.folder / "venv" not in path.parents),
-    ]
+    """See that nothing in the site's home may be read by anybody else, but for the environment installed in it."""
+    environment = home.folder / "venv"
+    paths = [home.folder, *(path for path in sorted(home.folder.rglob("*")) if environment not in path.parents)]
     shown = [path for path in paths if not path.is_symlink() and path.stat().st_mode & OTHERS]
     if not shown:
         return finding("rights", "ok", f"{home.folder}: its owner's alone")
