@@ -18,13 +18,14 @@ import yaml
 
 from wardpose.client.check import check_site
 from wardpose.client.findings import Finding, finding
-from wardpose.client.found_data import Found, as_yaml, find_data, find_owners
+from wardpose.client.found_data import as_yaml, find_data, find_owners
 from wardpose.client.home import FILE, KitSettings
 from wardpose.client.template import FilledIn, filled_in
-from wardpose.shared.data.dataset import listed
+from wardpose.shared.data.dataset import ListDataset, listed
 from wardpose.shared.data.patients import PatientRule
-from wardpose.shared.data.source import DataSource, open_source
-from wardpose.shared.errors import ConfigError, one_line
+from wardpose.shared.data.source import DataSource, names_patients, open_source
+from wardpose.shared.errors import ConfigError, DataError, one_line
+from wardpose.shared.files import PRIVATE
 from wardpose.shared.kits.archive import KitFile
 from wardpose.shared.kits.machine import USER, Installed
 from wardpose.shared.kits.machine import install as install_kit
@@ -90,6 +91,7 @@ def install_site(
     patients: Path | None = None,
     unit: str | None = None,
     declared: int | None = None,
+    skip_bad: bool = False,
     skeleton: str = "lsp14",
 ) -> SiteInstalled:
     """Install an archive for data that lie somewhere, and check what came of it.
@@ -101,6 +103,7 @@ def install_site(
         patients: side file that says whose the records are; one that lies beside the labels when absent.
         unit: of the policy; must be said where nobody says whose the records are.
         declared: patients, a public number; rounded from what is there when absent.
+        skip_bad: leave bad records out, here and in every round.
         skeleton: joints that the federation trains.
 
     Raises:
@@ -112,13 +115,13 @@ def install_site(
     """
     if data is None:
         return _brought_up_to_date(kit, home, skeleton)
-    cohort = look_at(data, patients=patients, skeleton=skeleton)
+    cohort = look_at(data, patients=patients, skip_bad=skip_bad, skeleton=skeleton)
     unit = _unit(cohort, unit, data)
     if declared is not None and declared < 1:
         raise ConfigError(f"--declared-patients {declared} (allowed: 1 or more)")
     declared = declared or round_number(cohort.patients)
     text = _site_yaml(kit, cohort, data, unit=unit, declared=declared)
-    files = {**kit.files, SITE_FILE: KitFile(content=text.encode())}
+    files = {**kit.files, SITE_FILE: KitFile(content=text.encode(), mode=PRIVATE)}
     done = install_kit(replace(kit, files=files), home=home)
     folder = done.placed.home
     fresh = folder / f"{SITE_FILE}.new"
@@ -140,12 +143,13 @@ def _brought_up_to_date(kit: Kit, home: Path | None, skeleton: str) -> SiteInsta
     return SiteInstalled(installed=done, cohort=None, declared=0, differs=(), findings=tuple(findings))
 
 
-def look_at(data: Path, *, patients: Path | None = None, skeleton: str = "lsp14") -> Cohort:
+def look_at(data: Path, *, patients: Path | None = None, skip_bad: bool = False, skeleton: str = "lsp14") -> Cohort:
     """Recognise data and read its records; pictures are not decoded.
 
     Args:
         data: what the hospital has.
         patients: side file; one that lies beside when absent.
+        skip_bad: leave bad records out, here and in every round.
         skeleton: joints that will be trained.
 
     Raises:
@@ -160,27 +164,33 @@ def look_at(data: Path, *, patients: Path | None = None, skeleton: str = "lsp14"
         rule: PatientRule | None = PatientRule(file=patients.expanduser().absolute(), ids="fold")
     else:
         rule = find_owners(found, data.expanduser().absolute())
-    source, named = _with_owners(found, rule, skeleton)
-    dataset = listed(open_source(source, skeleton=get_skeleton(skeleton)))
+    plain = found.source.model_copy(update={"on_bad_record": "skip" if skip_bad else "error", "patients": rule})
+    source, dataset = _opened(plain, skeleton)
     records = [dataset.record(index) for index in range(len(dataset))]
     return Cohort(
         what=found.what,
         source=source,
         records=len(records),
         patients=len({record.patient_id for record in records}),
-        named=named,
+        named=dataset.patients_named,
         notes=tuple(dataset.notes),
     )
 
 
-def _with_owners(found: Found, rule: PatientRule | None, skeleton: str) -> tuple[DataSource, bool]:
-    """Return the source with what is known of its patients: a side file's, or what the labels themselves say."""
-    plain = found.source.model_copy(update={"on_bad_record": "skip"})
-    if rule is not None:
-        return plain.model_copy(update={"patients": rule}), True
-    if open_source(plain, skeleton=get_skeleton(skeleton)).patients_named:  # type: ignore[attr-defined]  # a ListDataset
-        return plain.model_copy(update={"patients": PatientRule(ids="fold")}), True
-    return plain, False
+def _opened(source: DataSource, skeleton: str) -> tuple[DataSource, ListDataset]:
+    """Open a source; where its labels name patients themselves, the source says so from now on.
+
+    Raises:
+        DataError: a record is bad.
+
+    """
+    try:
+        dataset = listed(open_source(source, skeleton=get_skeleton(skeleton)))
+    except DataError as error:
+        raise DataError(f"{error}; --skip-bad-records leaves them out; wardpose data check lists all") from error
+    if not dataset.patients_named or names_patients(source):
+        return source, dataset
+    return _opened(source.model_copy(update={"patients": PatientRule(ids="fold")}), skeleton)
 
 
 def _unit(cohort: Cohort, asked: str | None, data: Path) -> str:
@@ -191,8 +201,8 @@ def _unit(cohort: Cohort, asked: str | None, data: Path) -> str:
     if asked in (None, "patient"):
         raise ConfigError(
             f"--data {data}: nobody says whose the {cohort.records} records are, so no patient can be protected as "
-            "one (allowed: --patients FILE, a CSV with columns record and patient; or --unit record, if every record "
-            "is somebody else, or --unit frame, if every picture is)"
+            "one (allowed: --patients FILE, a CSV with columns record and patient; or --unit record, if every one is "
+            "somebody else, or --unit frame, if every picture is)"
         )
     return asked
 

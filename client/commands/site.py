@@ -200,6 +200,9 @@ def install(
     declared_patients: Annotated[
         int | None, typer.Option(help="A public number near that of the patients.", show_default="rounded")
     ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad-records", help="Leave records out that cannot be used.")
+    ] = False,
     skeleton: Annotated[str, typer.Option(help="Joints that the federation trains.")] = "lsp14",
     as_json: AsJson = False,
 ) -> None:
@@ -209,7 +212,14 @@ def install(
 
     opened = open_confirmed(kit, role="site", fingerprint=fingerprint, home=home)
     done = install_site(
-        opened, data, home=home, patients=patients, unit=unit, declared=declared_patients, skeleton=skeleton
+        opened,
+        data,
+        home=home,
+        patients=patients,
+        unit=unit,
+        declared=declared_patients,
+        skip_bad=skip_bad,
+        skeleton=skeleton,
     )
     placed = done.installed.placed
     enabled = enable(done.installed.units)
@@ -283,6 +293,23 @@ def check(
     failed = any(finding.status == "failure" for finding in findings)
     verdict = "this site cannot take part" if failed else "this site can take part"
     say_findings(findings, ok=not failed, verdict=verdict, counts={}, as_json=as_json)
+
+
+@app.command()
+def status(home: Home = None, as_json: AsJson = False) -> None:
+    """Show on one screen where this site stands: last round, budget, what went wrong, what to do now."""
+    from wardpose.client.facts import certificates_of
+    from wardpose.client.home import open_site_home
+    from wardpose.client.status import site_status
+    from wardpose.shared.status_terminal import show
+    from wardpose.shared.status_view import finite
+
+    opened = open_site_home(home)
+    view = site_status(opened.site, certificates=certificates_of(opened))
+    if as_json:
+        typer.echo(json.dumps(finite(view.to_json())))
+    else:
+        console().print(show(view))
 
 
 @app.command()

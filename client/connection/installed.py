@@ -75,30 +75,17 @@ def _folder(room: str) -> Path:
 
 
 def check_modes(home: SiteHome) -> Finding:
-    """See that nothing in the site's home may be read by anybody else."""
-    open_to_others = [
-        path
-        for path in (home.folder, *sorted(home.folder.rglob("*")))
-        if not path.is_symlink() and path.stat().st_mode & OTHERS and not _public(path, home)
-    ]
-    secret = [path for path in open_to_others if path.parent == home.keys or path == home.keys]
-    if not open_to_others:
+    """See that nothing in the site's home may be read by anybody else, but for the environment installed in it."""
+    environment = home.folder / "venv"
+    paths = [home.folder, *(path for path in sorted(home.folder.rglob("*")) if environment not in path.parents)]
+    shown = [path for path in paths if not path.is_symlink() and path.stat().st_mode & OTHERS]
+    if not shown:
         return finding("rights", "ok", f"{home.folder}: its owner's alone")
+    secret = [path for path in shown if home.keys in (path, path.parent)]
     status: Status = "failure" if secret else "warning"
     return finding(
         "rights",
         status,
-        f"{len(open_to_others)} files or folders may be read by others: chmod -R go= {home.folder}",
-        [f"{path} ({path.stat().st_mode & 0o777:o})" for path in secret + open_to_others],
-    )
-
-
-def _public(path: Path, home: SiteHome) -> bool:
-    """Tell what of a kit says nothing of anybody: certificates, public keys, the wheel, pages and unit files."""
-    shown = {home.folder / name for name in ("wheel", "systemd", "compose", "peers")}
-    at = path.relative_to(home.folder).parts[:1]
-    return bool(at) and (
-        home.folder / at[0] in shown
-        or path.suffix in (".md", ".sh", ".pub", ".crt", ".sig")
-        or path.name == "SHA256SUMS"
+        f"{len(shown)} files or folders may be read by others: chmod -R go= {home.folder}",
+        [f"{path} ({path.stat().st_mode & 0o777:o})" for path in secret or shown],
     )

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from wardpose.client.commands.site import app
 from wardpose.client.connection.check import check_connection
 from wardpose.client.connection.installed import check_installed
+from wardpose.client.connection.why import why_not_taken_in
 from wardpose.client.findings import Finding
 from wardpose.client.home import open_site_home
 from wardpose.client.plan_check import check_plan
@@ -202,3 +203,21 @@ def test_a_wheel_or_an_installation_that_was_changed_is_found(
     assert "cannot be read" in check_installed(open_site_home(place.home.folder)).text
     wheel.unlink()
     assert check_installed(place.home).status == "warning"
+
+
+def test_a_supernode_that_was_not_taken_in_says_why(place: Deployed) -> None:
+    home = place.home
+    assert "is started again by itself" in why_not_taken_in(home.superlink, home.authority, home.node_key)
+    assert "refused" in why_not_taken_in(f"127.0.0.1:{closed_port()}", home.authority, home.node_key)
+    _another_key(place)
+    assert "server register" in why_not_taken_in(home.superlink, home.authority, home.node_key)
+    home.node_key.chmod(0o644)
+    assert "chmod 600" in why_not_taken_in(home.superlink, home.authority, home.node_key)
+
+
+def test_one_screen_says_where_the_site_stands(place: Deployed) -> None:
+    asked = ["status", "--home", str(place.home.folder)]
+    result = CliRunner().invoke(app, asked, env={"COLUMNS": "120"})
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "next step" in result.output
+    assert json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)["role"]

@@ -143,3 +143,10 @@ def test_numbers_and_names_are_those_of_the_installed_flower() -> None:
     assert "deadline" in flower_codes.reply_in_words(4)
     assert "error 77" in flower_codes.reply_in_words(77)
     assert "code 77" in flower_codes.server_in_words(77)
+
+
+def test_every_number_stands_on_the_page_of_errors() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "errors.md").read_text()
+    for codes in (flower_codes.REPLIES, flower_codes.SERVER, flower_codes.EXITS):
+        for code, meaning in codes.items():
+            assert f"| {code} | `{meaning.name}` | {meaning.what} | {meaning.remedy} |" in page
