@@ -49,7 +49,6 @@ def run_executor(*, address: str, authority: Path, secret_file: Path) -> NoRetur
     refuse_readable(secret_file)
     private_process()
     check_flower()
-    private_process()
     client = task_client(address, secret_file, authority=authority)
     ask = task_asker(client, f"the SuperLink at {address}", TaskType.SERVER_APP, logger)
     parent = os.environ.get(LAUNCHER) or str(os.getpid())
