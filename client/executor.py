@@ -15,6 +15,7 @@ from typing import NoReturn
 from wardpose.client.contract import check_flower
 from wardpose.shared.children import Child, start_child, stop_children
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import private_process, refuse_readable
 from wardpose.shared.flower_tasks import task_asker, task_client
 
 _POLL_SECONDS = 0.3
@@ -43,6 +44,8 @@ def run_executor(site: Path, *, address: str, secret_file: Path) -> NoReturn:
     for option, file in (("SITE.yaml", site), ("--secret-file", secret_file)):
         if not file.is_file():
             raise ConfigError(f"{option} {file}: no such file")
+    refuse_readable(secret_file)
+    private_process()
     check_flower()
     ask = task_asker(task_client(address, secret_file), f"the SuperNode at {address}", TaskType.CLIENT_APP, logger)
     children: list[Child] = []

@@ -13,7 +13,7 @@ from wardpose.server.scoring import open_all
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.data.dataset import listed
 from wardpose.shared.data.records import Frame, PoseDataset
-from wardpose.shared.files import write_text
+from wardpose.shared.files import ASKED_FOR, write_text
 from wardpose.shared.pose.drawing import draw_skeleton
 from wardpose.shared.pose.evaluation import predict
 from wardpose.shared.pose.model import PoseModel
@@ -55,7 +55,7 @@ def write_report(
             examples=[] if dataset is None else _examples(dataset, before, after),
         )
     )
-    write_text(path, html)
+    write_text(path, html, mode=ASKED_FOR)
 
 
 def _curve(summary: dict[str, Any]) -> Curve:

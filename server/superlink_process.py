@@ -15,12 +15,12 @@ from pathlib import Path
 
 from wardpose.server.contract import check_flower
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import private_folder, private_process, refuse_readable
 from wardpose.shared.health import healthy
+from wardpose.shared.sqlite import keep_database_private
 from wardpose.shared.supervision import AGAIN, PATIENCE_SECONDS
 
 BUSY_MILLISECONDS = 60_000
-ONLY_OURS = 0o077
-"""Umask of a server's processes: nobody else reads what they write."""
 
 _EVERY_SECONDS = 10.0
 
@@ -49,13 +49,16 @@ def run_superlink(
     for option, file in files.items():
         if not file.is_file():
             raise ConfigError(f"{option} {file}: no such file")
+    for secret in (key, secret_file):
+        refuse_readable(secret)
     check_flower()
     import flwr.supercore.sql_mixin as flower
     from flwr.superlink.cli import flower_superlink
 
     vars(flower)["SQLITE_PRAGMAS"] = patient(vars(flower)["SQLITE_PRAGMAS"])
-    os.umask(ONLY_OURS)
-    database.parent.mkdir(parents=True, exist_ok=True)
+    private_process()  # its database holds messages
+    private_folder(database.parent)
+    keep_database_private(database)
     sys.argv = [
         "flower-superlink",
         *("--ssl-ca-certfile", str(authority), "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)),

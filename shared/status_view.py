@@ -323,3 +323,12 @@ def score_label(name: str) -> str:
 def listed(names: Sequence[str]) -> str:
     """Write names in a row."""
     return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1] if names else "none"
+
+
+def finite(value: object) -> object:
+    """Return plain values in which every infinite number is `None`: JSON has none."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value

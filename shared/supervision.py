@@ -16,7 +16,7 @@ from types import FrameType
 
 from wardpose.shared.children import Child, signal_children, stop_children
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.files import storage_error
+from wardpose.shared.files import private_folder, private_opener, storage_error
 
 AGAIN = 75  # exit status of a child that asks to be started again (EX_TEMPFAIL)
 LOCK = "launcher.lock"
@@ -101,8 +101,8 @@ def only_launcher(folder: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(FileIO(folder / LOCK, "a+"))
+            private_folder(folder)
+            file = stack.enter_context(FileIO(folder / LOCK, "a+", opener=private_opener))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"{folder}: is run by another process already (allowed: one launcher a home)") from error

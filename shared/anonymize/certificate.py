@@ -108,7 +108,7 @@ def sign(certificate: Certificate, private_key: bytes) -> Certificate:
 
 def write(certificate: Certificate, path: Path) -> None:
     """Store as JSON, atomically."""
-    files.write_json(path, _content(certificate))
+    files.write_json(path, _content(certificate), mode=files.ASKED_FOR)
 
 
 def read(path: Path) -> Certificate:
