@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from wardpose.client.check import check_site
 from wardpose.client.findings import Finding, finding
 from wardpose.client.found_data import as_yaml, find_data, find_owners
 from wardpose.client.home import FILE, KitSettings
