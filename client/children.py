@@ -22,7 +22,11 @@ Child = subprocess.Popen[str]
 
 
 def start_child(
-    module: str, *arguments: str, stdin: str | None = None, environment: Mapping[str, str] | None = None
+    module: str,
+    *arguments: str,
+    stdin: str | None = None,
+    talk: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> Child:
     """Start a module of this installation in a process group of its own.
 
@@ -32,6 +36,7 @@ def start_child(
         module: run by `python -m`.
         arguments: of the module.
         stdin: what it reads on standard input; nothing when absent.
+        talk: keep its standard input open, for `Child.stdin`.
         environment: variables beside the inherited ones.
 
     """
@@ -39,7 +44,7 @@ def start_child(
         [sys.executable, "-P", "-m", module, *arguments],
         env={**os.environ, **QUIET, "PYTHONSAFEPATH": "1", **(environment or {})},
         cwd="/",  # an empty entry of PYTHONPATH stands for the working folder
-        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stdin=subprocess.PIPE if talk or stdin is not None else subprocess.DEVNULL,
         text=True,
         process_group=0,
         preexec_fn=_end_with_parent(),  # safe: whoever starts a child here has no other thread
@@ -79,15 +84,17 @@ def log_to_stderr() -> None:
     logger.propagate = False
 
 
+def tie_to_parent(parent: int) -> None:
+    """On Linux, have this process be sent SIGTERM when its parent dies, or end at once where it has died already."""
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def _end_with_parent() -> Callable[[], None] | None:
     if not sys.platform.startswith("linux"):
         return None
-    library = ctypes.CDLL(None)
     parent = os.getpid()
-
-    def tie() -> None:
-        library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(1)  # the parent died before it was tied to
-
-    return tie
+    return lambda: tie_to_parent(parent)

@@ -1,4 +1,6 @@
-"""One message answered at a site, in a process of its own: `python -m wardpose.client.clientapp SITE.yaml ADDRESS`.
+"""One message answered at a site, in a process of its own: a fork of `client.zygote`.
+
+Where processes cannot be forked safely, it is started anew: `python -m wardpose.client.clientapp SITE.yaml ADDRESS`.
 
 This stands where Flower starts `flwr-clientapp`. That program unpacks the bundle of the run, puts its folder on
 `sys.path` and imports the module it names. Here nothing is unpacked or looked up: the bundle is checked in memory
@@ -135,7 +137,8 @@ def _note(site: Path, run: "Run", refused: BundleRefused) -> None:
         logger.exception("the refusal could not be written to the journal")
 
 
-def _stop(number: int, _frame: FrameType | None) -> None:
+def stop_by_signal(number: int, _frame: FrameType | None) -> None:
+    """End by an exception, so that the message in hand is answered for; further signals are not heard."""
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, signal.SIG_IGN)
     raise SystemExit(128 + number)
@@ -144,7 +147,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 if __name__ == "__main__":
     log_to_stderr()
     for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, _stop)
+        signal.signal(each, stop_by_signal)
     try:
         answer_task(Path(sys.argv[1]), sys.argv[2], sys.stdin.readline().strip())
     except Exception as error:

@@ -6,7 +6,7 @@ records while it pulls, and a payload that it cannot read would otherwise take t
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -34,6 +34,7 @@ class Garbage:
 
 
 Answer = Message | Garbage | None
+Again = Callable[[int, Answer], Message | None]
 
 
 def exchange(grid: Grid, messages: Sequence[Message], *, seconds: float) -> dict[int, Answer]:
@@ -43,26 +44,60 @@ def exchange(grid: Grid, messages: Sequence[Message], *, seconds: float) -> dict
         httpx.HTTPError: the SuperLink itself cannot be reached.
 
     """
-    pushed = grid.push_messages(messages)
-    asked = {
-        identifier: message.metadata.dst_node_id
-        for identifier, message in zip(pushed, messages, strict=True)
-        if identifier is not None  # Flower's mark of a message that it could not push
-    }
-    answers: dict[int, Answer] = {message.metadata.dst_node_id: None for message in messages}
-    until = time.monotonic() + seconds
+    return dict(exchange_each(grid, messages, seconds=seconds))
+
+
+def exchange_each(
+    grid: Grid, messages: Sequence[Message], *, seconds: float, again: Again | None = None
+) -> Iterator[tuple[int, Answer]]:
+    """Send messages and yield node and answer as they come, each node once; those that are late last, with `None`.
+
+    Nothing is kept of an answer that was yielded. An answer to anything but these very messages is never looked at:
+    what comes to an earlier round's stays where it is.
+
+    Args:
+        grid: Flower's.
+        messages: one a node.
+        seconds: after which a node is late.
+        again: makes another message to a node of its answer, which is then not yielded, but the other message's is.
+
+    Raises:
+        httpx.HTTPError: the SuperLink itself cannot be reached.
+
+    """
+    asked = _push(grid, messages)
+    late = {message.metadata.dst_node_id for message in messages}
+    began = time.monotonic()
     pause, longest = 0.005, getattr(grid, "poll_seconds", _POLL_SECONDS)
     while asked:
         for identifier, node in list(asked.items()):
             answer = _pull(grid, identifier, node)
-            if answer is not None:
-                answers[node] = answer
-                del asked[identifier]
-        if not asked or time.monotonic() > until:
+            if answer is None:
+                continue
+            del asked[identifier]
+            further = None if again is None else again(node, answer)
+            if further is not None:
+                asked |= _push(grid, [further])
+                continue
+            late.discard(node)
+            yield node, answer
+        passed = time.monotonic() - began
+        if not asked or passed > seconds:
             break
         time.sleep(pause)
         pause = min(longest, pause * 1.5)
-    return answers
+    for node in late:
+        yield node, None
+
+
+def _push(grid: Grid, messages: Sequence[Message]) -> dict[str, int]:
+    """Send messages; identifier -> node, without those that Flower could not push."""
+    pushed = grid.push_messages(messages)
+    return {
+        identifier: message.metadata.dst_node_id
+        for identifier, message in zip(pushed, messages, strict=True)
+        if identifier is not None
+    }
 
 
 def _pull(grid: Grid, identifier: str, node: int) -> Answer:

@@ -57,6 +57,8 @@ class Member:
         delta: as the site stated it last.
         epsilon_spent: highest figure that the server's or the site's ledger showed.
         secure: whether its noise is cryptographically secure.
+        has_resident: whether it has the weights that no round changes.
+        forgets: it asked for them although it had them; in this process they go along with every order.
 
     """
 
@@ -68,6 +70,8 @@ class Member:
     delta: float
     epsilon_spent: float
     secure: bool
+    has_resident: bool = False
+    forgets: bool = False
 
     def hears(self, stated: SiteStatus | SiteRelease | EvaluationRelease) -> None:
         """Take over what the site last said of its budget and its noise."""
@@ -229,6 +233,7 @@ class Roll:
         site = status_of.site
         if site not in wanted or site in self.present:
             return None
+        before = self.known.get(site)
         self.known[site] = Member(
             name=site,
             node_id=node,
@@ -238,6 +243,8 @@ class Roll:
             delta=status_of.delta,
             epsilon_spent=max(status_of.epsilon_spent, self.budget.epsilon(site)),
             secure=status_of.secure,
+            has_resident=status_of.resident and not (before is not None and before.forgets),
+            forgets=before is not None and before.forgets,
         )
         self.present.add(site)
         return self.row(0, site, "ready")

@@ -41,7 +41,7 @@ SECURE_KEYS, SECURE_SHARES = "query.keys", "query.shares"
 SECURE_SURVIVORS, SECURE_UNMASK = "query.survivors", "query.unmask"
 SECURE_PARTS = (SECURE_KEYS, SECURE_SHARES, SECURE_SURVIVORS, SECURE_UNMASK)
 """Messages of secure aggregation beside the order, in turn."""
-PROTOCOL = 3
+PROTOCOL = 4
 COEFFICIENTS = "coefficients"
 MASKED = "masked"
 SCORES = "scores"
@@ -105,9 +105,11 @@ class RoundOrder(_Body):
         round: counted from 1; of the course.
         model: the network, without weights.
         training: how the site trains locally, from the plan.
-        weights_hash: SHA-256 of the weights that come along.
+        weights_hash: SHA-256 of all weights that the round starts from.
         code_hash: SHA-256 of the server's code.
         public_data: identity of the public data that a coefficient uplink refers to.
+        resident: SHA-256 of the weights that do not come along, because no round changes them and the site has them
+            from an earlier order; absent where all come along. A preflight asks by it whether the site has them.
         secure: of secure aggregation: what the other sites sealed for this one; absent in preflights.
 
     """
@@ -120,6 +122,7 @@ class RoundOrder(_Body):
     weights_hash: Hash
     code_hash: Hash
     public_data: Hash | None = None
+    resident: Hash | None = None
     secure: Delivery | None = None
 
     @model_validator(mode="after")
@@ -245,6 +248,15 @@ class SiteRelease(SiteAnswer):
     ledger_sequence: Entries = Field(ge=1)
 
 
+class WeightsWanted(SiteAnswer):
+    """A site's answer to an order whose resident weights it lacks: nothing was carried out, and nothing charged.
+
+    It is signed like every answer and names the seal that it answers, which is used up by it: whoever gets the whole
+    order under the same charge afterwards may still get no more than one release for it. Its attributes are those of
+    every answer.
+    """
+
+
 class EvaluationOrder(_Body):
     """What the server asks of a site in one evaluation on private patients.
 
@@ -325,12 +337,13 @@ class SiteStatus(SiteAnswer):
 
     Attributes:
         declared_units: the numbers of units that its site.yaml declares, by consent tier (the plain tier is ""): what
-            noised sums are divided by, hence what decides how long its updates can be. The other attributes are those
-            of every answer.
+            noised sums are divided by, hence what decides how long its updates can be.
+        resident: whether it has the weights that the order calls so. The other attributes are those of every answer.
 
     """
 
     declared_units: dict[str, Units]
+    resident: bool = False
 
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -382,8 +395,13 @@ def pack(
         fields["signature"] = signer.sign(type(body).__name__, text.encode())
     records: dict[str, ArrayRecord | ConfigRecord] = {"body": ConfigRecord(dict(fields))}
     if arrays is not None:
-        records["arrays"] = ArrayRecord({name: Array(np.ascontiguousarray(value)) for name, value in arrays.items()})
+        records["arrays"] = pack_arrays(arrays)
     return RecordDict(records)  # type: ignore[arg-type]  # Flower annotates an invariant dict of the union
+
+
+def pack_arrays(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """Express arrays in Flower's record."""
+    return ArrayRecord({name: Array(np.ascontiguousarray(value)) for name, value in arrays.items()})
 
 
 def unpack(content: RecordDict, kind: type[Body]) -> tuple[Body, dict[str, NDArray[np.float32]]]:
