@@ -168,6 +168,7 @@ def _want_weights(site: Site, order: RoundOrder, number: int, asked: RecordDict)
     try:
         ledger = site.ledger()
         conversation = site.contact.opened(asked, site=site.config.site, kind=TRAIN, ledger=ledger, signer=site.signer)
+        site.contact.asks(conversation, run=order.run, round_number=order.round)
         _check(site, order)
         site.contact.refuse_unknown(order.course)
         site.journal.finished(number, "wanted", detail="the weights that do not change are not here any more")
@@ -184,6 +185,7 @@ def _round(
     try:
         ledger = site.ledger()
         conversation = site.contact.opened(asked, site=site.config.site, kind=TRAIN, ledger=ledger, signer=site.signer)
+        site.contact.asks(conversation, run=order.run, round_number=order.round)
         _check(site, order)
         check_weights(site.config, order, weights)
         check_paths(site.config.cohort.data, "cohort.data")
@@ -266,6 +268,7 @@ def _preflight(message: Message, path: Path) -> Message:
     )
     ledger.begin()  # its first head tells it from any other that an empty place may hold later
     if isinstance(order, RoundOrder):
+        site.contact.asks(conversation, run=order.run, round_number=order.round)
         _check(site, order)
     else:
         check_evaluation(site.config, order)

@@ -53,6 +53,9 @@ CREATE TABLE IF NOT EXISTS receipts (
     number INTEGER PRIMARY KEY, site TEXT NOT NULL, digest TEXT NOT NULL UNIQUE, text TEXT NOT NULL,
     signature TEXT NOT NULL, acknowledged REAL
 );
+CREATE TABLE IF NOT EXISTS spent (
+    site TEXT PRIMARY KEY, epsilon REAL NOT NULL, delta REAL NOT NULL, seen REAL NOT NULL
+);
 CREATE TABLE IF NOT EXISTS alarms (
     number INTEGER PRIMARY KEY, site TEXT NOT NULL, what TEXT NOT NULL, raised REAL NOT NULL, cleared REAL
 );
@@ -73,6 +76,24 @@ class Alarm:
     site: str
     what: str
     raised: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """What a site's own ledger said when it last answered.
+
+    Attributes:
+        site: whose.
+        epsilon: of its cohort, as its ledger has it.
+        delta: at which that is.
+        seen: Unix time.
+
+    """
+
+    site: str
+    epsilon: float
+    delta: float
+    seen: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +206,10 @@ class Contact:
             )
         ]
 
+    def unanswered(self, site: str) -> list[Charge]:
+        """Return the charges of this run that no answer came to: they stay, unless the site signs that none began."""
+        return [charge for charge in self._unanswered(site, settled=True) if charge.run == self.run]
+
     def check_key(self, site: str, stated: str, registered: PublicKey | None) -> PublicKey:
         """Return the key that a site's answers must be signed with.
 
@@ -228,6 +253,8 @@ class Contact:
         with transaction(self.path, _SCHEMA) as connection:
             connection.execute("INSERT OR IGNORE INTO keys VALUES (?, ?, ?)", (site, key.text, time.time()))
             connection.execute("INSERT OR REPLACE INTO confirmed VALUES (?, ?, ?)", (site, *seen))
+            stated = (site, answer.epsilon_spent, answer.delta, time.time())
+            connection.execute("INSERT OR REPLACE INTO spent VALUES (?, ?, ?, ?)", stated)
             for digest in answer.receipts:
                 connection.execute(
                     "UPDATE receipts SET acknowledged = ? WHERE site = ? AND digest = ? AND acknowledged IS NULL",
@@ -300,6 +327,12 @@ def open_alarms(path: Path) -> list[Alarm]:
     return as_rows(
         Alarm, read_rows(path, "SELECT site, what, raised FROM alarms WHERE cleared IS NULL ORDER BY number"), path
     )
+
+
+def stated_spent(path: Path) -> dict[str, Stated]:
+    """Return what each site's own ledger said last; none in a file of an earlier version."""
+    rows = read_rows(path, "SELECT site, epsilon, delta, seen FROM spent", added="spent")
+    return {row.site: row for row in as_rows(Stated, rows, path)}
 
 
 def receipts_waiting(path: Path) -> dict[str, int]:

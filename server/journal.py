@@ -223,6 +223,7 @@ class RunJournal:
                 "witness, status) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'running') "
                 "ON CONFLICT (run) DO UPDATE SET "
                 "status = 'running', ended = NULL, rounds = excluded.rounds, config = excluded.config, "
+                "overlap = excluded.overlap, "
                 "ledger = excluded.ledger, witness = excluded.witness",
                 (
                     run,

@@ -56,6 +56,7 @@ class Member:
         epsilon_budget: as the site stated it last.
         delta: as the site stated it last.
         epsilon_spent: highest figure that the server's or the site's ledger showed.
+        stated_epsilon: as the site's own ledger said last.
         secure: whether its noise is cryptographically secure.
         has_resident: whether it has the weights that no round changes.
         forgets: it asked for them although it had them; in this process they go along with every order.
@@ -70,12 +71,14 @@ class Member:
     delta: float
     epsilon_spent: float
     secure: bool
+    stated_epsilon: float = 0.0
     has_resident: bool = False
     forgets: bool = False
 
     def hears(self, stated: SiteStatus | SiteRelease | EvaluationRelease) -> None:
         """Take over what the site last said of its budget and its noise."""
         self.epsilon_budget, self.delta, self.secure = stated.epsilon_budget, stated.delta, stated.secure
+        self.stated_epsilon = stated.epsilon_spent
         self.epsilon_spent = max(self.epsilon_spent, stated.epsilon_spent)
 
 
@@ -111,6 +114,13 @@ class Roll:
         online = {node.node_id for node in self.grid.get_nodes()}
         self.present -= {name for name in self.present if self.known[name].node_id not in online}
         return [self.known[entry.name] for entry in self.config.sites if entry.name in self.present]
+
+    def reachable(self) -> list[Member]:
+        """Return the sites that ever answered, have not left the run and are online, whether they may be ordered."""
+        online = {node.node_id for node in self.grid.get_nodes()}
+        return [
+            member for member in self.known.values() if member.name not in self.dropped and member.node_id in online
+        ]
 
     def missing(self) -> list[str]:
         """Return the sites of the plan that have not left the run and may not be ordered now."""
@@ -243,6 +253,7 @@ class Roll:
             delta=status_of.delta,
             epsilon_spent=max(status_of.epsilon_spent, self.budget.epsilon(site)),
             secure=status_of.secure,
+            stated_epsilon=status_of.epsilon_spent,
             has_resident=status_of.resident and not (before is not None and before.forgets),
             forgets=before is not None and before.forgets,
         )

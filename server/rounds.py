@@ -219,8 +219,15 @@ class Coordinator:
         self.contact.give([receipt])
 
     def deliver_receipts(self) -> None:
-        """Bring the last receipts to the sites that are there; those that are not get them at the next contact."""
-        members = [member for member in self.roll.members() if self.contact.undelivered(member.name)]
+        """Bring the last receipts to the sites that are there; those that are not get them at the next contact.
+
+        Sites that were late are asked too: of what they never began they sign that nothing was released.
+        """
+        members = [
+            member
+            for member in self.roll.reachable()
+            if self.contact.undelivered(member.name) or self.contact.unanswered(member.name)
+        ]
         body = pack(ReceiptsOrder(run=self.state.run))
         seconds = min(self.config.server.wait_seconds, _RECEIPT_SECONDS)
         sealed = {member.node_id: self.contact.sealed(body, site=member.name, kind=RECEIPTS) for member in members}
@@ -237,6 +244,22 @@ class Coordinator:
                 self.admission.kept(answer, site=member.name, seal=sealed[member.node_id][1], key=member.key)
             except Rejected as error:
                 logger.warning("site %s: %s", member.name, error)
+        self.tell_apart()
+
+    def tell_apart(self) -> None:
+        """Say where the coordinator has charged a site more than its own ledger says, and for which rounds."""
+        for member in self.roll.known.values():
+            charged = self.budget.epsilon(member.name, delta=member.delta)
+            open_rounds = sorted({charge.round for charge in self.contact.unanswered(member.name)})
+            if open_rounds:
+                logger.warning(
+                    "site %s: epsilon %.4g is charged here, its own ledger says %.4g: no answer came to round %s "
+                    "(the charge stays until the site signs that it never began)",
+                    member.name,
+                    charged,
+                    member.stated_epsilon,
+                    ", ".join(map(str, open_rounds)),
+                )
 
     def bind(self) -> None:
         """Bind accounts to the keys that sites are registered with; who comes with another's leaves the run."""
