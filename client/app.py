@@ -33,6 +33,7 @@ from wardpose.shared.errors import (
     WardposeError,
     WireError,
 )
+from wardpose.shared.laps import Laps
 from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.signing import SignatureError
 from wardpose.shared.version import code_hash
@@ -182,6 +183,7 @@ def _round(
     site: Site, path: Path, order: RoundOrder, weights: dict[str, Any], number: int, asked: RecordDict
 ) -> RecordDict:
     """Charge, train and build what leaves; the journal's entry `number` says how it ended."""
+    laps = Laps()
     try:
         ledger = site.ledger()
         conversation = site.contact.opened(asked, site=site.config.site, kind=TRAIN, ledger=ledger, signer=site.signer)
@@ -195,12 +197,15 @@ def _round(
             site.kept_weights.keep(order, weights)
         masker = take_seat(site, order)
         site.contact.begin(conversation)
+        laps.mark("checks")
         paid = charge_and_open(site, path, order, ledger)
+        laps.mark("charge")
         if paid.without:
             logger.warning(
                 "round %d: %d patients take no part, their own budget is spent", order.round, len(paid.without)
             )
         update = train_round(site, paid.data, order, weights, without=paid.without, sites=masker.sites if masker else 1)
+        laps.mark("train")
         ledger.commit(paid.reservation)
         content, size = build_release(
             site=site.config,
@@ -212,6 +217,8 @@ def _round(
             conversation=conversation,
         )
         site.contact.sent(facts_hash(content), order=conversation.seal.order, run=order.run, round_number=order.round)
+        laps.mark("release")
+        logger.info("%s", laps.line("order", order.round))
     except (PolicyViolation, BudgetExceeded, SignatureError, LedgersApartError) as error:
         site.journal.finished(number, "refused", detail=str(error))
         raise

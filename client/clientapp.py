@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from wardpose.client.bundle import BundleRefused, check_bundle
 from wardpose.client.children import log_to_stderr
 from wardpose.client.supernode import REFUSED
+from wardpose.shared.laps import Laps
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -51,6 +52,7 @@ def answer_task(site: Path, address: str, token: str) -> None:
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
+    laps = Laps()
     retry = make_simple_http_retry_invoker()
     retry.max_time = _SECONDS
     client = RuntimeHttpClient.from_server_address(
@@ -66,8 +68,13 @@ def answer_task(site: Path, address: str, token: str) -> None:
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
     heartbeat.start()
     message, context, run, fab = pull_task_input(client)
-    push_message(client, answer(site, message, context, run, fab), context)
+    laps.mark("pull")
+    reply = answer(site, message, context, run, fab)
+    laps.mark("answer")
+    push_message(client, reply, context)
     push_task_output(client, context=None, sub_status=SubStatus.COMPLETED, details="")
+    laps.mark("push")
+    logger.info("%s", laps.line(message.metadata.message_type, message.metadata.group_id or "-"))
     heartbeat.stop()
     client.close()
 

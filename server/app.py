@@ -21,6 +21,7 @@ from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.coordinator import Accounts, coordinator_accounts, folder_accounts, load_coordinator
 from wardpose.server.course import declare
 from wardpose.server.evaluation import PRIVATE, PUBLIC, scores_on_patients
+from wardpose.server.exchange import nodes_of
 from wardpose.server.folder import held, set_aside
 from wardpose.server.forecast import refuse_crossing
 from wardpose.server.initial import INITIAL, initial_model
@@ -124,7 +125,7 @@ def run_federation(
         model = initial_model(config, folder, reuse=resume)
         state = starting_state(config, folder, journal, model, resume=resume)
         ledger = accounts.ledger()
-        accounts.bind_registered(ledger, grid.get_nodes(), [entry.name for entry in config.sites])
+        accounts.bind_registered(ledger, nodes_of(grid), [entry.name for entry in config.sites])
         course = declare(config, ledger, run=state.run, rounds_done=state.round, before=state.course)
         _say_both(course, config)
         if accounts.config is not None:

@@ -2,6 +2,10 @@
 
 Whatever a site sends concerns that site alone. Answers are therefore pulled one at a time: Flower turns bytes into
 records while it pulls, and a payload that it cannot read would otherwise take the others' along.
+
+Flower waits for a SuperLink that is away. One that answers with a server error (its database is locked, it is about to
+end) is asked again here, except to send: whether the messages got through is then unknown, and sending them twice could
+have a site train twice. Their sites are late; what never reached one it signs away at the next contact.
 """
 
 import logging
@@ -12,10 +16,12 @@ from dataclasses import dataclass
 import httpx
 from flwr.app import Message
 from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 logger = logging.getLogger("wardpose.server")
 
+_NODES_SECONDS = 120.0  # in which a SuperLink in trouble must say again which nodes are online
 _POLL_SECONDS = 0.5  # each poll of a real SuperLink is a request; a grid in this process says how often it may be asked
 
 
@@ -92,7 +98,13 @@ def exchange_each(
 
 def _push(grid: Grid, messages: Sequence[Message]) -> dict[str, int]:
     """Send messages; identifier -> node, without those that Flower could not push."""
-    pushed = grid.push_messages(messages)
+    try:
+        pushed = list(grid.push_messages(messages))
+    except httpx.HTTPStatusError as error:
+        if not _in_trouble(error):
+            raise
+        logger.warning("the SuperLink has answered %d to %d messages", error.response.status_code, len(messages))
+        return {}
     return {
         identifier: message.metadata.dst_node_id
         for identifier, message in zip(pushed, messages, strict=True)
@@ -100,10 +112,37 @@ def _push(grid: Grid, messages: Sequence[Message]) -> dict[str, int]:
     }
 
 
+def nodes_of(grid: Grid) -> list[NodeInfo]:
+    """Return the nodes that are online, asking again for a while where the SuperLink is in trouble.
+
+    Raises:
+        httpx.HTTPError: it does not get out of it.
+
+    """
+    until = time.monotonic() + _NODES_SECONDS
+    while True:
+        try:
+            return list(grid.get_nodes())
+        except httpx.HTTPStatusError as error:
+            if not _in_trouble(error) or time.monotonic() > until:
+                raise
+            logger.warning("the SuperLink has answered %d; asking it again", error.response.status_code)
+            time.sleep(getattr(grid, "poll_seconds", _POLL_SECONDS))
+
+
+def _in_trouble(error: httpx.HTTPStatusError) -> bool:
+    return error.response.is_server_error
+
+
 def _pull(grid: Grid, identifier: str, node: int) -> Answer:
     """Return the answer to one message, if it is there; the first counts."""
     try:
         received = list(grid.pull_messages([identifier]))
+    except httpx.HTTPStatusError as error:
+        if not _in_trouble(error):
+            raise
+        logger.warning("the SuperLink has answered %d; asking it again", error.response.status_code)
+        return None
     except (httpx.HTTPError, ConnectionError):
         raise  # the link, not a site
     except Exception as error:

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from wardpose.server.admission import Admission, Rejected
 from wardpose.server.budget import GlobalBudget
-from wardpose.server.exchange import Answer, exchange
+from wardpose.server.exchange import Answer, exchange, nodes_of
 from wardpose.server.journal import Reason, SiteRow
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.seals import OrderSeal
@@ -111,13 +111,13 @@ class Roll:
 
     def members(self) -> list[Member]:
         """Return the sites that may be ordered now, in the plan's order; those that went offline are asked again."""
-        online = {node.node_id for node in self.grid.get_nodes()}
+        online = {node.node_id for node in nodes_of(self.grid)}
         self.present -= {name for name in self.present if self.known[name].node_id not in online}
         return [self.known[entry.name] for entry in self.config.sites if entry.name in self.present]
 
     def reachable(self) -> list[Member]:
         """Return the sites that ever answered, have not left the run and are online, whether they may be ordered."""
-        online = {node.node_id for node in self.grid.get_nodes()}
+        online = {node.node_id for node in nodes_of(self.grid)}
         return [
             member for member in self.known.values() if member.name not in self.dropped and member.node_id in online
         ]
@@ -267,7 +267,7 @@ class Roll:
         taken = {self.known[name].node_id for name in self.present}
         until = time.monotonic() + (self.config.server.wait_seconds if wait else 0.0)
         while True:
-            nodes = {node.node_id: (node.name, _key(node)) for node in self.grid.get_nodes()}
+            nodes = {node.node_id: (node.name, _key(node)) for node in nodes_of(self.grid)}
             named = {name for name, _ in nodes.values() if name}
             simulated = bool(nodes) and not named  # Flower's simulation has all its nodes from the start
             if simulated or named >= wanted or time.monotonic() >= until:

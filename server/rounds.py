@@ -21,15 +21,16 @@ from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.coordinator import Accounts
 from wardpose.server.delivery import Delivery, resident_hash
 from wardpose.server.evaluation import Evaluator
-from wardpose.server.exchange import Answer, exchange
-from wardpose.server.journal import Reason, RoundRow, RunJournal, SiteRow
+from wardpose.server.exchange import Answer, exchange, nodes_of
+from wardpose.server.journal import LastRound, Reason, RoundRow, RunJournal, SiteRow
 from wardpose.server.roll import LEAVES, Member, Roll, error_code, sentence
 from wardpose.server.scoring import Scorer
 from wardpose.server.secure_round import SecureRound
 from wardpose.server.updates import Shortened, Updates
 from wardpose.server.uplink import UplinkDecoder
-from wardpose.shared.config import FederationConfig
+from wardpose.shared.config import FederationConfig, ServerConfig
 from wardpose.shared.errors import WireError
+from wardpose.shared.laps import Laps
 from wardpose.shared.privacy.accounting import as_seeded
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.seals import Head, OrderSeal, Receipt
@@ -138,33 +139,34 @@ class Coordinator:
         if self.mechanism.distributed is not None:
             return SecureRound(self, order, self.mechanism.distributed).run()
         started = time.time()
+        laps = Laps()
         members = self.charge(order)
+        laps.mark("charge")
         if not members:
             return False
         away = [self.roll.row(order.round, site, "absent") for site in self.roll.missing()]
         delivery = self.delivery()
         with Updates(self.folder) as updates:
             rows = []
+            laps.mark("prepare")
             for member, answer in delivery.exchange(dict.fromkeys((m.name for m in members), order), members):
+                laps.mark("wait")
                 row, admitted = self.judge(order, member, answer, delivery.seals[member.name])
                 self.give_receipt(row, admitted, delivery.seals[member.name].order)
                 rows.append(row)
                 if admitted is not None:
                     updates.keep(member.name, admitted.update, norm=admitted.norm)
+                laps.mark("judge")
             weights = self.combine(updates, order.round, request=delivery.request)
+        laps.mark("aggregate")
         self.close(order.round, weights, [*rows, *away], started=started, delivery=delivery)
+        laps.mark("close")
+        logger.info("%s", laps.line("round", order.round))
         return True
 
     def deadline(self) -> float:
-        """Return the seconds that a round may take: several times what the last ones took, within the plan's bounds.
-
-        Where a site was late in one of them, it is the plan's: what was too short must not stay so.
-        """
-        server, last = self.config.server, self.journal.last_rounds(self.state.run, _LOOKED_AT)
-        if not last or any(row.late or not row.released for row in last):
-            return server.deadline_seconds
-        longest = max(row.seconds for row in last)
-        return min(server.deadline_seconds, max(server.minimum_deadline_seconds, _PATIENCE * longest))
+        """Return the seconds that the next round may take."""
+        return deadline(self.config.server, self.journal.last_rounds(self.state.run, _LOOKED_AT))
 
     def delivery(self) -> Delivery:
         """Return how the present weights go to the sites."""
@@ -264,7 +266,7 @@ class Coordinator:
     def bind(self) -> None:
         """Bind accounts to the keys that sites are registered with; who comes with another's leaves the run."""
         names = {member.name for member in self.roll.members()}
-        refused = self.accounts.bind_registered(self.budget.ledger, self.grid.get_nodes(), names)
+        refused = self.accounts.bind_registered(self.budget.ledger, nodes_of(self.grid), names)
         for name, why in refused.items():
             self.roll.drop(name, why)
 
@@ -372,6 +374,17 @@ class Coordinator:
             sum(row.status != "absent" for row in rows),
             extra={"round": summary, "sites": list(rows)},
         )
+
+
+def deadline(server: ServerConfig, last: Sequence[LastRound]) -> float:
+    """Return the seconds that a round may take: several times what the last ones took, within the plan's bounds.
+
+    Where a site was late in one of them, it is the plan's: what was too short must not stay so.
+    """
+    if not last or any(row.late or not row.released for row in last):
+        return server.deadline_seconds
+    longest = max(row.seconds for row in last)
+    return min(server.deadline_seconds, max(server.minimum_deadline_seconds, _PATIENCE * longest))
 
 
 def catch_up(journal: RunJournal, state: Checkpoint) -> None:
