@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wardpose.client.contact import open_alarms
+from wardpose.client.apart import open_alarms
 from wardpose.client.findings import Finding, finding
 from wardpose.client.journal import SiteJournal
 from wardpose.client.site import Site, open_site

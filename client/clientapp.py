@@ -19,8 +19,8 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from wardpose.client.bundle import BundleRefused, check_bundle
-from wardpose.client.children import log_to_stderr
 from wardpose.client.supernode import REFUSED
+from wardpose.shared.children import log_to_stderr
 from wardpose.shared.laps import Laps
 
 if TYPE_CHECKING:

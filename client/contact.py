@@ -19,6 +19,7 @@ from pathlib import Path
 
 from flwr.app import RecordDict
 
+from wardpose.client.apart import Alarm, open_alarms
 from wardpose.client.journal import SiteJournal
 from wardpose.shared.errors import LedgerError
 from wardpose.shared.privacy.course import Course
@@ -77,20 +78,6 @@ class Conversation:
     signer: Signer
     server_ledger: Head
     words: tuple[Word, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alarm:
-    """A disagreement that nobody has settled.
-
-    Attributes:
-        what: in a line.
-        raised: Unix time.
-
-    """
-
-    what: str
-    raised: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,12 +374,6 @@ class Contact:
         if clears and self.alarms():
             with transaction(self.path, _SCHEMA) as connection:
                 connection.execute("UPDATE alarms SET cleared = ? WHERE cleared IS NULL", (int(time.time()),))
-
-
-def open_alarms(path: Path) -> list[Alarm]:
-    """Return the disagreements with a coordinator that a site has and that were not settled."""
-    rows = read_rows(path, "SELECT what, raised FROM alarms WHERE cleared IS NULL ORDER BY number")
-    return as_rows(Alarm, rows, path)
 
 
 def facts_hash(content: RecordDict) -> str:

@@ -1,35 +1,29 @@
 """Runs the hospital's app on the messages that its SuperNode pulled. It sees the patients' data, and runs nothing else.
 
-This stands where Flower has `flower-superexec`, which starts whatever kind of program a task names, found by its name
-on PATH. Here a task is asked for of one kind, the ClientApp, and answered by one program, `client.clientapp` of this
-installation, in a process of its own: memory and device are free again after each message, and one that dies takes
-nothing with it. On Linux that process is a fork of one that has imported everything (`client.zygote`), which spares
-each message some seconds of processor time; elsewhere it is started anew.
+A task is asked for of one kind, the ClientApp (`shared.flower_tasks`), and answered by one program, `client.clientapp`
+of this installation, in a process of its own: memory and device are free again after each message, and one that dies
+takes nothing with it. On Linux that process is a fork of one that has imported everything (`client.zygote`), which
+spares each message some seconds of processor time; elsewhere it is started anew.
 """
 
 import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from wardpose.client.children import Child, start_child, stop_children
 from wardpose.client.contract import check_flower
+from wardpose.shared.children import Child, start_child, stop_children
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.flower_tasks import task_asker, task_client
 
-if TYPE_CHECKING:
-    from flwr.supercore.runtime import RuntimeHttpClient
-
-_ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _FASTEST_POLL, _SLOWEST_POLL = 0.05, 0.3  # seconds between two questions for a task, on this machine
 _SHARE = 0.02  # of the time since the last task that the next one may have to wait
-_RETRY_SECONDS = 2.0
+_AGAIN_SECONDS = 2.0  # before a process that ended is started once more
 _GRACE_SECONDS = 10.0
-_UNAUTHORIZED = 401
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}  # numpy's would start its threads at the import; torch has its own
 
 logger = logging.getLogger("wardpose.client")
@@ -48,13 +42,15 @@ def run_executor(site: Path, *, address: str, secret_file: Path) -> NoReturn:
             checked.
 
     """
+    from flwr.supercore.constant import TaskType
+
     from wardpose.shared.version import code_hash
 
     for option, file in (("SITE.yaml", site), ("--secret-file", secret_file)):
         if not file.is_file():
             raise ConfigError(f"{option} {file}: no such file")
     check_flower()
-    ask = _asker(_client(address, secret_file), address)
+    ask = task_asker(task_client(address, secret_file), f"the SuperNode at {address}", TaskType.CLIENT_APP, logger)
     answering = Forks(site.resolve(), address) if _can_fork() else Starts(site.resolve(), address)
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -132,7 +128,7 @@ class Forks:
     def tidy(self) -> None:
         """Forget what has ended, say what ended badly, and have a process ready for the next message."""
         self.children = [child for child in self.children if _lives(child)]
-        if self._zygote.poll() is not None and time.monotonic() - self._started > _RETRY_SECONDS:
+        if self._zygote.poll() is not None and time.monotonic() - self._started > _AGAIN_SECONDS:
             self._zygote = self._start()
 
     def _start(self) -> Child:
@@ -165,56 +161,3 @@ def _lives(child: Child) -> bool:
     if status:
         logger.error("the process of a message ended with status %d; the server hears of a failure", status)
     return status is None
-
-
-def _client(address: str, secret_file: Path) -> "RuntimeHttpClient":
-    from flwr.supercore.auth import load_superexec_auth_secret
-    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
-    from flwr.supercore.runtime import RuntimeHttpClient
-
-    try:
-        secret = load_superexec_auth_secret(str(secret_file))
-    except ValueError as error:
-        raise ConfigError(f"--secret-file {secret_file}: {error}") from error
-    if secret is None:
-        raise ConfigError(f"--secret-file {secret_file}: is empty")
-    return RuntimeHttpClient.from_server_address(
-        server_address=address,
-        insecure=True,
-        root_certificates=None,
-        interceptors=[
-            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
-            SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=frozenset({_ACQUIRE})),
-        ],
-    )
-
-
-def _asker(client: "RuntimeHttpClient", address: str) -> Callable[[], str]:
-    """Return what asks the SuperNode for a ClientApp task and gets its token, or "" where there is none."""
-    import httpx
-    from flwr.proto.runtime_pb2 import AcquireTaskRequest
-    from flwr.supercore.constant import TaskType
-
-    request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
-    absent = False
-
-    def ask() -> str:
-        nonlocal absent
-        try:
-            answer = client.AcquireTask(request)
-        except httpx.HTTPError as error:
-            if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == _UNAUTHORIZED:
-                raise ConfigError(
-                    f"the SuperNode at {address} does not accept the secret (allowed: the same --secret-file for both)"
-                ) from error
-            if not absent:
-                logger.warning("the SuperNode at %s does not answer (%s); asking again", address, type(error).__name__)
-            absent = True
-            time.sleep(_RETRY_SECONDS)
-            return ""
-        if absent:
-            logger.info("the SuperNode at %s answers again", address)
-        absent = False
-        return str(answer.token) if answer.HasField("task") else ""
-
-    return ask

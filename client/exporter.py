@@ -12,7 +12,7 @@ from pathlib import Path
 
 from prometheus_client.core import Metric
 
-from wardpose.client.contact import open_alarms
+from wardpose.client.apart import open_alarms
 from wardpose.client.journal import SiteJournal
 from wardpose.client.spent import refuse_lost, state_of
 from wardpose.shared.data.source import names_patients

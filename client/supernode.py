@@ -9,7 +9,7 @@
   every three seconds, of which a round would wait half on average.
 * Flower 1.41 signs off after an answer it cannot deal with (HTTP 500 of a busy SuperLink) and then hangs: its loop
   returns while the thread of its own HTTP server goes on. Here the process ends with `SIGNED_OFF`, and whoever started
-  it starts it again.
+  it starts it again. So it does when the node hangs otherwise (`client.watchdog`).
 
 It sees no patient's data. That no other code runs does not depend on it: `client.clientapp` decides for itself.
 """
@@ -29,13 +29,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from wardpose.client.bundle import PYPROJECT, BundleRefused, check_bundle
 from wardpose.client.contract import check_flower
+from wardpose.client.watchdog import Watchdog
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.health import healthy
+from wardpose.shared.supervision import AGAIN
 
 if TYPE_CHECKING:
     from flwr.supercore.fab import Fab
     from flwr.supercore.run import Run
 
-SIGNED_OFF = 75  # exit status: the connection to the server ended; to be started again (EX_TEMPFAIL)
+SIGNED_OFF = AGAIN  # exit status: the connection to the server ended
 REFUSED = "refused"  # key of Flower's record of verifications under which the executor is told why
 _FASTEST_POLL, _SLOWEST_POLL = 0.1, 3.0  # seconds between two questions for a message; Flower's own are 3 apart
 _SHARE = 0.02  # of the time since the last message that the next one may have to wait
@@ -84,10 +87,13 @@ def run_supernode(
         if not file.is_file():
             raise ConfigError(f"{option} {file}: no such file")
     check_flower()
+    import flwr.supernode.fleet_http_connection as connection
     import flwr.supernode.start_client_internal as flower
     from flwr.supernode.cli import flower_supernode
 
-    vars(flower)["http_request_response"] = guard(vars(flower)["http_request_response"])
+    watchdog = Watchdog(lambda: healthy(superlink, root_certificates, seconds=10.0))
+    vars(flower)["http_request_response"] = guard(vars(flower)["http_request_response"], watchdog)
+    vars(connection)["HeartbeatSender"] = heard(vars(connection)["HeartbeatSender"], watchdog)
     sys.argv = [
         "flower-supernode",
         *("--superlink", superlink, "--root-certificates", str(root_certificates)),
@@ -95,21 +101,47 @@ def run_supernode(
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret_file)),
         *("--host", host, "--port", str(port)),
     ]
+    watchdog.start(SIGNED_OFF)
     flower_supernode()
     logger.error("the connection to %s ended; the SuperNode signed off", superlink)
     logging.shutdown()
     os._exit(SIGNED_OFF)  # Flower's HTTP server would keep the process for ever
 
 
-def guard(connect: Connect) -> Connect:
+def heard(sender: Callable[[Callable[[], bool]], Any], watchdog: Watchdog) -> Callable[[Callable[[], bool]], Any]:
+    """Wrap Flower's sender of heartbeats, so that the watchdog hears of each that the server took."""
+
+    def watched(heartbeat: Callable[[], bool]) -> Any:
+        def beat() -> bool:
+            taken = heartbeat()
+            if taken:
+                watchdog.spoke("heartbeat")
+            return taken
+
+        return sender(beat)
+
+    return watched
+
+
+def guard(connect: Connect, watchdog: Watchdog | None = None) -> Connect:
     """Wrap Flower's connection to the server, so that what comes through it is checked before Flower reads it."""
+
+    def spoken(callback: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            answer = callback(*arguments)
+            if watchdog is not None:
+                watchdog.spoke("loop")
+            return answer
+
+        return called
 
     @contextmanager
     def connected(*arguments: Any, **keywords: Any) -> Iterator[tuple[Any, ...]]:
-        with connect(*arguments, **keywords) as callbacks:
-            if len(callbacks) != _CALLBACKS:
-                raise ConfigError(f"Flower's connection has {len(callbacks)} callbacks (allowed: {_CALLBACKS})")
-            node, receive, send, get_run, get_fab, *rest = callbacks
+        with connect(*arguments, **keywords) as yielded:
+            if len(yielded) != _CALLBACKS:
+                raise ConfigError(f"Flower's connection has {len(yielded)} callbacks (allowed: {_CALLBACKS})")
+            node, *callbacks = yielded
+            receive, send, get_run, get_fab, *rest = (spoken(callback) for callback in callbacks)
             runs: dict[int, Run] = {}
 
             def receive_soon() -> Any:

@@ -27,8 +27,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from wardpose.client.children import log_to_stderr, tie_to_parent
 from wardpose.client.clientapp import answer_task, stop_by_signal
+from wardpose.shared.children import log_to_stderr, tie_to_parent
 
 _POLL_SECONDS, _IDLE_SECONDS = 0.05, 0.5  # between looks at children, and at nothing but signals
 _GRACE_SECONDS = 8.0  # for messages in hand, once this process is asked to end

@@ -27,6 +27,7 @@ clientapp = "wardpose.client.app:app"
 federation = "demo"
 run-directory = ""
 resume = false
+preflight = ""
 """
 
 
@@ -37,11 +38,12 @@ def write_bundle(folder: Path) -> Path:
     return folder
 
 
-def run_config(plan: Path, directory: Path | None, *, resume: bool) -> str:
-    """Return Flower's run config of a plan, as TOML."""
+def run_config(plan: Path, directory: Path | None, *, resume: bool, preflight: str = "") -> str:
+    """Return Flower's run config of a plan, as TOML; its keys are explained in `server.app`."""
     settings: dict[str, str | bool] = {
         "federation": str(plan.resolve()),
         "run-directory": "" if directory is None else str(directory.resolve()),
         "resume": resume,
+        "preflight": preflight,
     }
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from flwr.app import RecordDict
 
+from wardpose.server.apart import open_alarms
 from wardpose.server.heads import Heads
 from wardpose.server.ledger import ServerLedger
 from wardpose.shared.errors import LedgerError
@@ -63,22 +64,6 @@ CREATE TABLE IF NOT EXISTS alarms (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Alarm:
-    """A disagreement with a site that nobody has settled.
-
-    Attributes:
-        site: with whom.
-        what: in a line.
-        raised: Unix time.
-
-    """
-
-    site: str
-    what: str
-    raised: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Stated:
     """What a site's own ledger said when it last answered.
 
@@ -105,12 +90,6 @@ class _Key:
 class _Head:
     sequence: int
     hash: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Waiting:
-    site: str
-    receipts: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,20 +301,7 @@ class Contact:
         return head if head is not None and self.ledger.contains(head) else None
 
 
-def open_alarms(path: Path) -> list[Alarm]:
-    """Return the disagreements that were not settled."""
-    return as_rows(
-        Alarm, read_rows(path, "SELECT site, what, raised FROM alarms WHERE cleared IS NULL ORDER BY number"), path
-    )
-
-
 def stated_spent(path: Path) -> dict[str, Stated]:
     """Return what each site's own ledger said last; none in a file of an earlier version."""
     rows = read_rows(path, "SELECT site, epsilon, delta, seen FROM spent", added="spent")
     return {row.site: row for row in as_rows(Stated, rows, path)}
-
-
-def receipts_waiting(path: Path) -> dict[str, int]:
-    """Return how many receipts each site has not acknowledged; sites without any are left out."""
-    rows = read_rows(path, "SELECT site, count(*) AS receipts FROM receipts WHERE acknowledged IS NULL GROUP BY site")
-    return {row.site: row.receipts for row in as_rows(_Waiting, rows, path)}

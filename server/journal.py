@@ -20,7 +20,8 @@ CREATE TABLE IF NOT EXISTS runs (
     run TEXT PRIMARY KEY, federation TEXT NOT NULL, mechanism TEXT NOT NULL, unit TEXT NOT NULL, delta REAL NOT NULL,
     overlap INTEGER NOT NULL, rounds INTEGER NOT NULL, config TEXT NOT NULL, score_name TEXT NOT NULL,
     started REAL NOT NULL, ended REAL, status TEXT NOT NULL, score_initial TEXT, score_final TEXT,
-    ledger TEXT NOT NULL DEFAULT '', witness TEXT NOT NULL DEFAULT ''
+    ledger TEXT NOT NULL DEFAULT '', witness TEXT NOT NULL DEFAULT '',
+    reason TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE IF NOT EXISTS rounds (
     run TEXT NOT NULL, round INTEGER NOT NULL, started REAL NOT NULL, seconds REAL NOT NULL, score REAL,
@@ -39,7 +40,8 @@ CREATE TABLE IF NOT EXISTS evaluations (
     sites TEXT NOT NULL, scores TEXT NOT NULL, chosen TEXT, PRIMARY KEY (run, number)
 );
 """
-_ADDED = {"sites": ("reason", "detail"), "runs": ("ledger", "witness")}  # columns that journals of 0.1 may lack
+# columns that journals of 0.1 may lack
+_ADDED = {"sites": ("reason", "detail"), "runs": ("ledger", "witness", "reason", "detail")}
 
 
 class Reason(StrEnum):
@@ -54,6 +56,21 @@ class Reason(StrEnum):
     NORM = "norm"
     LEDGER = "ledger"
     SIGNATURE = "signature"
+
+
+class Ending(StrEnum):
+    """Why a run did not complete; a label of the metrics."""
+
+    BUDGET = "budget"
+    REFUSED = "refused"
+    ABSENT = "absent"
+    LEDGER = "ledger"
+    CONFIGURATION = "configuration"
+    DATA = "data"
+    STORAGE = "storage"
+    DEFECT = "defect"
+    INTERRUPTED = "interrupted"
+    KILLED = "killed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,14 +233,18 @@ class RunJournal:
         it is the folder's own.
         """
         with self._writing() as connection:
-            connection.execute("UPDATE runs SET status = 'interrupted' WHERE status = 'running' AND run != ?", (run,))
+            connection.execute(
+                "UPDATE runs SET status = 'interrupted', reason = ?, detail = 'its process ended before it did' "
+                "WHERE status = 'running' AND run != ?",
+                (Ending.KILLED, run),
+            )
             connection.execute(
                 "INSERT INTO runs "
                 "(run, federation, mechanism, unit, delta, overlap, rounds, config, score_name, started, ledger, "
                 "witness, status) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'running') "
                 "ON CONFLICT (run) DO UPDATE SET "
-                "status = 'running', ended = NULL, rounds = excluded.rounds, config = excluded.config, "
-                "overlap = excluded.overlap, "
+                "status = 'running', ended = NULL, reason = '', detail = '', rounds = excluded.rounds, "
+                "config = excluded.config, overlap = excluded.overlap, "
                 "ledger = excluded.ledger, witness = excluded.witness",
                 (
                     run,
@@ -247,10 +268,21 @@ class RunJournal:
         with self._writing() as connection:
             connection.execute(f"UPDATE runs SET {column} = ? WHERE run = ?", (json.dumps(scores), run))  # noqa: S608 (fixed names)
 
-    def finish(self, run: str, status: str) -> None:
-        """Write down how the run ended: `completed`, `stopped` (too few sites left), `interrupted` or `failed`."""
+    def finish(self, run: str, status: str, *, reason: str = "", detail: str = "") -> None:
+        """Write down how the run ended.
+
+        Args:
+            run: its identity.
+            status: `completed`, `stopped` (too few sites left), `interrupted` or `failed`.
+            reason: of another end than `completed`, one of `Ending`.
+            detail: a line about it.
+
+        """
         with self._writing() as connection:
-            connection.execute("UPDATE runs SET status = ?, ended = ? WHERE run = ?", (status, time.time(), run))
+            connection.execute(
+                "UPDATE runs SET status = ?, ended = ?, reason = ?, detail = ? WHERE run = ?",
+                (status, time.time(), reason, detail, run),
+            )
 
     def site(self, *rows: SiteRow) -> None:
         """Write down what became of sites in a round; a later row of the same site and round replaces the earlier."""

@@ -20,9 +20,10 @@ from wardpose.server.budget import GlobalBudget
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.coordinator import Accounts
 from wardpose.server.delivery import Delivery, resident_hash
+from wardpose.server.ending import SPENT, End, stopped
 from wardpose.server.evaluation import Evaluator
 from wardpose.server.exchange import Answer, exchange, nodes_of
-from wardpose.server.journal import LastRound, Reason, RoundRow, RunJournal, SiteRow
+from wardpose.server.journal import Ending, LastRound, Reason, RoundRow, RunJournal, SiteRow
 from wardpose.server.roll import LEAVES, Member, Roll, error_code, sentence
 from wardpose.server.scoring import Scorer
 from wardpose.server.secure_round import SecureRound
@@ -101,7 +102,7 @@ class Coordinator:
 
     def run(self) -> str:
         """Take the rounds that are left; return `completed`, or `stopped` when too few sites are left."""
-        first = True
+        first = not self.roll.known
         while self.state.round < self.config.rounds:
             order = self.order(self.state.round + 1)
             patient = first or len(self.roll.members()) < self.quorum
@@ -113,6 +114,32 @@ class Coordinator:
             first = False
         self.deliver_receipts()
         return "completed"
+
+    def ask_sites(self, preflight: str) -> End | None:
+        """Ask all sites, before anything is charged, whether they would take part; how the run ends, if it does here.
+
+        Args:
+            preflight: `strict`, where a site that refuses ends the run; `only`, where it ends here in any case; nothing
+                is asked where it is empty.
+
+        """
+        if not preflight or self.state.round >= self.config.rounds:
+            return None
+        self.journal.site(*self.roll.call(self.order(self.state.round + 1), patient=True))
+        refused = "; ".join(f"{site}: {reason}" for site, reason in self.roll.dropped.items())
+        if not refused and preflight != "only":
+            return None
+        detail = f"nothing was charged: {refused or 'no site refuses the plan'}"
+        return End(status="stopped", reason=Ending.REFUSED if refused else None, detail=detail)
+
+    def end(self, status: str) -> End:
+        """Say how the rounds ended, and why if they did early."""
+        if status != "stopped":
+            return End(status=status)
+        roll = self.roll
+        return stopped(
+            round_number=self.state.round + 1, quorum=self.quorum, dropped=roll.dropped, missing=roll.missing()
+        )
 
     @property
     def quorum(self) -> int:
@@ -192,7 +219,7 @@ class Coordinator:
         }
         for name, limit in limits.items():
             if not self.budget.affords(name, events, epsilon=limit, course=order.course):
-                self.roll.drop(name, "its privacy budget is spent")
+                self.roll.drop(name, SPENT)
         able = self.roll.members()
         if len(able) < self.quorum:
             logger.warning("round %d: %d able sites, %d are needed", order.round, len(able), self.quorum)
@@ -202,7 +229,7 @@ class Coordinator:
             if not self.budget.reserve(
                 member.name, paid, course=order.course, round_number=order.round, epsilon=limits[member.name]
             ):
-                self.roll.drop(member.name, "its privacy budget is spent")
+                self.roll.drop(member.name, SPENT)
             member.epsilon_spent = max(member.epsilon_spent, self.budget.epsilon(member.name))
         return [member for member in able if member.name in self.roll.present]
 

@@ -5,11 +5,15 @@ checked by a test against the installed version, and nothing but monitoring and 
 them.
 """
 
+import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from wardpose.shared.sqlite import reading
+
+_PATIENCE = 2  # heartbeats that Flower waits for (flwr.common.constant.HEARTBEAT_PATIENCE; a test compares them)
+_LATE = 5.0  # seconds that a heartbeat's call may take (HEARTBEAT_CALL_TIMEOUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +22,16 @@ class Node:
 
     Attributes:
         name: the site's name, as registered.
-        online: whether its heartbeat is still good.
+        online: whether its last heartbeat is younger than the time within which the next one was due. A node that was
+            killed is found out when it misses that one, at most 35 s later; Flower itself waits for two.
+        last_seen: Unix time of its last heartbeat; of one that is offline, the latest at which that can have been;
+            `None` for one that was never there.
 
     """
 
     name: str
     online: bool
+    last_seen: float | None = None
 
 
 def registered_nodes(database: Path) -> list[Node]:
@@ -35,14 +43,17 @@ def registered_nodes(database: Path) -> list[Node]:
     """
     with reading(database) as connection:
         rows = connection.execute(
-            "SELECT name, status, online_until FROM node WHERE status IN ('registered', 'online', 'offline')"
+            "SELECT name, status, online_until, heartbeat_interval FROM node "
+            "WHERE status IN ('registered', 'online', 'offline')"
         ).fetchall()
-    now = time.time()
-    nodes = [
-        Node(name=row["name"] or "", online=row["status"] == "online" and (row["online_until"] or 0) > now)
-        for row in rows
-    ]
-    return sorted(nodes, key=lambda node: node.name)
+    return sorted((_node(row, time.time()) for row in rows), key=lambda node: node.name)
+
+
+def _node(row: sqlite3.Row, now: float) -> Node:
+    until, interval = row["online_until"], row["heartbeat_interval"] or 0.0
+    seen = until - _PATIENCE * interval if row["status"] == "online" and until is not None else until
+    online = row["status"] == "online" and until is not None and now < until and now <= seen + interval + _LATE
+    return Node(name=row["name"] or "", online=online, last_seen=seen)
 
 
 def run_ended(database: Path, run_id: int) -> bool:

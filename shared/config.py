@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from wardpose.shared.anonymize.public_view import PublicViewConfig
 from wardpose.shared.data.source import DataSource
+from wardpose.shared.deployment import DeploymentConfig
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.pose.pretrain import PretrainConfig
@@ -258,6 +259,7 @@ class FederationConfig(Strict):
         training: local training of one round, as every order carries it.
         server: the round loop.
         public_view: what simulated sites declare as phi; a real site declares its own.
+        deployment: where the machines of a real federation find each other, for `wardpose provision`; no part of a run.
         seed: makes a simulation repeatable; the run is then stamped "not private". Real sites refuse seeds.
 
     """
@@ -273,6 +275,7 @@ class FederationConfig(Strict):
     training: LocalTraining = LocalTraining()
     server: ServerConfig = ServerConfig()
     public_view: PublicViewConfig | None = None
+    deployment: DeploymentConfig | None = None
     seed: int | None = None
 
     @model_validator(mode="after")

@@ -10,7 +10,6 @@ never the text of an exception.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from io import BytesIO
 from typing import Annotated, Any, Self, TypeVar
 
@@ -25,6 +24,7 @@ from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.evaluation import Evaluation, Layout
 from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.refusals import Refusal as Refusal
 from wardpose.shared.seals import MOST_CHARGES, MOST_RECEIPTS, Digest, Head, Word, body_text
 from wardpose.shared.secure_aggregation.messages import Delivery
 from wardpose.shared.signing import PublicKey, Signer
@@ -58,38 +58,6 @@ Arrays = Mapping[str, NDArray[np.float32]]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Entries = Annotated[int, Field(ge=0, le=2**53)]
 Units = Annotated[int, Field(ge=0, le=10**9)]
-
-
-class Refusal(IntEnum):
-    """Why a site did not train; the number and the sentence are all that the server hears."""
-
-    POLICY = 1001
-    BUDGET = 1002
-    CODE = 1003
-    ORDER = 1004
-    SITE = 1005
-    FAILED = 1006
-    SEAL = 1007
-    APART = 1008
-    OUTDATED = 1009
-
-    @property
-    def sentence(self) -> str:
-        """Return the fixed text that goes with the number."""
-        return _SENTENCES[self]
-
-
-_SENTENCES = {
-    Refusal.POLICY: "the site's policy does not allow this order",
-    Refusal.BUDGET: "the site's privacy budget does not allow this round",
-    Refusal.CODE: "the site runs other code than the server",
-    Refusal.ORDER: "the order cannot be read",
-    Refusal.SITE: "the site's configuration cannot be used",
-    Refusal.FAILED: "the site failed; its own journal says why",
-    Refusal.SEAL: "the order is not one that the site's coordinator signed for it, once, in a course it accepted",
-    Refusal.APART: "the coordinator's ledger and the site's do not agree",
-    Refusal.OUTDATED: "the order was overtaken by something else that the coordinator said; it may ask again",
-}
 
 
 class _Body(BaseModel):

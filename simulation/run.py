@@ -17,6 +17,7 @@ from wardpose.server.app import app as server_app
 from wardpose.server.folder import held
 from wardpose.server.initial import INITIAL
 from wardpose.server.journal import RoundRow, SiteRow
+from wardpose.server.report import write_report
 from wardpose.server.scoring import check_public_data
 from wardpose.server.summary import summarise
 from wardpose.shared.config import FederationConfig
@@ -27,7 +28,6 @@ from wardpose.shared.site_config import load_site
 from wardpose.shared.yaml_config import to_yaml
 from wardpose.simulation.grid import Fault, InProcessGrid
 from wardpose.simulation.layout import prepare_sites
-from wardpose.simulation.report import write_report
 
 RoundObserver = Callable[[RoundRow, list[SiteRow]], None]
 SiteObserver = Callable[[str, str], None]

@@ -3,22 +3,47 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from wardpose.client.commands.findings import say_findings
+from wardpose.client.home import open_site_home
+from wardpose.shared.errors import ConfigError
 from wardpose.shared.terminal import console, line, table
 
 app = typer.Typer(no_args_is_help=True)
 
 SiteFile = Annotated[Path, typer.Argument(help="The hospital's site.yaml.", metavar="SITE.yaml")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-Superlink = Annotated[str, typer.Option(help="The server, host:port.", show_default=False)]
-RootCertificates = Annotated[Path, typer.Option(help="Certificate of the authority that signed the server's.")]
-PrivateKey = Annotated[Path, typer.Option(help="The node's key, whose public half is registered with the server.")]
-SecretFile = Annotated[Path, typer.Option(help="Secret that SuperNode and executor share: any bytes, kept private.")]
-Port = Annotated[int, typer.Option(min=1, max=65535, help="Where SuperNode and executor meet.")]
+Given = TypeVar("Given")
+NODE_PORT = 9094
+_OF_HOME = "the home's"
+AnySiteFile = Annotated[
+    Path | None, typer.Argument(help="The hospital's site.yaml.", metavar="SITE.yaml", show_default=_OF_HOME)
+]
+Home = Annotated[
+    Path | None,
+    typer.Option(help="The site's home.", show_default="WARDPOSE_SITE_HOME, else the working directory"),
+]
+Superlink = Annotated[str | None, typer.Option(help="The server, host:port.", show_default=_OF_HOME)]
+RootCertificates = Annotated[
+    Path | None, typer.Option(help="Certificate of the authority that signed the server's.", show_default=_OF_HOME)
+]
+PrivateKey = Annotated[
+    Path | None,
+    typer.Option(help="The node's key, whose public half is registered with the server.", show_default=_OF_HOME),
+]
+SecretFile = Annotated[
+    Path | None,
+    typer.Option(help="Secret that SuperNode and executor share: any bytes, kept private.", show_default=_OF_HOME),
+]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=65535, help="Where SuperNode and executor meet.", show_default=f"the home's, or {NODE_PORT}"
+    ),
+]
 
 
 @app.command()
@@ -38,65 +63,108 @@ def metrics(
 
 @app.command()
 def run(
-    site: SiteFile,
-    superlink: Superlink,
-    root_certificates: RootCertificates,
-    auth_private_key: PrivateKey,
-    port: Port = 9094,
+    site: AnySiteFile = None,
+    superlink: Superlink = None,
+    root_certificates: RootCertificates = None,
+    auth_private_key: PrivateKey = None,
+    port: Port = None,
+    home: Home = None,
 ) -> None:
-    """Take part in federations until stopped: SuperNode and executor, of which only the installed app is run."""
-    from wardpose.client.children import log_to_stderr
-    from wardpose.client.launcher import run_site
+    """Take part in federations until stopped: SuperNode and executor, of which only the installed app is run.
+
+    Without SITE.yaml it runs the home's site, and takes from the home whatever no option says.
+    """
+    from wardpose.client.launcher import run_home, run_site
+    from wardpose.shared.children import log_to_stderr
 
     log_to_stderr()
+    if site is None:
+        _refuse_mixed(superlink, root_certificates, auth_private_key, port)
+        raise typer.Exit(run_home(open_site_home(home)))
     status = run_site(
-        site, superlink=superlink, root_certificates=root_certificates, private_key=auth_private_key, port=port
+        site,
+        superlink=_needed(superlink, "--superlink"),
+        root_certificates=_needed(root_certificates, "--root-certificates"),
+        private_key=_needed(auth_private_key, "--auth-private-key"),
+        port=port or NODE_PORT,
     )
     raise typer.Exit(status)
 
 
 @app.command()
 def node(
-    superlink: Superlink,
-    root_certificates: RootCertificates,
-    auth_private_key: PrivateKey,
-    secret_file: SecretFile,
+    superlink: Superlink = None,
+    root_certificates: RootCertificates = None,
+    auth_private_key: PrivateKey = None,
+    secret_file: SecretFile = None,
     host: Annotated[str, typer.Option(help="Address that the executor reaches this process at.")] = "127.0.0.1",
-    port: Port = 9094,
+    port: Port = None,
+    home: Home = None,
 ) -> None:
     """Run the half of `run` that holds the node's key and reaches the server, and sees no patient's data."""
-    from wardpose.client.children import QUIET, log_to_stderr
+    from wardpose.shared.children import QUIET, log_to_stderr
 
     os.environ.update(QUIET)  # Flower reads them when it is imported
     from wardpose.client.supernode import run_supernode
 
     log_to_stderr()
+    if superlink is None:
+        place = open_site_home(home)
+        superlink, port = place.superlink, port or place.settings.ports.node
+        root_certificates = root_certificates or place.authority
+        auth_private_key, secret_file = auth_private_key or place.node_key, secret_file or place.secret
     run_supernode(
         superlink=superlink,
-        root_certificates=root_certificates,
-        private_key=auth_private_key,
-        secret_file=secret_file,
+        root_certificates=_needed(root_certificates, "--root-certificates"),
+        private_key=_needed(auth_private_key, "--auth-private-key"),
+        secret_file=_needed(secret_file, "--secret-file"),
         host=host,
-        port=port,
+        port=port or NODE_PORT,
     )
 
 
 @app.command("exec")
 def execute(
-    site: SiteFile,
-    secret_file: SecretFile,
+    site: AnySiteFile = None,
+    secret_file: SecretFile = None,
     runtime_api_address: Annotated[
-        str, typer.Option(help="Where the SuperNode listens, host:port.")
-    ] = "127.0.0.1:9094",
+        str | None, typer.Option(help="Where the SuperNode listens, host:port.", show_default=f"127.0.0.1:{NODE_PORT}")
+    ] = None,
+    home: Home = None,
 ) -> None:
     """Run the half of `run` that sees the patients' data and reaches nothing but the SuperNode."""
-    from wardpose.client.children import QUIET, log_to_stderr
+    from wardpose.shared.children import QUIET, log_to_stderr
 
     os.environ.update(QUIET)  # Flower reads them when it is imported
     from wardpose.client.executor import run_executor
 
     log_to_stderr()
-    run_executor(site, address=runtime_api_address, secret_file=secret_file)
+    if site is None:
+        place = open_site_home(home)
+        site, secret_file = place.site, secret_file or place.secret
+        runtime_api_address = runtime_api_address or place.node
+    run_executor(
+        site,
+        address=runtime_api_address or f"127.0.0.1:{NODE_PORT}",
+        secret_file=_needed(secret_file, "--secret-file"),
+    )
+
+
+def _needed(value: Given | None, option: str) -> Given:
+    """Return what an option says that only a home could stand for.
+
+    Raises:
+        ConfigError: neither is there.
+
+    """
+    if value is None:
+        raise ConfigError(f"{option}: missing (allowed: give it, or leave out SITE.yaml and name a site's --home)")
+    return value
+
+
+def _refuse_mixed(*values: object) -> None:
+    if any(value is not None for value in values):
+        raise ConfigError("SITE.yaml: missing (allowed: give it with these options, or run a site's --home without)")
 
 
 @app.command()

@@ -6,9 +6,12 @@ from typing import Annotated
 
 import typer
 
-from wardpose.shared.terminal import Json, console, line, say, table
+from wardpose.server.commands import launching, running
+from wardpose.shared.terminal import Json, say
 
 app = typer.Typer(no_args_is_help=True)
+for _part in (launching, running):
+    _part.add_to(app)
 
 Why = Annotated[str, typer.Option("--why", help="What happened, and who at the hospital says so; it is kept.")]
 Directory = Annotated[Path, typer.Option("--directory", help="The coordinator's run directory.")]
@@ -32,7 +35,9 @@ def metrics(
 
 @app.command("budget-service")
 def budget_service(
-    listen: Annotated[str, typer.Option(help="Address to listen on, host:port.")] = "127.0.0.1:9443",
+    listen: Annotated[
+        str | None, typer.Option(help="Address to listen on, host:port.", show_default="127.0.0.1:9443")
+    ] = None,
     directory: Annotated[
         Path | None, typer.Option(help="A run's folder, whose journal says delta, overlap and unit.", show_default="")
     ] = None,
@@ -64,13 +69,21 @@ def budget_service(
     accept_another: Annotated[
         str | None, typer.Option(help="Why another ledger is shown than before, and who says so.", show_default="")
     ] = None,
+    home: launching.Home = None,
 ) -> None:
     """Show the ledger to sites and auditors over gRPC, with proofs, until stopped."""
     from wardpose.server.budget_service.settings import ServiceSettings, start
+    from wardpose.server.runs import LATEST
 
+    if home is not None:
+        place = launching.entered(home)
+        latest = place.runs / LATEST
+        listen, directory = listen or place.budget_service, directory or (latest if latest.exists() else None)
+        certificate, key, ca = certificate or place.certificate, key or place.key, ca or place.authority
+        site_keys = site_keys or (place.nodes if place.nodes.is_dir() else None)
     start(
         ServiceSettings(
-            listen=listen,
+            listen=listen or "127.0.0.1:9443",
             directory=directory,
             ledger=ledger,
             state=state,
@@ -182,63 +195,6 @@ def _refuse_empty(why: str) -> None:
 
     if not why.strip():
         raise ConfigError("--why: is empty (allowed: what happened, and who says so)")
-
-
-@app.command()
-def status(
-    directory: Directory,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
-) -> None:
-    """Show the latest run: its state, rounds and scores, and every site's epsilon against its budget."""
-    from wardpose.server.summary import summarise
-
-    summary = summarise(directory)
-    if as_json:
-        typer.echo(json.dumps(summary))
-        return
-    screen = console()
-    screen.print(
-        line(
-            f"run {summary['run']}: ",
-            (summary["status"], "bold"),
-            f", round {summary['rounds']} of {summary['rounds_planned']}, mechanism {summary['mechanism']}, "
-            f"unit {summary['unit']}",
-        )
-    )
-    if summary["history"]:
-        last = summary["history"][-1]["score"]
-        screen.print(line(f"{summary['score_name']}: {'-' if last is None else f'{last:.3f}'} in the last round"))
-    rows = []
-    for site in summary["sites"]:
-        spent = "infinite" if site["epsilon_spent"] is None else f"{site['epsilon_spent']:.4f}"
-        budget = "-" if site["epsilon_budget"] is None else f"{site['epsilon_budget']:g}"
-        delta = "-" if site["delta"] is None else f"{site['delta']:g}"
-        rows.append((site["name"], site["status"], spent, budget, delta, site["steps"], site["detail"]))
-    screen.print(table(("site", "status", "epsilon spent", "budget", "delta", "steps", "why"), rows, left=7))
-    if summary["not_private"]:
-        screen.print(line(("NOT PRIVATE", "bold red"), f": {summary['not_private']}"))
-
-
-@app.command()
-def submit(
-    plan: Annotated[Path, typer.Argument(help="The federation.yaml of the run.", metavar="PLAN")],
-    connection: Annotated[
-        str | None, typer.Argument(help="Flower's name of the SuperLink's connection.", show_default="Flower's default")
-    ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only say whether it would be refused.")] = False,
-    directory: Annotated[
-        Path | None, typer.Option("--directory", help="The run's folder.", show_default="in Wardpose's home")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Hold a plan against the coordinator's limits, and hand it to Flower; exits 2 when it would cross one."""
-    from wardpose.server.submission import check_plan, submit_plan
-
-    found = check_plan(plan, directory=directory, resume=resume)
-    if not check:
-        found |= {"flower_run": submit_plan(plan, connection, directory=directory, resume=resume)}
-    say(found, as_json=as_json)
 
 
 @app.command()

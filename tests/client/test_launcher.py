@@ -224,7 +224,7 @@ def test_no_process_of_a_site_uses_flowers_loader() -> None:
 
 DRIVER = """\
 import subprocess, sys
-from wardpose.client.children import start_child
+from wardpose.shared.children import start_child
 from wardpose.client.launcher import supervise
 
 def start(script):

@@ -23,7 +23,7 @@ PROGRAM = """\
 import os, sys, time, threading
 from pathlib import Path
 from wardpose.client import zygote
-from wardpose.client.children import log_to_stderr
+from wardpose.shared.children import log_to_stderr
 
 said = Path(sys.argv[1])
 

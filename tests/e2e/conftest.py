@@ -119,7 +119,7 @@ def watch(folder: Path, deployment: Deployment, installed: Callable[[str], str])
             f"--web.listen-address={LOOPBACK}:{ports['prometheus']}",
         ],
         "server": [
-            *(program("wardpose"), "server", "metrics", "--directory", str(deployment.run_directory)),
+            *(program("wardpose"), "server", "metrics", "--directory", str(deployment.folder / "runs")),
             *("--superlink-database", str(deployment.database), "--port", str(ports["server"])),
         ],
     }

@@ -321,11 +321,13 @@ def test_a_plan_that_would_cross_a_limit_is_refused_at_submit_and_at_the_start(
     sigma = float(str(told.value).split("noise_multiplier = ")[1].split()[0])
     quiet = config.model_copy(update={"mechanism": with_noise(config.mechanism, sigma)})
     plan.write_text(yaml.safe_dump(quiet.model_dump(mode="json")))
-    assert json.loads(invoke("server", "submit", plan, "--check", "--json")) == {
-        "federation": "tiny",
-        "rounds": 2,
-        "noise_multiplier": sigma,
-    }
+    with pytest.raises(BudgetExceeded, match="this run would train on noise: sigma is"):
+        invoke("server", "submit", plan, "--check")
+    found = json.loads(invoke("server", "submit", plan, "--check", "--json", "--spend-rest"))
+    (north,) = found.pop("sites")
+    assert found == {"federation": "tiny", "rounds": 2, "noise_multiplier": sigma}
+    assert (north["name"], north["epsilon_spent"]) == ("north", 0)
+    assert 0 < north["epsilon_after"] <= 0.5
     rules.write_text("state: books\nfederations: {other: {}}\n")
     with pytest.raises(ConfigError, match="federation 'tiny': is not in the coordinator's configuration"):
         invoke("server", "submit", plan, "--check")

@@ -1,4 +1,4 @@
-"""Processes that a site starts: this interpreter, a clean path to its modules, and an end with their parent."""
+"""Processes that we start: this interpreter, a clean path to its modules, and an end with their parent."""
 
 import ctypes
 import logging
@@ -27,10 +27,11 @@ def start_child(
     stdin: str | None = None,
     talk: bool = False,
     environment: Mapping[str, str] | None = None,
+    tied: bool = True,
 ) -> Child:
     """Start a module of this installation in a process group of its own.
 
-    The working folder is not on its path. On Linux it is sent SIGTERM when this process dies, however it dies.
+    The working folder is not on its path. If `tied`, on Linux, it is sent SIGTERM when this process dies, however.
 
     Args:
         module: run by `python -m`.
@@ -38,6 +39,7 @@ def start_child(
         stdin: what it reads on standard input; nothing when absent.
         talk: keep its standard input open, for `Child.stdin`.
         environment: variables beside the inherited ones.
+        tied: to this process; one that is not must find out by itself that nobody waits for it.
 
     """
     child = subprocess.Popen(  # noqa: S603 (a module of this package, by this interpreter)
@@ -47,7 +49,7 @@ def start_child(
         stdin=subprocess.PIPE if talk or stdin is not None else subprocess.DEVNULL,
         text=True,
         process_group=0,
-        preexec_fn=_end_with_parent(),  # safe: whoever starts a child here has no other thread
+        preexec_fn=_end_with_parent() if tied else None,  # safe: whoever starts a child here has no other thread
     )
     if stdin is not None and child.stdin is not None:
         with suppress(BrokenPipeError), child.stdin as pipe:  # one that died at once says so by its exit status
@@ -75,7 +77,7 @@ def stop_children(children: Sequence[Child], *, grace: float, number: int = sign
 
 
 def log_to_stderr() -> None:
-    """Write the site's log where systemd and containers collect it; Flower writes its own."""
+    """Write the log where systemd and containers collect it; Flower writes its own."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("wardpose")
