@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from wardpose.client.bundle import BundleRefused, check_bundle
 from wardpose.client.supernode import REFUSED
 from wardpose.shared.children import log_to_stderr
+from wardpose.shared.flower_pace import ask_soon_again
 from wardpose.shared.laps import Laps
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def answer_task(site: Path, address: str, token: str) -> None:
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
     laps = Laps()
+    ask_soon_again()
     retry = make_simple_http_retry_invoker()
     retry.max_time = _SECONDS
     client = RuntimeHttpClient.from_server_address(

@@ -74,7 +74,7 @@ class KeptWeights:
     def keep(self, order: RoundOrder, weights: Mapping[str, NDArray[np.float32]]) -> None:
         """Keep those weights of a believed order that its rounds do not change; a full disk is no reason to fail."""
         trained = trained_weights(order)
-        resident = {name: np.ascontiguousarray(value) for name, value in weights.items() if name not in trained}
+        resident = {name: np.asarray(value, order="C") for name, value in weights.items() if name not in trained}
         path = self._path(hash_arrays(resident))
         if not resident or path.exists():
             return

@@ -31,6 +31,7 @@ from wardpose.client.bundle import PYPROJECT, BundleRefused, check_bundle
 from wardpose.client.contract import check_flower
 from wardpose.client.watchdog import Watchdog
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.flower_pace import ask_soon_again
 from wardpose.shared.health import healthy
 from wardpose.shared.supervision import AGAIN
 
@@ -87,6 +88,7 @@ def run_supernode(
         if not file.is_file():
             raise ConfigError(f"{option} {file}: no such file")
     check_flower()
+    ask_soon_again()
     import flwr.supernode.fleet_http_connection as connection
     import flwr.supernode.start_client_internal as flower
     from flwr.supernode.cli import flower_supernode

@@ -20,7 +20,7 @@ from wardpose.server.budget import GlobalBudget
 from wardpose.server.exchange import Answer, exchange_each
 from wardpose.server.roll import Member
 from wardpose.shared.seals import OrderSeal
-from wardpose.shared.wire import TRAIN, RoundOrder, hash_arrays, pack, pack_arrays
+from wardpose.shared.wire import TRAIN, RoundOrder, hash_arrays, pack, pack_together
 
 logger = logging.getLogger("wardpose.server")
 
@@ -102,7 +102,7 @@ class Delivery:
     def _arrays(self, *, whole: bool) -> ArrayRecord:
         """Return the weights as records, made once for all sites."""
         if whole not in self._packed:
-            self._packed[whole] = pack_arrays(self.weights if whole else self.trained)
+            self._packed[whole] = pack_together(self.weights if whole else self.trained)
         return self._packed[whole]
 
     def _wanted(self, member: Member, answer: Answer) -> bool:

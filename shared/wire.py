@@ -17,6 +17,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors.numpy import load, save
 
 from wardpose.shared.errors import ConfigError, WireError
 from wardpose.shared.pose.model import ModelConfig
@@ -42,6 +43,9 @@ SECURE_SURVIVORS, SECURE_UNMASK = "query.survivors", "query.unmask"
 SECURE_PARTS = (SECURE_KEYS, SECURE_SHARES, SECURE_SURVIVORS, SECURE_UNMASK)
 """Messages of secure aggregation beside the order, in turn."""
 PROTOCOL = 4
+TOGETHER = "together"
+"""Name of the one array that holds all arrays of an order: each that travels by itself costs several requests."""
+
 COEFFICIENTS = "coefficients"
 MASKED = "masked"
 SCORES = "scores"
@@ -372,6 +376,12 @@ def pack_arrays(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     return ArrayRecord({name: Array(np.ascontiguousarray(value)) for name, value in arrays.items()})
 
 
+def pack_together(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """Express arrays in Flower's record as one, which holds them as a safetensors file does, bit by bit."""
+    plain = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    return ArrayRecord({TOGETHER: Array(np.frombuffer(save(plain), np.uint8))})
+
+
 def unpack(content: RecordDict, kind: type[Body]) -> tuple[Body, dict[str, NDArray[np.float32]]]:
     """Read a body of the expected kind and its arrays (empty where it has none).
 
@@ -404,7 +414,12 @@ def _arrays(content: RecordDict) -> dict[str, NDArray[np.float32]]:
             arrays[name] = value.numpy()
         except Exception as error:  # whatever numpy makes of bytes that somebody else wrote
             raise WireError(f'array "{name[:_LONGEST_NAME]}" cannot be read ({type(error).__name__})') from error
-    return arrays
+    if set(arrays) != {TOGETHER}:
+        return arrays
+    try:
+        return dict(load(arrays[TOGETHER].tobytes()))
+    except Exception as error:  # likewise safetensors
+        raise WireError(f"the arrays cannot be read ({type(error).__name__})") from error
 
 
 @dataclass(frozen=True, kw_only=True)

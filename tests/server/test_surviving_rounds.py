@@ -29,6 +29,7 @@ from wardpose.simulation.grid import Fault, InProcessGrid
 from wardpose.simulation.layout import prepare_sites
 
 SITES = ("north", "south")
+SECURE = {"server": {"aggregation": "secure"}, "training": {"steps": 1}}
 PATIENT = {"deadline_seconds": 120, "wait_seconds": 1}
 
 
@@ -99,8 +100,8 @@ def test_a_site_of_the_plan_joins_between_two_rounds(tmp_path: Path) -> None:
         ({}, {"sites": [{"name": "north"}]}),
         ({}, {"sites": [{"name": "north", "weight": 2.0}, {"name": "south"}, {"name": "east"}]}),
         (
-            {"server": {"aggregation": "secure"}, "sites": [{"name": name} for name in "abcd"]},
-            {"server": {"aggregation": "secure"}, "sites": [{"name": name} for name in "abcde"]},
+            {**SECURE, "sites": [{"name": name} for name in "abcd"]},
+            {**SECURE, "sites": [{"name": name} for name in "abcde"]},
         ),
     ],
     ids=["leaves", "weighs more", "secure"],
