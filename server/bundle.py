@@ -31,10 +31,18 @@ preflight = ""
 """
 
 
+def bundle_files() -> dict[str, str]:
+    """Return the files that `flwr run` takes, by name; every machine runs the package it has installed."""
+    return {
+        "pyproject.toml": _BUNDLE.format(version=version()),
+        "README.md": "Wardpose without code: every machine runs what it has installed.\n",
+    }
+
+
 def write_bundle(folder: Path) -> Path:
-    """Write the folder that `flwr run` takes, and return it; every machine runs the package it has installed."""
-    write_text(folder / "pyproject.toml", _BUNDLE.format(version=version()))
-    write_text(folder / "README.md", "Wardpose without code: every machine runs what it has installed.\n")
+    """Write the folder that `flwr run` takes, and return it."""
+    for name, text in bundle_files().items():
+        write_text(folder / name, text)
     return folder
 
 

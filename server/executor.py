@@ -14,6 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from wardpose.server.contract import check_flower
+from wardpose.server.superlink_process import ONLY_OURS
 from wardpose.shared.children import Child, start_child, stop_children
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.flower_tasks import task_asker, task_client
@@ -46,6 +47,7 @@ def run_executor(*, address: str, authority: Path, secret_file: Path) -> NoRetur
         if not file.is_file():
             raise ConfigError(f"{option} {file}: no such file")
     check_flower()
+    os.umask(ONLY_OURS)
     client = task_client(address, secret_file, authority=authority)
     ask = task_asker(client, f"the SuperLink at {address}", TaskType.SERVER_APP, logger)
     parent = os.environ.get(LAUNCHER) or str(os.getpid())

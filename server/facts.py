@@ -4,8 +4,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,10 @@ from wardpose.server.journal import EvaluationRow, RoundRow, RunJournal, SiteRow
 from wardpose.server.ledger import ServerLedger
 from wardpose.server.spent import LedgerPlace, ledger_of, refuse_lost
 from wardpose.shared.errors import DataError
-from wardpose.shared.privacy.accounting import UNITS, Adjacency, UnitKind
-from wardpose.shared.privacy.budget import Budget
-from wardpose.shared.privacy.evaluation import EVALUATION
-from wardpose.shared.privacy.filters import Charged
+from wardpose.shared.privacy.accounting import UNITS
+from wardpose.shared.rounds_left import last_round, rounds_left
 
 JOURNAL = "journal.sqlite"
-MOST_ROUNDS = 10_000
-"""Rounds beyond which nobody counts how many are left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,65 +221,21 @@ def read_spending(runs: Runs) -> Spending:
 def _account(runs: Runs, ledger: ServerLedger, budget: GlobalBudget, name: str) -> SiteAccount:
     limit, delta, stated = runs.stated(name)
     account = ledger.account_of(name)
-    last = last_round(ledger, account, runs.last["run"])
+    last = last_round(ledger, account, run=runs.last["run"])
     spent = max(stated, budget.epsilon(name, delta=delta))
     left = None
     if last is not None and limit is not None:
-        events = last.events
         left = rounds_left(
             tuple(ledger.charges(account)),
             last,
             epsilon=limit,
             delta=delta,
-            adjacency=events[0].adjacency,
+            adjacency=last.events[0].adjacency,
             unit=next((known for known in UNITS if known == runs.last["unit"]), UNITS[0]),
             order=ledger.first_order(),
         )
     sigma = None if last is None else min(event.noise_multiplier for event in last.events)
     return SiteAccount(name=name, spent=spent, budget=limit, delta=delta, rounds_left=left, sigma=sigma)
-
-
-def last_round(ledger: ServerLedger, account: str, run: str) -> Charged | None:
-    """Return what the last training round of a run cost an account; `None` before the first."""
-    events = None
-    for entry in ledger.reservations(account, run):
-        if all(event["mechanism"] != EVALUATION for event in entry.body["events"]):
-            events = entry.body["events"]
-    if not events:
-        return None
-    for charge in reversed(ledger.charges(account)):
-        if [event.to_json() for event in charge.events] == events:
-            return replace(charge, times=1)
-    return None
-
-
-@lru_cache(maxsize=256)
-def rounds_left(
-    charges: tuple[Charged, ...],
-    last: Charged,
-    *,
-    epsilon: float,
-    delta: float,
-    adjacency: Adjacency,
-    unit: UnitKind,
-    order: int | None,
-) -> int:
-    """Return how many more charges like the last one a budget bears, at most `MOST_ROUNDS`; found by halving."""
-    budget = Budget(epsilon=epsilon, delta=delta, adjacency=adjacency, unit=unit)
-
-    def bears(number: int) -> bool:
-        return budget.spent([*charges, replace(last, times=number)], order) <= epsilon
-
-    if not bears(1):
-        return 0
-    high = 2
-    while high < MOST_ROUNDS and bears(high):
-        high *= 2
-    low, high = high // 2, min(high, MOST_ROUNDS)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if bears(middle) else (low, middle)
-    return low
 
 
 def late_in_a_row(rows: list[SiteRow]) -> int:

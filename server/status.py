@@ -94,6 +94,9 @@ def server_status(places: Places, *, now: float | None = None) -> StatusView:
         ]
     )
     tone, headline = _headline(runs)
+    urgent = sum(finding.tone == "bad" for finding in findings)
+    if urgent and runs.last["status"] in ("running", "completed"):
+        headline = f"{headline.rstrip('.')}; {urgent} {'things need' if urgent > 1 else 'thing needs'} somebody now."
     return StatusView(
         role="coordinator",
         name=str(runs.last["federation"]),
@@ -165,13 +168,13 @@ def _next_step(runs: Runs, findings: tuple[Finding, ...]) -> str:
     last = runs.last
     urgent = [finding for finding in findings if finding.tone == "bad"]
     if urgent:
-        return urgent[0].todo
+        return urgent[0].step
     if last["status"] == "completed":
         return "Nothing. The model and its report are in the run's folder: wardpose server report"
     if last["status"] != "running":
         return AFTER_RUN.get(str(last.get("reason", "")), AFTER_RUN[""])
     warned = [finding for finding in findings if finding.tone == "warning"]
-    return warned[0].todo if warned else "Nothing: wait for the round to end."
+    return warned[0].step if warned else "Nothing: wait for the round to end."
 
 
 def _last_error(runs: Runs) -> str:
@@ -225,12 +228,24 @@ def _about_run(runs: Runs, now: float) -> list[Finding]:
 
 def _about_ledgers(apart: list[Alarm], contradicted: list[str]) -> list[Finding]:
     found = [
-        Finding(tone="bad", what=f"{alarm.site}: ledgers apart: {alarm.what}.", todo=AFTER_REFUSAL[Refusal.APART])
+        Finding(
+            tone="bad",
+            what=f"{alarm.site}: ledgers apart: {alarm.what}.",
+            todo=AFTER_REFUSAL[Refusal.APART],
+            about=alarm.site,
+        )
         for alarm in apart
     ]
     for site in sorted(set(contradicted)):
         todo = f"Ask the site's staff; if they say why: wardpose server accept-ledger {site} --why ..."
-        found.append(Finding(tone="bad", what=f"{site}: stated a ledger that contradicts one before.", todo=todo))
+        found.append(
+            Finding(
+                tone="bad",
+                what=f"{site}: stated a ledger that contradicts one before.",
+                todo=todo,
+                about=site,
+            )
+        )
     return found
 
 
@@ -243,27 +258,27 @@ def _about_sites(
         last = rows[-1] if rows else None
         if last is not None and last.status == "refused":
             todo = AFTER_REFUSAL.get(last.code or 0, "Ask the site.")
-            found.append(Finding(tone="bad", what=f"{name}: {_words(last)}.", todo=todo))
+            found.append(Finding(tone="bad", what=f"{name}: {_words(last)}.", todo=todo, about=name))
         elif last is not None and last.status == "rejected":
             todo = AFTER_REJECTION.get(last.reason, "Ask the site.")
-            found.append(Finding(tone="bad", what=f"{name}: {_words(last)}.", todo=todo))
+            found.append(Finding(tone="bad", what=f"{name}: {_words(last)}.", todo=todo, about=name))
         elif last is not None and last.status == "failed":
             todo = AFTER_REFUSAL.get(last.code or 0, AFTER_REFUSAL[Refusal.FAILED])
-            found.append(Finding(tone="warning", what=f"{name}: {_words(last)}.", todo=todo))
+            found.append(Finding(tone="warning", what=f"{name}: {_words(last)}.", todo=todo, about=name))
         late = late_in_a_row(rows)
         if late:
             what = f"{name}: late in {late} round{'s' if late > 1 else ''} in a row, each of them charged."
             todo = "Ask the site whether its machine is busy or off; give the plan a longer server.deadline_seconds."
-            found.append(Finding(tone="bad" if late >= _LATE_ROUNDS else "warning", what=what, todo=todo))
+            found.append(Finding(tone="bad" if late >= _LATE_ROUNDS else "warning", what=what, todo=todo, about=name))
         found += _about_budget(name, accounts.get(name))
         node = None if nodes is None else nodes.get(name)
         if nodes is not None and node is None:
             todo = "Register its key: wardpose server register"
-            found.append(Finding(tone="warning", what=f"{name}: is not registered.", todo=todo))
+            found.append(Finding(tone="warning", what=f"{name}: is not registered.", todo=todo, about=name))
         elif node is not None and not node.online:
             what = f"{name}: is not connected; last seen {ago(node.last_seen, now)}."
             todo = "Ask the site whether its SuperNode runs: wardpose site check --connect"
-            found.append(Finding(tone="warning", what=what, todo=todo))
+            found.append(Finding(tone="warning", what=what, todo=todo, about=name))
     return found
 
 
@@ -273,9 +288,9 @@ def _about_budget(name: str, account: SiteAccount | None) -> list[Finding]:
     figures = f"epsilon {number(account.spent)} of {account.budget:g}"
     if account.spent > account.budget:
         todo = "Find out how before another round runs: wardpose ledger verify"
-        return [Finding(tone="bad", what=f"{name}: {figures} is spent, more than its budget.", todo=todo)]
+        return [Finding(tone="bad", what=f"{name}: {figures} is spent, more than its budget.", todo=todo, about=name)]
     todo = "Nothing gives budget back; plan the rounds that are left, or go on with the other sites."
-    return [Finding(tone="warning", what=f"{name}: {figures} is spent.", todo=todo)]
+    return [Finding(tone="warning", what=f"{name}: {figures} is spent.", todo=todo, about=name)]
 
 
 def _connection(nodes: list[Node], names: list[str]) -> list[Fact]:

@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from wardpose.server.apart import Alarm
-from wardpose.server.facts import MOST_ROUNDS, Runs, SiteAccount, late_in_a_row
+from wardpose.server.facts import Runs, SiteAccount, late_in_a_row
 from wardpose.server.journal import EvaluationRow, SiteRow
 from wardpose.server.superlink import Node
 from wardpose.shared.refusals import Refusal
+from wardpose.shared.rounds_left import MOST_ROUNDS
 from wardpose.shared.status_view import (
     Cell,
     Table,

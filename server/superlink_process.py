@@ -13,7 +13,8 @@ from wardpose.server.contract import check_flower
 from wardpose.shared.errors import ConfigError
 
 BUSY_MILLISECONDS = 60_000
-_ONLY_OURS = 0o077
+ONLY_OURS = 0o077
+"""Umask of a server's processes: nobody else reads what they write."""
 
 
 def run_superlink(
@@ -43,7 +44,7 @@ def run_superlink(
     from flwr.superlink.cli import flower_superlink
 
     vars(flower)["SQLITE_PRAGMAS"] = patient(vars(flower)["SQLITE_PRAGMAS"])
-    os.umask(_ONLY_OURS)
+    os.umask(ONLY_OURS)
     database.parent.mkdir(parents=True, exist_ok=True)
     sys.argv = [
         "flower-superlink",

@@ -76,11 +76,13 @@ class SitePorts(_Ports):
     Attributes:
         node: where SuperNode and executor meet.
         metrics: the exporter.
+        prometheus: for a hospital that watches itself.
 
     """
 
     node: Port = 9094
     metrics: Port = 9465
+    prometheus: Port = 9090
 
 
 class DeploymentConfig(Strict):

@@ -62,11 +62,13 @@ class FileCollector(Collector):
 
     Attributes:
         sources: name of a source -> its reader.
+        prefix: of the two metrics that say which sources could be read.
 
     """
 
-    def __init__(self, sources: Mapping[str, Source]) -> None:
+    def __init__(self, sources: Mapping[str, Source], *, prefix: str = "wardpose_exporter") -> None:
         self.sources = dict(sources)
+        self.prefix = prefix
         self._lock = threading.Lock()  # two scrapers at once must not compute the same epsilons twice
 
     def describe(self) -> Iterable[Metric]:
@@ -86,9 +88,9 @@ class FileCollector(Collector):
                     continue
                 up[name] = True
                 yield from families
-        yield gauge("wardpose_exporter_up", "1 when every source could be read.", [({}, float(all(up.values())))])
+        yield gauge(f"{self.prefix}_up", "1 when every source could be read.", [({}, float(all(up.values())))])
         yield gauge(
-            "wardpose_exporter_source_up",
+            f"{self.prefix}_source_up",
             "1 when the source could be read.",
             [({"source": name}, float(value)) for name, value in up.items()],
         )

@@ -19,7 +19,7 @@ from wardpose.shared.status_view import Curve, StatusView, duration, moment, num
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LONGEST = 2000  # characters of one text
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640.0, 200.0, 44.0, 26.0, 10.0
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640.0, 200.0, 56.0, 30.0, 14.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ class Finding:
         tone: how much.
         what: happened, in a sentence.
         todo: what to do about it.
+        about: which site it is about; empty where it is about none.
         local: may only be shown on the machine itself.
 
     """
@@ -37,7 +38,13 @@ class Finding:
     tone: Tone
     what: str
     todo: str
+    about: str = ""
     local: bool = False
+
+    @property
+    def step(self) -> str:
+        """What to do, and about whom."""
+        return f"{self.about}: {self.todo}" if self.about else self.todo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +306,7 @@ def disk_facts(folder: Path, *, local: bool = False) -> tuple[list[Fact], list[F
         usage = shutil.disk_usage(folder)
     except OSError:
         return [], []
-    share = usage.used / usage.total if usage.total else 0.0
+    share = 1 - usage.free / usage.total if usage.total else 0.0
     tone: Tone = "bad" if usage.free < 0.02 * usage.total else "warning" if usage.free < 0.1 * usage.total else "good"
     fact = Fact(name="disk", value=f"{size(usage.free)} free", note=f"of {size(usage.total)}", tone=tone, share=share)
     findings = []

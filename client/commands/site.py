@@ -48,17 +48,25 @@ Port = Annotated[
 
 @app.command()
 def metrics(
-    site: SiteFile,
+    site: Annotated[
+        Path | None, typer.Argument(help="The hospital's site.yaml.", metavar="[SITE.yaml]", show_default="the home's")
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 9465,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    local: Annotated[
+        bool,
+        typer.Option(help="Show this machine, and nobody else, losses and speeds at /metrics/local and on the page."),
+    ] = True,
+    home: Annotated[
+        Path | None,
+        typer.Option("--home", help="The site's home, instead of SITE.yaml.", show_default="see `site run`"),
+    ] = None,
 ) -> None:
-    """Serve Prometheus metrics from the ledger and the journal of orders until stopped."""
-    from wardpose.client.exporter import SiteExporter
-    from wardpose.shared.exposition import serve
-    from wardpose.shared.site_config import load_site
+    """Serve a status page at / and Prometheus metrics at /metrics, from ledger and journal, until stopped."""
+    from wardpose.client.pages import site_pages
+    from wardpose.shared.status_server import serve
 
-    load_site(site)
-    serve(SiteExporter(site).collector(), host=host, port=port)
+    serve(site_pages(site, home=home, local=local), host=host, port=port)
 
 
 @app.command()
@@ -292,3 +300,16 @@ def init(
         f"beside it, then run: wardpose site check {path}",
         err=True,
     )
+
+
+@app.command()
+def request(
+    name: Annotated[str, typer.Argument(help="The site's name in the federation.")],
+    home: Annotated[Path, typer.Option(help="Where the site's archive will be installed; the keys stay in it.")],
+) -> None:
+    """Make this site's keys here, and the one file that asks the coordinator for an archive to them."""
+    from wardpose.client.request import make_request
+
+    path, fingerprint = make_request(name, home)
+    typer.echo(f"{path}: send it to the coordinator; nothing in it is secret")
+    typer.echo(f"node key {fingerprint}: tell it to the coordinator by telephone or in person")

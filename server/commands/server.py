@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from wardpose.server.commands import launching, running
+from wardpose.shared.commands.kits import Fingerprint, KitPath
 from wardpose.shared.terminal import Json, say
 
 app = typer.Typer(no_args_is_help=True)
@@ -19,18 +20,45 @@ Directory = Annotated[Path, typer.Option("--directory", help="The coordinator's 
 
 @app.command()
 def metrics(
-    directory: Directory,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 9464,
+    directory: Annotated[
+        Path | None,
+        typer.Option("--directory", help="A run's folder, or that of all runs.", show_default="the home's runs"),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Port to listen on; 0 takes a free one.", show_default="the home's, else 9464"
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     superlink_database: Annotated[
         Path | None, typer.Option("--superlink-database", help="The SuperLink's SQLite file, to see who is online.")
     ] = None,
+    certificate: Annotated[
+        list[Path] | None, typer.Option("--certificate", help="A certificate to watch; may be repeated.")
+    ] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option("--home", help="The server's home, instead of all these.", show_default="see README"),
+    ] = None,
 ) -> None:
-    """Serve Prometheus metrics from the run journal and the ledger until stopped."""
+    """Serve a status page at / and Prometheus metrics at /metrics, from journals and ledger, until stopped."""
     from wardpose.server.exporter import ServerExporter
-    from wardpose.shared.exposition import serve
+    from wardpose.server.facts import Places, places_of
+    from wardpose.server.home import open_server_home
+    from wardpose.server.status import server_status
+    from wardpose.shared.status_server import Pages, serve
 
-    serve(ServerExporter(directory, superlink_database).collector(), host=host, port=port)
+    if directory is None:
+        found = open_server_home(home)
+        places, port = places_of(found), found.settings.ports.metrics if port is None else port
+    else:
+        certificates = {path.stem: path for path in certificate or ()}
+        places = Places(directory=directory, superlink=superlink_database, certificates=certificates)
+    collector = ServerExporter(places.directory, places.superlink, places.certificates).collector()
+    serve(
+        Pages(metrics=collector, status=lambda: server_status(places)), host=host, port=9464 if port is None else port
+    )
 
 
 @app.command("budget-service")
@@ -204,3 +232,21 @@ def bundle(folder: Annotated[Path, typer.Argument(help="Where it is written; mad
 
     write_bundle(folder)
     typer.echo(f"{folder}: written; start a run with: flwr run {folder}", err=True)
+
+
+@app.command()
+def install(
+    kit: KitPath,
+    home: Annotated[
+        Path | None, typer.Option(help="Everything goes below it.", show_default="/var/lib/wardpose-server, as root")
+    ] = None,
+    fingerprint: Fingerprint = None,
+    as_json: Json = False,
+) -> None:
+    """Check the archive of the server, and put its files where they belong; as root with user and units."""
+    from wardpose.shared.commands.kits import open_confirmed, say_installed
+    from wardpose.shared.kits.machine import install as installed
+
+    done = installed(open_confirmed(kit, role="server", fingerprint=fingerprint, home=home), home=home)
+    below = f"cd {done.placed.home} && wardpose server run"
+    say_installed(done, start=below, as_json=as_json)

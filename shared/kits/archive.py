@@ -19,7 +19,7 @@ PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 _LARGEST = 1 << 30  # bytes of all files
 _MOST_FILES = 10_000
 _PART = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.@+-]{1,200}")
-_MODES = (0o600, 0o644, 0o700, 0o755)
+_MODES = (0o600, 0o700)
 
 
 class KitError(WardposeError):
@@ -37,7 +37,7 @@ class KitFile:
     """
 
     content: bytes
-    mode: int = 0o644
+    mode: int = PRIVATE_FILE
 
 
 Files = Mapping[str, KitFile]

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import serialization
 
 from wardpose.shared.errors import StorageError
 from wardpose.shared.files import storage_error, write_bytes
-from wardpose.shared.kits.archive import PRIVATE_FILE, PRIVATE_FOLDER, KitError, KitFile
+from wardpose.shared.kits.archive import PRIVATE_FOLDER, KitError, KitFile
 from wardpose.shared.kits.seal import SERVER_FILE, SIGNER, SITE_FILE, Kit, Role, fingerprint_of
 from wardpose.shared.signing import load_signer, read_public_key
 
@@ -87,7 +87,7 @@ def place(kit: Kit, home: Path, *, binaries: Path = Path(BINARIES)) -> Placed:
         _check_dates(kit)
         files = dict(_filled_in(kit, home, binaries))
         if _SECRET not in files and not (home / _SECRET).exists():
-            files[_SECRET] = KitFile(content=secrets.token_bytes(_SECRET_BYTES), mode=PRIVATE_FILE)
+            files[_SECRET] = KitFile(content=secrets.token_bytes(_SECRET_BYTES))
         kept = () if new else _kept(kit, home, files)
         if new:
             _place_new(kit.role, home, files)
@@ -163,8 +163,8 @@ def _check_dates(kit: Kit) -> None:
         certificate = x509.load_pem_x509_certificate(file.content)
         if now > certificate.not_valid_after_utc:
             raise KitError(
-                f"{kit.where}: {name} ended at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; ask the coordinator "
-                "for a new archive (wardpose provision --renew)"
+                f"{kit.where}: {name} ended at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; ask the "
+                "coordinator for a new archive (wardpose provision --renew)"
             )
         if now < certificate.not_valid_before_utc:
             raise KitError(

@@ -121,9 +121,9 @@ def certificate(
     ] = None,
 ) -> None:
     """Make a client certificate for the coordinator's Budget service."""
+    from wardpose.server.provision.certificates import client_role, create_client_certificate, sign_client_request
     from wardpose.shared.errors import ConfigError
     from wardpose.shared.files import write_bytes
-    from wardpose.simulation.keys import client_role, create_client_certificate, sign_client_request
 
     path = folder / f"{name}.crt"
     if path.exists():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.sites import write_site
 
-from wardpose.shared.exposition import url
+from wardpose.shared.status_server import url
 
 WARDPOSE = (sys.executable, "-c", "from wardpose.simulation.cli import main; main()")
 

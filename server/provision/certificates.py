@@ -28,6 +28,7 @@ ClientRole = Literal["site", "auditor"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _PRIVATE = 0o600
 _SECRET_BYTES = 48
+_LONGEST_COMMON_NAME = 64  # characters; host names are checked by the alternative names
 _CLOCK_SKEW = datetime.timedelta(minutes=5)
 
 
@@ -44,7 +45,7 @@ def create_authority(folder: Path, *, name: str, days: int) -> Path:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     usage = _key_usage(key_cert_sign=True, crl_sign=True)
     certificate = (
-        _certificate(subject, subject, key.public_key(), days)
+        _certificate(subject, None, key.public_key(), days)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -68,15 +69,22 @@ def create_server_certificate(authority: Path, folder: Path, *, hosts: Sequence[
         Certificate and key.
 
     """
-    signer, issuer = _authority(authority)
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
-    names = x509.SubjectAlternativeName([_host(host) for host in hosts])
-    builder = _certificate(subject, issuer.subject, key.public_key(), days).add_extension(names, critical=False)
-    certificate = _signed(builder, key.public_key(), signer, ExtendedKeyUsageOID.SERVER_AUTH)
-    write_bytes(folder / "server.crt", certificate.public_bytes(serialization.Encoding.PEM))
+    write_bytes(folder / "server.crt", server_certificate(authority, key.public_key(), hosts=hosts, days=days))
     write_bytes(folder / "server.key", _pem(key), mode=_PRIVATE)
     return folder / "server.crt", folder / "server.key"
+
+
+def server_certificate(
+    authority: Path, public_key: ec.EllipticCurvePublicKey, *, hosts: Sequence[str], days: int
+) -> bytes:
+    """Return a server's certificate (PEM) for a key, as `create_server_certificate`."""
+    signer, issuer = _authority(authority)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:_LONGEST_COMMON_NAME])])
+    names = x509.SubjectAlternativeName([_host(host) for host in hosts])
+    builder = _certificate(subject, issuer, public_key, days).add_extension(names, critical=False)
+    certificate = _signed(builder, public_key, signer, ExtendedKeyUsageOID.SERVER_AUTH)
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def client_role(text: str) -> ClientRole:
@@ -113,10 +121,33 @@ def create_client_certificate(
 
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    certificate = _client_certificate(authority, key.public_key(), name=name, role=role, days=days)
+    certificate = client_certificate(authority, key.public_key(), name=name, role=role, days=days)
     write_bytes(folder / f"{name}.crt", certificate)
     write_bytes(folder / f"{name}.key", _pem(key), mode=_PRIVATE)
     return folder / f"{name}.crt", folder / f"{name}.key"
+
+
+def client_certificate(
+    authority: Path, public_key: ec.EllipticCurvePublicKey, *, name: str, role: ClientRole, days: int
+) -> bytes:
+    """Return a client's certificate (PEM) for a key, as `create_client_certificate`.
+
+    Raises:
+        ConfigError: the name is none, or the folder holds no authority.
+
+    """
+    if _NAME.fullmatch(name) is None:
+        raise ConfigError(f"name is {one_line(name)!r} (allowed: letters, digits and _.- , a letter or digit first)")
+    signer, issuer = _authority(authority)
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role),
+            x509.NameAttribute(NameOID.COMMON_NAME, name),
+        ]
+    )
+    builder = _certificate(subject, issuer, public_key, days)
+    certificate = _signed(builder, public_key, signer, ExtendedKeyUsageOID.CLIENT_AUTH)
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def sign_client_request(authority: Path, request: Path, *, name: str, role: ClientRole, days: int) -> bytes:
@@ -129,13 +160,39 @@ def sign_client_request(authority: Path, request: Path, *, name: str, role: Clie
 
     """
     try:
-        asked = x509.load_pem_x509_csr(request.read_bytes())
+        content = request.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{request}: cannot be read ({error.strerror})") from error
+    return client_certificate(authority, requested_key(content, request), name=name, role=role, days=days)
+
+
+def requested_key(content: bytes, where: object) -> ec.EllipticCurvePublicKey:
+    """Return the key of a signing request (PEM).
+
+    Args:
+        content: the request.
+        where: names its source in an error.
+
+    Raises:
+        ConfigError: it cannot be read, or is not signed by its own key.
+
+    """
+    try:
+        asked = x509.load_pem_x509_csr(content)
         key, valid = asked.public_key(), asked.is_signature_valid
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{request}: is no signing request (allowed: PEM)") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: is no signing request (allowed: PEM)") from error
     if not valid or not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ConfigError(f"{request}: is not signed by its own key, or not by an elliptic-curve key")
-    return _client_certificate(authority, key, name=name, role=role, days=days)
+        raise ConfigError(f"{where}: is not signed by its own key, or not by an elliptic-curve key")
+    return key
+
+
+def certified_key(content: bytes) -> ec.EllipticCurvePublicKey:
+    """Return the key of a certificate (PEM) of this authority's kind."""
+    key = x509.load_pem_x509_certificate(content).public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ConfigError("a certificate is of another kind of key (allowed: elliptic-curve keys)")
+    return key
 
 
 def create_node_key(folder: Path) -> tuple[Path, Path]:
@@ -148,23 +205,6 @@ def create_secret(path: Path) -> Path:
     """Write a shared secret of 48 random bytes, which Flower reads as they are."""
     write_bytes(path, secrets.token_bytes(_SECRET_BYTES), mode=_PRIVATE)
     return path
-
-
-def _client_certificate(
-    authority: Path, public_key: ec.EllipticCurvePublicKey, *, name: str, role: ClientRole, days: int
-) -> bytes:
-    if _NAME.fullmatch(name) is None:
-        raise ConfigError(f"name is {one_line(name)!r} (allowed: letters, digits and _.- , a letter or digit first)")
-    signer, issuer = _authority(authority)
-    subject = x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role),
-            x509.NameAttribute(NameOID.COMMON_NAME, name),
-        ]
-    )
-    builder = _certificate(subject, issuer.subject, public_key, days)
-    certificate = _signed(builder, public_key, signer, ExtendedKeyUsageOID.CLIENT_AUTH)
-    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def _authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
@@ -193,17 +233,25 @@ def _signed(
 
 
 def _certificate(
-    subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, days: int
+    subject: x509.Name, issuer: x509.Certificate | None, public_key: ec.EllipticCurvePublicKey, days: int
 ) -> x509.CertificateBuilder:
+    """Begin a certificate; without an issuer it is its own. None outlives the one that signs it."""
     now = datetime.datetime.now(datetime.UTC)
+    ends = now + datetime.timedelta(days=days)
+    if issuer is not None:
+        if issuer.not_valid_after_utc <= now:
+            raise ConfigError(
+                f"the authority ended at {issuer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC (allowed: a new one)"
+            )
+        ends = min(ends, issuer.not_valid_after_utc)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(issuer)
+        .issuer_name(subject if issuer is None else issuer.subject)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _CLOCK_SKEW)
-        .not_valid_after(now + datetime.timedelta(days=days))
+        .not_valid_after(ends)
     )
 
 

@@ -12,9 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner
 
-from wardpose.shared.errors import ConfigError
-from wardpose.simulation.cli import app
-from wardpose.simulation.keys import (
+from wardpose.server.provision.certificates import (
     create_authority,
     create_client_certificate,
     create_node_key,
@@ -22,6 +20,8 @@ from wardpose.simulation.keys import (
     create_server_certificate,
     sign_client_request,
 )
+from wardpose.shared.errors import ConfigError
+from wardpose.simulation.cli import app
 
 
 def _handshake(certificate: Path, key: Path, authority: Path, host: str) -> None:
