@@ -32,12 +32,12 @@ from wardpose.server.aggregation import Aggregator, clip_to_median
 from wardpose.server.home import ServerHome
 from wardpose.server.journal import RunJournal
 from wardpose.server.nodes import register
+from wardpose.server.provision.certificates import create_node_key
 from wardpose.server.superlink import registered_nodes
 from wardpose.server.updates import Shortened, Updates
 from wardpose.shared.config import AggregationConfig, FederationConfig
 from wardpose.simulation.benchmarks.step import hardware
 from wardpose.simulation.dev import Deployment
-from wardpose.simulation.keys import create_node_key
 from wardpose.simulation.processes import Running
 from wardpose.simulation.run import simulate
 
