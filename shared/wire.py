@@ -42,7 +42,7 @@ SECURE_KEYS, SECURE_SHARES = "query.keys", "query.shares"
 SECURE_SURVIVORS, SECURE_UNMASK = "query.survivors", "query.unmask"
 SECURE_PARTS = (SECURE_KEYS, SECURE_SHARES, SECURE_SURVIVORS, SECURE_UNMASK)
 """Messages of secure aggregation beside the order, in turn."""
-PROTOCOL = 4
+PROTOCOL = 3
 TOGETHER = "together"
 """Name of the one array that holds all arrays of an order: each that travels by itself costs several requests."""
 
