@@ -8,7 +8,7 @@ it did (two hours), so that a slow line is given no less.
 
 _FIRST_SECONDS, _LONGEST_SECONDS = 0.05, 1.0
 PULLING = ("pull_objects", "pull_and_inflate_object_from_tree")
-"""Functions of `flwr.supercore.inflatable.inflatable_utils` whose waits are set; both contracts name their parameters."""
+"""Functions of `flwr.supercore.inflatable.inflatable_utils` whose waits are set; both contracts name their words."""
 
 
 def ask_soon_again() -> None:
