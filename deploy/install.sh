@@ -20,7 +20,7 @@ fail() {
     exit 2
 }
 
-kit=$(cd "$(dirname "$0")" && pwd -P)
+start=$PWD kit=$(cd "$(dirname "$0")" && pwd -P)
 prefix= python= wheels= expected=
 while [ $# -gt 0 ]; do
     case $1 in
@@ -75,7 +75,7 @@ fi
 
 # 3. Python, and Wardpose in it.
 from_there() { # what was meant where this was started
-    case $1 in /*) echo "$1" ;; *) echo "$OLDPWD/$1" ;; esac
+    case $1 in /*) echo "$1" ;; *) echo "$start/$1" ;; esac
 }
 if [ -z "$prefix" ] && [ "$(id -u)" != 0 ]; then
     fail "--prefix: is needed without root"
@@ -87,15 +87,24 @@ else
     home={{ home }} environment=/opt/wardpose
 fi
 if [ -z "$python" ]; then
-    [ -x "$environment/bin/python" ] || python3 -m venv "$environment" || fail "$environment: cannot be made"
+    made=
+    undo() { # what this call made, and no more
+        [ -z "$made" ] || rm -rf "$environment"
+        [ -z "$prefix" ] || rmdir "$prefix" 2>/dev/null || true
+        fail "$1"
+    }
+    if [ ! -x "$environment/bin/python" ]; then
+        made=yes
+        python3 -m venv "$environment" || undo "$environment: cannot be made"
+    fi
     python=$environment/bin/python
     offline=
     [ -z "$wheels" ] || offline="--no-index --find-links $(from_there "$wheels")"
     # shellcheck disable=SC2086 # two words, or none
     "$python" -m pip install --quiet --disable-pip-version-check $offline --constraint wheel/constraints.txt wheel/wardpose-*.whl \
-        || fail "Wardpose could not be installed in $environment"
+        || undo "Wardpose could not be installed in $environment"
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-index --force-reinstall wheel/wardpose-*.whl \
-        || fail "Wardpose could not be installed in $environment"
+        || undo "Wardpose could not be installed in $environment"
     [ -n "$prefix" ] || chmod -R go+rX "$environment"
 else
     case $python in
@@ -107,4 +116,5 @@ command=$(dirname "$python")/wardpose
 [ -x "$command" ] || fail "$command: is missing; --python must be one in which Wardpose is installed"
 
 # 4. The rest is Wardpose's: it checks all of this again, and puts the files where they belong.
+cd "$start"
 exec "$command" {{ role }} install "$kit" --fingerprint "$found" ${prefix:+--home "$home"} "$@"

@@ -50,6 +50,10 @@ def stopped(*, round_number: int, quorum: int, dropped: Mapping[str, str], missi
 
 def failed(error: BaseException) -> End:
     """Say what a run failed over."""
+    from flwr.supercore.run import RunNotRunningException
+
+    if isinstance(error, RunNotRunningException):  # what Flower's grid raises after `flwr stop`
+        return End(status="stopped", reason=Ending.INTERRUPTED, detail="it was told to stop")
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return End(status="interrupted", reason=Ending.INTERRUPTED, detail="it was told to end")
     kinds: tuple[tuple[type[BaseException], Ending], ...] = (

@@ -83,7 +83,7 @@ class Runs:
 
     def stated(self, name: str) -> tuple[float | None, float, float]:
         """Return the budget and delta that a site last stated (else the plan's) and its highest epsilon."""
-        plan = next((entry for entry in self.last["config"]["sites"] if entry["name"] == name), {})
+        plan: dict[str, Any] = next((entry for entry in self.last["config"]["sites"] if entry["name"] == name), {})
         rows = [row for row in self.sites if row.site == name]
         budgets = [row.epsilon_budget for row in rows if row.epsilon_budget is not None]
         deltas = [row.delta for row in rows if row.delta is not None]

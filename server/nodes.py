@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from wardpose.server.coordinator import Accounts, coordinator_accounts, load_coordinator
 from wardpose.server.home import ServerHome
 from wardpose.server.link_state import Registered, registered
 from wardpose.server.operator import ask
@@ -18,6 +18,9 @@ from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import private_folder, storing
 from wardpose.shared.ledger_views import finite
 from wardpose.shared.signing import PublicKey, load_public_key, read_public_key
+
+if TYPE_CHECKING:  # torch comes with it
+    from wardpose.server.coordinator import Accounts
 
 _REVOKED = "revoked"
 
@@ -32,7 +35,8 @@ class NodeView:
         online: whether it is there.
         last_seen: Unix time; `None` for one that was never there.
         fingerprint: of its key.
-        epsilon: that its account was charged, at the coordinator's delta; `None` for no privacy.
+        epsilon: that its account was charged; `None` for no privacy.
+        delta: at which it is stated, the coordinator's.
 
     """
 
@@ -42,6 +46,7 @@ class NodeView:
     last_seen: float | None
     fingerprint: str
     epsilon: float | None
+    delta: float
 
 
 def register(home: ServerHome, names: Sequence[str] = ()) -> dict[str, str]:
@@ -110,7 +115,10 @@ def views(home: ServerHome) -> list[NodeView]:
     """
     there = {node.name: node for node in registered(home.database)}
     seen = {node.name: node for node in registered_nodes(home.database)} if there else {}
-    spent = _spent(coordinator_accounts(load_coordinator(home.coordinator)), [*there, *known_names(home)])
+    from wardpose.server.coordinator import coordinator_accounts, load_coordinator
+
+    config = load_coordinator(home.coordinator)
+    spent = _spent(coordinator_accounts(config), [*there, *known_names(home)], config.budget.delta)
     found = []
     for name in sorted({*there, *known_names(home)}):
         node = seen.get(name)
@@ -123,16 +131,16 @@ def views(home: ServerHome) -> list[NodeView]:
                 last_seen=None if node is None else node.last_seen,
                 fingerprint="unreadable" if key is None else key.fingerprint,
                 epsilon=finite(spent.get(name, 0.0)),
+                delta=config.budget.delta,
             )
         )
     return found
 
 
-def _spent(accounts: Accounts, names: Sequence[str]) -> dict[str, float]:
+def _spent(accounts: "Accounts", names: Sequence[str], delta: float) -> dict[str, float]:
     if not accounts.ledger_path.exists():
         return {}
     ledger = accounts.ledger()
-    delta = 1e-5 if accounts.config is None else accounts.config.budget.delta
     return {name: ledger.epsilon(ledger.account_of(name), delta=delta) for name in names}
 
 

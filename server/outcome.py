@@ -9,10 +9,12 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from wardpose.server.home import FILE, VARIABLE
 from wardpose.server.link_state import RunState, run_state
 from wardpose.server.runs import Run
-from wardpose.shared.errors import one_line
+from wardpose.shared.errors import ConfigError, one_line
 
 COMPLETED, STOPPED, FAILED, RUNNING = "completed", "stopped", "failed", "running"
 EXIT_STATUS = {COMPLETED: 0, FAILED: 1, STOPPED: 3, RUNNING: 4}
@@ -95,6 +97,28 @@ def outcome(run: Run, database: Path | None = None) -> Outcome:
         )
     why = f"its process was ended before the run was, after {of_rounds}; a round that was ordered is charged"
     return Outcome(run=run.name, status=FAILED, why=why, next=again)
+
+
+def finished(run: Run, database: Path | None, plan: Path | None = None) -> Outcome | None:
+    """Return what became of a run that has no round left, which is not gone on with; `None` for any other.
+
+    Args:
+        run: the run.
+        database: the SuperLink's.
+        plan: by which it would go on; its own when absent.
+
+    Raises:
+        ConfigError: the run is at work.
+
+    """
+    found = outcome(run, database)
+    if found.status == RUNNING:
+        raise ConfigError(f"run {run.name}: is at work ({found.why}; allowed: to resume it when it has ended)")
+    if found.status != COMPLETED:
+        return None
+    last = run.journal.runs()[-1]
+    wanted = yaml.safe_load((plan or run.plan).read_text()).get("rounds", last["rounds"])
+    return found if len(run.journal.rounds(last["run"])) >= wanted else None
 
 
 def _command(run: Run, verb: str) -> str:

@@ -12,12 +12,15 @@ import time
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wardpose.server.folder import LOCK
 from wardpose.server.journal import RunJournal
-from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import private_folder, storing, write_json, write_text
+
+if TYPE_CHECKING:  # torch comes with it, which looking at runs does without
+    from wardpose.shared.config import FederationConfig
 
 LATEST = "latest"
 _SUBMISSION = "submission.json"
@@ -84,7 +87,7 @@ class Run:
         return False
 
 
-def new_run(runs: Path, config: FederationConfig, *, now: float | None = None) -> Run:
+def new_run(runs: Path, config: "FederationConfig", *, now: float | None = None) -> Run:
     """Make the folder of a new run, with its plan in it.
 
     Raises:

@@ -1,6 +1,7 @@
 """The coordinator's status page: where the run stands, what each site spent, what went wrong, and what to do now."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from wardpose.server.advice import AFTER_REFUSAL, AFTER_REJECTION, AFTER_RUN, AFTER_STATE, RENEW
@@ -42,6 +43,7 @@ from wardpose.shared.status_view import (
     listed,
     number,
     of_budget,
+    score_label,
     size,
     worst,
 )
@@ -52,7 +54,7 @@ _FOOTER = (
     "Epsilon bounds what anybody who sees every release can learn about whether one patient took part; it is what both "
     "ledgers were charged, never an estimate. Scores are on public data unless it says otherwise."
 )
-_ENDED = {
+_ENDED: Mapping[str, tuple[Tone, str]] = {
     "completed": ("good", "The run is completed: {done} of {planned} rounds."),
     "stopped": ("bad", "The run was stopped after round {done} of {planned}: too few sites could take part."),
     "interrupted": ("warning", "The run was interrupted after round {done} of {planned}."),
@@ -71,24 +73,30 @@ def server_status(places: Places, *, now: float | None = None) -> StatusView:
     now = time.time() if now is None else now
     reading = Reading()
     todo = "Look at the file that is named: another program may hold it, or the disk may be full."
-    ends = reading.read("A certificate", lambda: certificate_ends(places.certificates), {}, todo=f"Renew it: {RENEW}")
+    renew = f"Renew it: {RENEW}"
+    ends = reading.read("A certificate", lambda: certificate_ends(places.certificates), dict[str, float](), todo=renew)
     nodes = [] if places.superlink is None else _nodes(places, reading)
     disk, disk_findings = disk_facts(places.directory)
-    always = [*disk_findings, *certificate_findings(ends, now, todo=f"Renew it: {RENEW}")]
+    always = [*disk_findings, *certificate_findings(ends, now, todo=renew)]
     tables = [certificate_table(ends, now)] if ends else []
     runs = reading.read("The run journal", lambda: find_runs(places.directory), None, todo=todo)
     if runs is None:
         return _without_runs(places, reading, always, facts=[*_connection(nodes, []), *disk], tables=tables, now=now)
     spending = reading.read("The coordinator's ledger", lambda: read_spending(runs), None, todo=_ledger_todo(runs))
-    apart = reading.read("The record of contacts", lambda: open_alarms(_beside(runs)), [], todo=todo)
-    contradicted = reading.read("The record of alarms", lambda: Alarms(_beside(runs, ALARMS)).of(), [], todo=todo)
+    apart = reading.read("The record of contacts", lambda: open_alarms(_beside(runs)), list[Alarm](), todo=todo)
+    contradicted = reading.read(
+        "The record of alarms",
+        lambda: [alarm.site for alarm in Alarms(_beside(runs, ALARMS)).of()],
+        list[str](),
+        todo=todo,
+    )
     accounts = {} if spending is None else {site.name: site for site in spending.sites}
     known = {node.name: node for node in nodes}
     findings = by_urgency(
         [
             *reading.findings,
             *_about_run(runs, now),
-            *_about_ledgers(apart, [alarm.site for alarm in contradicted]),
+            *_about_ledgers(apart, contradicted),
             *_about_sites(runs, accounts, known if places.superlink is not None else None, now),
             *always,
         ]
@@ -151,6 +159,10 @@ def _beside(runs: Runs, name: str = "contact.sqlite") -> Path:
     return ledger_of(runs.folder).path.with_name(name)
 
 
+def _contradicted(runs: Runs) -> list[str]:
+    return [alarm.site for alarm in Alarms(_beside(runs, ALARMS)).of()]
+
+
 def _ledger_todo(runs: Runs) -> str:
     state, _ = state_of(runs.folder)
     return AFTER_STATE.get(state, "Look at the file that is named; do not delete it.")
@@ -193,8 +205,8 @@ def _words(row: SiteRow) -> str:
     if row.status == "rejected":
         return f"its answer was not believed ({row.reason}): {row.detail}"
     if row.status in ("refused", "failed"):
-        known = row.code in set(Refusal)
-        return f"{row.status}: {Refusal(row.code).sentence if known else f'error {row.code}'}"
+        why = Refusal(row.code).sentence if row.code in set(Refusal) else f"error {row.code}"
+        return f"{row.status}: {why}"
     return "it missed the deadline" if row.status == "late" else ""
 
 
@@ -333,7 +345,7 @@ def _facts(runs: Runs, spending: Spending | None, now: float) -> list[Fact]:
 def _scores(runs: Runs) -> list[Fact]:
     """Show the private score with the one that is free beside it."""
     last = runs.last
-    name = str(last["score_name"]).replace("pck", "PCK")
+    name = score_label(str(last["score_name"]))
     before, after = ((last[f"score_{moment}"] or {}).get("score") for moment in ("initial", "final"))
     on = (last["score_final"] or last["score_initial"] or {}).get("on", "test")
     place = "patients" if on == "patients" else "public test data"
@@ -351,10 +363,7 @@ def _curve(runs: Runs) -> Curve | None:
     points = tuple((row.round, row.score) for row in runs.last_rounds if row.score is not None)
     if not points:
         return None
-    name = str(runs.last["score_name"]).replace("pck", "PCK")
-    return Curve(
-        title=f"{name} on public validation data, by round",
-        points=points,
-        baseline=(runs.last["score_initial"] or {}).get("score"),
-        baseline_name="free baseline (before any patient's round, test data)",
-    )
+    name = score_label(str(runs.last["score_name"]))
+    before = (runs.last["score_initial"] or {}).get("score")
+    levels = () if before is None else (("free baseline (before any patient's round, test data)", before),)
+    return Curve(title=f"{name} on public validation data, by round", points=points, levels=levels)

@@ -19,7 +19,7 @@ from wardpose.server.journal import RoundRow, SiteRow
 from wardpose.server.ledger import ServerLedger
 from wardpose.server.limits import NoiseLimits
 from wardpose.server.operator import ask, program
-from wardpose.server.outcome import COMPLETED, RUNNING, Outcome, outcome
+from wardpose.server.outcome import RUNNING, Outcome, outcome
 from wardpose.server.runs import Run, make_latest, new_run
 from wardpose.shared.config import FederationConfig, load_federation, wardpose_home
 from wardpose.shared.errors import BudgetExceeded, ConfigError
@@ -170,7 +170,7 @@ def submit_new(home: ServerHome, plan: Path, *, preflight: str, spend_rest: bool
         spend_rest: also where it would train on noise.
 
     Returns:
-        The run, and what `check_plan` found.
+        The run, and what `check_plan` found. One that only asks lies in `checks/`, no run to an exporter.
 
     Raises:
         BudgetExceeded: as `check_plan`.
@@ -179,7 +179,7 @@ def submit_new(home: ServerHome, plan: Path, *, preflight: str, spend_rest: bool
     """
     config = load_federation(plan)
     found = check_plan(plan, directory=home.runs, spend_rest=spend_rest, coordinator=home.coordinator)
-    run = new_run(home.runs, config)
+    run = new_run(home.folder / "checks" if preflight == "only" else home.runs, config)
     try:
         hand_over(home, run, preflight=preflight)
     except BaseException:
@@ -211,21 +211,6 @@ def hand_over(home: ServerHome, run: Run, *, resume: bool = False, preflight: st
     if preflight != "only":
         make_latest(run)
     return number
-
-
-def refuse_finished(home: ServerHome, run: Run, plan: Path) -> Outcome | None:
-    """Return what became of a run that has no round left, which is not gone on with; `None` for any other.
-
-    Raises:
-        ConfigError: the run is at work.
-
-    """
-    found = outcome(run, home.database)
-    if found.status == RUNNING:
-        raise ConfigError(f"run {run.name}: is at work ({found.why}; allowed: to resume it when it has ended)")
-    rows = run.journal.runs()
-    done = len(run.journal.rounds(rows[-1]["run"])) if rows else 0
-    return found if found.status == COMPLETED and done >= load_federation(plan).rounds else None
 
 
 def ask_sites(home: ServerHome, run: Run, *, report: Report = lambda line: None) -> list[SiteRow]:

@@ -1,8 +1,7 @@
-"""What Flower's SuperLink knows about nodes and runs, read from its SQLite database without touching it.
+"""Which nodes are there, as Flower's SuperLink knows, read from its SQLite database without touching it.
 
-Flower has no metrics of its own. The two tables read here (`node`, `task`) are internal to it: names are
-checked by a test against the installed version, and nothing but monitoring and `wardpose dev` depends on
-them.
+Flower has no metrics of its own. The table read here (`node`) is internal to it: names are checked by a test against
+the installed version, and nothing but what is shown to people depends on them.
 """
 
 import sqlite3
@@ -54,19 +53,3 @@ def _node(row: sqlite3.Row, now: float) -> Node:
     seen = until - _PATIENCE * interval if row["status"] == "online" and until is not None else until
     online = row["status"] == "online" and until is not None and now < until and now <= seen + interval + _LATE
     return Node(name=row["name"] or "", online=online, last_seen=seen)
-
-
-def run_ended(database: Path, run_id: int) -> bool:
-    """Return whether a run's ServerApp has ended, well or not.
-
-    Raises:
-        sqlite3.Error: the database is missing, locked or not a SuperLink's.
-
-    """
-    signed = run_id - (1 << 64) if run_id >= 1 << 63 else run_id  # SQLite has no unsigned numbers
-    with reading(database) as connection:
-        row = connection.execute(
-            "SELECT finished_at FROM run JOIN task ON task_id = primary_task_id WHERE run.run_id = ?",
-            (signed,),
-        ).fetchone()
-    return row is not None and row["finished_at"] is not None

@@ -168,7 +168,7 @@ def _server(pages: Pages, family: int, address: object) -> http.server.Threading
             logger.debug("%s: %s", self.client_address[0], one_line(text % values))
 
     class Server(http.server.ThreadingHTTPServer):
-        address_family = family  # type: ignore[assignment]
+        address_family = family
         daemon_threads = True
 
     return Server(address, Handler)  # type: ignore[arg-type]

@@ -108,15 +108,13 @@ class Curve:
     Attributes:
         title: of the picture.
         points: (round, value), in order.
-        baseline: a value that costs nothing; `None` where there is none.
-        baseline_name: what it is.
+        levels: (what it is, value) of what it is compared with: first of what costs nothing.
 
     """
 
     title: str
     points: tuple[tuple[int, float], ...]
-    baseline: float | None = None
-    baseline_name: str = ""
+    levels: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,6 +313,11 @@ def disk_facts(folder: Path, *, local: bool = False) -> tuple[list[Fact], list[F
         todo = "Make room: a ledger that cannot be written stops the run."
         findings.append(Finding(tone=tone, what=what, todo=todo, local=local))
     return [replace(fact, local=local)], findings
+
+
+def score_label(name: str) -> str:
+    """Write a plan's score as people do: PCK@0.2, PCKh@0.5."""
+    return name.replace("pck", "PCK")
 
 
 def listed(names: Sequence[str]) -> str:

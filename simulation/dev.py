@@ -18,7 +18,7 @@ from wardpose.server.home import FILE, ServerHome, open_server_home
 from wardpose.server.link_state import run_state
 from wardpose.server.nodes import register
 from wardpose.server.operator import environment, program, write_connection
-from wardpose.server.outcome import Outcome
+from wardpose.server.outcome import Outcome, finished
 from wardpose.server.provision.certificates import (
     create_authority,
     create_node_key,
@@ -26,7 +26,6 @@ from wardpose.server.provision.certificates import (
     create_server_certificate,
 )
 from wardpose.server.runs import Run, find_run
-from wardpose.server.submission import hand_over, refuse_finished, submit_new, wait_for_end
 from wardpose.server.superlink import registered_nodes
 from wardpose.shared.deployment import ServerPorts
 from wardpose.shared.errors import ConfigError
@@ -146,9 +145,11 @@ class Deployment:
 
         if resume:
             run = find_run(self.home.runs)
-            finished = refuse_finished(self.home, run, run.plan)
-            if finished is not None:
-                return finished, summarise(run.folder)
+            done = finished(run, self.database)
+            if done is not None:
+                return done, summarise(run.folder)
+        from wardpose.server.submission import wait_for_end  # torch comes with it
+
         started = time.time()
         run = self.submit(resume=resume, spend_rest=spend_rest)
         report(f"run {run.name}")
@@ -166,6 +167,8 @@ class Deployment:
         """
         if _SUPERLINK not in self._alive_roles():
             raise ConfigError(f"{self.folder}: is not up (allowed: wardpose dev up first)")
+        from wardpose.server.submission import hand_over, submit_new
+
         home = self.home
         if resume:
             run = find_run(home.runs)
@@ -181,6 +184,8 @@ class Deployment:
             ProcessError: a server process ended.
 
         """
+        from wardpose.server.submission import wait_for_end
+
         return wait_for_end(self.home, run, after=0.0, report=report, watch=self._see_server)
 
     def status(self) -> dict[str, Any]:

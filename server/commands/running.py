@@ -1,6 +1,7 @@
 """`wardpose server register | nodes | revoke | submit | resume | stop | status | log | report`: a coordinator's day."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from wardpose.server.home import ServerHome
     from wardpose.server.journal import SiteRow
     from wardpose.server.outcome import Outcome
+
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")  # of Flower's own lines
 
 RunId = Annotated[str | None, typer.Argument(help="ID of the run.", metavar="RUN", show_default="the latest")]
 Wait = Annotated[bool, typer.Option("--wait", help="Show the rounds, and end with the run's exit status.")]
@@ -57,7 +60,8 @@ def nodes(home: Home = None, as_json: Json = False) -> None:
         )
         for view in found
     ]
-    console().print(table(("site", "registered", "now", "last seen", "epsilon", "key"), rows, left=6))
+    delta = f"epsilon at delta {found[0].delta:g}" if found else "epsilon"
+    console().print(table(("site", "registered", "now", "last seen", delta, "key"), rows, left=6))
 
 
 def revoke(
@@ -139,7 +143,7 @@ def _submit(home: "ServerHome", plan: Path | None, *, check: bool, spend_rest: b
     if as_json:
         typer.echo(json.dumps(found | {"run": run.name, "answers": _answers(answers), **_outcome(now)}))
     say_step(now.sentence)
-    raise typer.Exit(0 if now.status == RUNNING else now.exit_status)
+    raise typer.Exit(2 if refused else 0 if now.status == RUNNING else now.exit_status)
 
 
 def resume(
@@ -153,16 +157,18 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Go on with a run from its last finished round, and end with its exit status."""
+    from wardpose.server.outcome import finished
     from wardpose.server.runs import find_run
-    from wardpose.server.submission import check_plan, hand_over, refuse_finished, wait_for_end
-    from wardpose.shared.config import load_federation
-    from wardpose.shared.files import write_text
 
     place = entered(home)
     chosen, started = find_run(place.runs, run), time.time()
-    finished = refuse_finished(place, chosen, plan or chosen.plan)
-    if finished is not None:
-        _end(finished, as_json=as_json)
+    found = finished(chosen, place.database, plan)
+    if found is not None:
+        _end(found, as_json=as_json)
+    from wardpose.server.submission import check_plan, hand_over, wait_for_end
+    from wardpose.shared.config import load_federation
+    from wardpose.shared.files import write_text
+
     check_plan(plan or chosen.plan, directory=chosen.folder, resume=True, coordinator=place.coordinator)
     if plan is not None:
         from wardpose.shared.yaml_config import to_yaml
@@ -218,7 +224,7 @@ def status(
         typer.echo(json.dumps(summary | ({} if directory is not None and summary else _outcome(found))))
     else:
         if summary:
-            _say_summary(summary)
+            _say_summary(summary if directory is not None else summary | {"run": chosen.name})
         say_step(found.sentence)
     raise typer.Exit(found.exit_status)
 
@@ -231,7 +237,7 @@ def log(run: RunId = None, home: Home = None) -> None:
     place = entered(home)
     for number in find_run(place.runs, run).flower_runs:
         for text in run_log(place.database, number).splitlines():
-            console().print(line(text), soft_wrap=True)
+            console().print(line(_STYLE.sub("", text)), soft_wrap=True)
 
 
 def report(run: RunId = None, home: Home = None, as_json: Json = False) -> None:

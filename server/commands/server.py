@@ -24,7 +24,12 @@ def metrics(
         Path | None,
         typer.Option("--directory", help="A run's folder, or that of all runs.", show_default="the home's runs"),
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 9464,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Port to listen on; 0 takes a free one.", show_default="the home's, else 9464"
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     superlink_database: Annotated[
         Path | None, typer.Option("--superlink-database", help="The SuperLink's SQLite file, to see who is online.")
@@ -45,12 +50,15 @@ def metrics(
     from wardpose.shared.status_server import Pages, serve
 
     if directory is None:
-        places = places_of(open_server_home(home))
+        found = open_server_home(home)
+        places, port = places_of(found), found.settings.ports.metrics if port is None else port
     else:
         certificates = {path.stem: path for path in certificate or ()}
         places = Places(directory=directory, superlink=superlink_database, certificates=certificates)
     collector = ServerExporter(places.directory, places.superlink, places.certificates).collector()
-    serve(Pages(metrics=collector, status=lambda: server_status(places)), host=host, port=port)
+    serve(
+        Pages(metrics=collector, status=lambda: server_status(places)), host=host, port=9464 if port is None else port
+    )
 
 
 @app.command("budget-service")

@@ -281,7 +281,7 @@ def test_no_bundle_brings_code(hospitals: Hospitals) -> None:
 
 def test_the_bundle_without_code_trains_a_round(hospitals: Hospitals, federation: FederationConfig) -> None:
     hospitals.deployment.folder.joinpath("federation.yaml").write_text(json.dumps(federation.model_dump(mode="json")))
-    summary = hospitals.deployment.run()
+    _, summary = hospitals.deployment.run()
     assert summary["status"] == "completed"
     assert {site["name"]: site["rounds_released"] for site in summary["sites"]} == {DEV: 1, LAUNCHED: 1}
     journal = RunJournal(hospitals.deployment.run_directory / "journal.sqlite")

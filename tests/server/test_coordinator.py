@@ -320,15 +320,37 @@ def test_a_plan_that_would_cross_a_limit_is_refused_at_submit_and_at_the_start(
     sigma = float(str(told.value).split("noise_multiplier = ")[1].split()[0])
     quiet = config.model_copy(update={"mechanism": with_noise(config.mechanism, sigma)})
     plan.write_text(yaml.safe_dump(quiet.model_dump(mode="json")))
-    with pytest.raises(BudgetExceeded, match="this run would train on noise: sigma is"):
-        invoke("server", "submit", plan, "--check")
-    found = json.loads(invoke("server", "submit", plan, "--check", "--json", "--spend-rest"))
+    found = json.loads(invoke("server", "submit", plan, "--check", "--json"))
     (north,) = found.pop("sites")
     assert found == {"federation": "tiny", "rounds": 2, "noise_multiplier": sigma}
     assert (north["name"], north["epsilon_spent"]) == ("north", 0)
     assert 0 < north["epsilon_after"] <= 0.5
     rules.write_text("state: books\nfederations: {other: {}}\n")
     with pytest.raises(ConfigError, match="federation 'tiny': is not in the coordinator's configuration"):
+        invoke("server", "submit", plan, "--check")
+
+
+def test_a_plan_that_would_train_on_noise_is_refused_unless_the_rest_is_to_be_spent(
+    accounts: Accounts, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.yaml"
+
+    def write(epsilon: float, **mechanism: float) -> None:
+        content = tiny_federation(["north"], privacy={"epsilon": epsilon, "delta": DELTA}).model_dump(mode="json")
+        content["mechanism"] |= {"noise_multiplier": 0, **mechanism}
+        plan.write_text(yaml.safe_dump(content))
+
+    write(0.02)
+    with pytest.raises(BudgetExceeded, match=r"would train on noise: sigma is calibrated to .* at most 30"):
+        invoke("server", "submit", plan, "--check")
+    assert json.loads(invoke("server", "submit", plan, "--check", "--json", "--spend-rest"))["noise_multiplier"] > 30
+    assert not accounts.ledger_path.exists() or accounts.ledger().epsilon("north", DELTA) == 0
+    write(5.0)
+    assert json.loads(invoke("server", "submit", plan, "--check", "--json"))["noise_multiplier"] < 30
+    charge(accounts.ledger())
+    spent = accounts.ledger().epsilon("north", DELTA)
+    write(1.05 * spent, noise_multiplier=200.0)  # nor may a plan that states its noise spend the rest in silence
+    with pytest.raises(BudgetExceeded, match=r"would train on noise: site north has"):
         invoke("server", "submit", plan, "--check")
 
 
