@@ -87,15 +87,24 @@ else
     home={{ home }} environment=/opt/wardpose
 fi
 if [ -z "$python" ]; then
-    [ -x "$environment/bin/python" ] || python3 -m venv "$environment" || fail "$environment: cannot be made"
+    made=
+    undo() { # what this call made, and no more
+        [ -z "$made" ] || rm -rf "$environment"
+        [ -z "$prefix" ] || rmdir "$prefix" 2>/dev/null || true
+        fail "$1"
+    }
+    if [ ! -x "$environment/bin/python" ]; then
+        made=yes
+        python3 -m venv "$environment" || undo "$environment: cannot be made"
+    fi
     python=$environment/bin/python
     offline=
     [ -z "$wheels" ] || offline="--no-index --find-links $(from_there "$wheels")"
     # shellcheck disable=SC2086 # two words, or none
     "$python" -m pip install --quiet --disable-pip-version-check $offline --constraint wheel/constraints.txt wheel/wardpose-*.whl \
-        || fail "Wardpose could not be installed in $environment"
+        || undo "Wardpose could not be installed in $environment"
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-index --force-reinstall wheel/wardpose-*.whl \
-        || fail "Wardpose could not be installed in $environment"
+        || undo "Wardpose could not be installed in $environment"
     [ -n "$prefix" ] || chmod -R go+rX "$environment"
 else
     case $python in

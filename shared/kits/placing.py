@@ -49,7 +49,7 @@ class Placed:
 
     Attributes:
         home: the folder.
-        new: whether it was made.
+        new: whether no archive had been installed there before.
         kept: files that people wrote and that stay as they are; what the archive has is beside each as `.new`.
 
     """
@@ -80,16 +80,17 @@ def place(kit: Kit, home: Path, *, binaries: Path = Path(BINARIES)) -> Placed:
     if kit.where.resolve() == home:
         raise KitError(f"{home}: is the unpacked archive itself (allowed: another folder as home)")
     try:
-        new = not home.exists() or not any(home.iterdir())
-        if not new:
+        empty = not home.exists() or not any(home.iterdir())
+        new = empty or not (home / _known(kit.role)).exists()
+        if not empty:
             _check_same(kit, home)
         _check_keys(kit, home)
         _check_dates(kit)
         files = dict(_filled_in(kit, home, binaries))
         if _SECRET not in files and not (home / _SECRET).exists():
             files[_SECRET] = KitFile(content=secrets.token_bytes(_SECRET_BYTES))
-        kept = () if new else _kept(kit, home, files)
-        if new:
+        kept = () if empty else _kept(kit, home, files)
+        if empty:
             _place_new(kit.role, home, files)
         else:
             _write(kit.role, home, files)
@@ -101,7 +102,7 @@ def place(kit: Kit, home: Path, *, binaries: Path = Path(BINARIES)) -> Placed:
 
 def _check_same(kit: Kit, home: Path) -> None:
     """See that a home is this machine's, and was made by the same signing key."""
-    known = SERVER_FILE if kit.role == "server" else SITE_FILE
+    known = _known(kit.role)
     if not (home / known).exists():
         prepared = {"keys", "log"} | {path.name for path in home.glob("*.request")} | {"venv"}
         others = sorted({path.name for path in home.iterdir()} - prepared)
@@ -117,6 +118,10 @@ def _check_same(kit: Kit, home: Path) -> None:
             f"{home}: was installed from archives of the key {fingerprint_of(signer.read_bytes())}, and this one is "
             f"of {kit.fingerprint}; ask the coordinator by another way (if it is right, remove {signer})"
         )
+
+
+def _known(role: Role) -> str:
+    return SERVER_FILE if role == "server" else SITE_FILE
 
 
 def _who(role: Role, content: bytes) -> str:
@@ -218,7 +223,7 @@ def _place_new(role: Role, home: Path, files: dict[str, KitFile]) -> None:
 
 
 def _write(role: Role, home: Path, files: dict[str, KitFile]) -> None:
-    last = SERVER_FILE if role == "server" else SITE_FILE
+    last = _known(role)
     for folder in {home, *(home / name for name in _FOLDERS[role]), *((home / name).parent for name in files)}:
         for missing in reversed([folder, *folder.parents]):
             if missing == home or home in missing.parents:

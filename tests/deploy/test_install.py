@@ -145,6 +145,14 @@ def test_a_user_without_rights_needs_a_folder_and_no_more(federation: Made, kit:
         shutil.rmtree(public)
 
 
+def test_an_environment_that_cannot_be_filled_is_taken_away(federation: Made, kit: Path) -> None:
+    (kit.parent / "empty").mkdir()
+    done = run(kit, "--prefix", "home", "--wheels", "empty", "--fingerprint", federation.fingerprint)
+    assert done.returncode == 2
+    assert f"Wardpose could not be installed in {kit.parent / 'home' / 'venv'}" in done.stderr
+    assert not (kit.parent / "home").exists()
+
+
 def test_what_comes_after_is_meant_where_it_was_started(federation: Made, tmp_path: Path, environment: Path) -> None:
     subprocess.run(["tar", "-xzf", federation.archives["north"], "-C", tmp_path], check=True)
     given = [

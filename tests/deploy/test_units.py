@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.kits import code_wheel, kit_of, machine_plan
+from support.kits import kit_of, machine_plan, small_wheel
 
 from wardpose.server.provision.archives import Made, provision
 from wardpose.server.provision.plan import MachinePlan
@@ -31,7 +31,7 @@ from wardpose.simulation.flower import LOOPBACK, free_ports, program
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return provision(machine_plan(), tmp_path_factory.mktemp("federation") / "kits", wheel=code_wheel())
+    return provision(machine_plan(), tmp_path_factory.mktemp("federation") / "kits", wheel=small_wheel())
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def door(installed: Callable[[str], str], tmp_path: Path) -> Iterator[Callable[.
     ports = {"superlink": upstream.server_port, "budget_service": echo.server_address[1]}
     deployment = DeploymentConfig(address="localhost", ports=ServerPorts(fleet=fleet, budget=budget, **ports))
     plan = MachinePlan(**{**vars(machine_plan()), "deployment": deployment})
-    home = place(kit_of(provision(plan, tmp_path / "kits", wheel=code_wheel()), "server"), tmp_path / "home").home
+    home = place(kit_of(provision(plan, tmp_path / "kits", wheel=small_wheel()), "server"), tmp_path / "home").home
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(home / "keys" / "server.crt", home / "keys" / "server.key")
     upstream.socket = context.wrap_socket(upstream.socket, server_side=True)

@@ -31,6 +31,11 @@ def machine_plan(*sites: str, days: int = 365, address: str = "fed.example.org")
     )
 
 
+def small_wheel() -> Wheel:
+    """A file that stands for a wheel, where nobody looks into it."""
+    return Wheel(name="wardpose-0.1.0-py3-none-any.whl", content=b"wheel", constraints="torch==2.9.1\n")
+
+
 @cache
 def code_wheel() -> Wheel:
     """The installed wheel without weights."""

@@ -14,7 +14,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from support.kits import asked, code_wheel, kit_of, machine_plan
+from support.kits import asked, kit_of, machine_plan, small_wheel
 
 from wardpose.client.home import open_site_home
 from wardpose.client.request import make_request
@@ -33,7 +33,7 @@ from wardpose.shared.signing import load_public_key, load_signer
 
 @pytest.fixture(scope="module")
 def wheel() -> Wheel:
-    return code_wheel()
+    return small_wheel()
 
 
 @pytest.fixture(scope="module")
