@@ -133,6 +133,7 @@ def site_files(
         **{name: KitFile(content=content) for name, content in (*public.items(), *private.items())},
         **{f"peers/{peer}.pub": KitFile(content=content) for peer, content in peers.items()},
         "kit.yaml": _yaml(settings),
+        "federation.yaml": KitFile(content=plan.content),  # for `wardpose site check --connect`
     }
 
 

@@ -30,7 +30,10 @@ HOMES: dict[Role, str] = {"server": "/var/lib/wardpose-server", "site": "/var/li
 BINARIES = "/opt/wardpose/bin"
 """Where Wardpose is installed unless somebody says so."""
 
-WRITTEN_BY_PEOPLE = ("federation.yaml", "coordinator.yaml", "site.yaml")
+WRITTEN_BY_PEOPLE: dict[Role, tuple[str, ...]] = {
+    "server": ("federation.yaml", "coordinator.yaml"),
+    "site": ("site.yaml",),
+}
 _FILLED_IN = ("nginx.conf", "operator/", "prometheus/", "grafana/", "systemd/", "compose/", "READ-ME-FIRST.md")
 _KEYS: dict[Role, dict[str, str]] = {
     "server": {"keys/server.key": "keys/server.crt", "coordinator/coordinator.key": "coordinator/coordinator.pub"},
@@ -192,7 +195,7 @@ def _filled_in(kit: Kit, home: Path, binaries: Path) -> Iterator[tuple[str, KitF
 def _kept(kit: Kit, home: Path, files: dict[str, KitFile]) -> tuple[str, ...]:
     """Put what people may have changed beside it instead; returns which files that were."""
     kept = []
-    for name in WRITTEN_BY_PEOPLE:
+    for name in WRITTEN_BY_PEOPLE[kit.role]:
         if name in files and (home / name).exists():
             file = files.pop(name)
             if (home / name).read_bytes() != file.content:
