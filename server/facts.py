@@ -214,7 +214,7 @@ def read_spending(runs: Runs) -> Spending:
     """
     refuse_lost(runs.folder)
     place = ledger_of(runs.folder)
-    ledger = place.open()
+    ledger = ServerLedger(place.path, readonly=place.path.exists(), witness=place.witness)  # none before any charge
     last = runs.last
     budget = GlobalBudget(ledger, delta=last["delta"], overlap=last["overlap"], unit=last["unit"])
     disjoint, overlap = budget.federation(runs.names)

@@ -184,7 +184,7 @@ def as_rows(kind: type[Row], rows: Iterable[dict[str, Any]], path: Path) -> list
         DamagedError: a row has other columns, or a value of another type.
 
     """
-    plain: type[object] = kind  # which mypy knows to be hashable
+    plain: Any = kind  # mypy does not know that classes are hashable
     types, found = _types(plain), []
     with understood(path):
         for row in rows:
