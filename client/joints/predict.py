@@ -71,7 +71,7 @@ class Request:
     smooth: float | None = None
     rate: float | None = None
     metres_per_pixel: float | None = None
-    batch_size: int = 8
+    batch_size: int = 16
     least: float = LEAST_CONFIDENCE
     on_bad: OnBad = "error"
     force: bool = False
@@ -311,7 +311,7 @@ def _identity(request: Request, reels: Reels, outputs: Sequence[Output]) -> str:
     facts += ["" if request.boxes is None else files.sha256_file(request.boxes)]
     facts += ["" if request.detector is None else request.detector.identity(), str(request.smooth)]
     facts += [f"{output.path.resolve()}:{output.format}" for output in outputs]
-    facts += [Painter(request.estimator.skeleton, request.over).identity(), "1"]
+    facts += [Painter(request.estimator.skeleton, request.over).identity(), "2"]
     return hashlib.sha256("|".join(facts).encode()).hexdigest()[:16]
 
 
