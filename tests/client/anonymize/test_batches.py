@@ -76,16 +76,12 @@ def test_they_come_in_their_order_and_no_more_than_fit(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folders, "BATCH", 4)
-    monkeypatch.setattr(folders, "BATCH_BYTES", 400_000)
+    monkeypatch.setattr(folders, "BATCH_BYTES", 50_000)
     counting, steps = Counting(), []
     outcome = run(counting.job(pictures, tmp_path / "out", lossless=False, progress=lambda *at: steps.append(at)))
-    assert [len(shapes) for shapes in counting.together] == [
-        4,
-        3,
-        3,
-        2,
-    ]  # till four, the film, the film itself, the end
-    assert len(counting.names) + 1 == outcome.frames  # the large picture came alone
+    # As many as have 50,000 bytes, the last one over it; before the film what waits; the film; and the rest.
+    assert [len(shapes) for shapes in counting.together] == [2, 3, 3, 3, 2]
+    assert len(counting.names) == outcome.frames
     assert [source.name for source, _ in outcome.made] == sorted(
         [*(f"{n}.png" for n in range(7)), "2b.jpg", "3b.tif", "3b.tif", "4b.mp4"]
     )
