@@ -73,7 +73,7 @@ def export(
     if made.usual > _GOOD_ENOUGH:
         say_step(
             f"{precision} is not good enough for this model on these crops: one joint in twenty is moved by more than "
-            f"{made.usual:.1f} pixels of the crop, one by {made.largest:.1f} (fp16 and fp32 move none)"
+            f"{made.usual:.1f} pixels of the crop, one by {made.largest:.1f} (allowed: fp16 or fp32)"
         )
     content = {
         "path": str(made.path),
