@@ -128,7 +128,7 @@ def anonymizer(
 @app.command()
 def predict(
     seconds: Annotated[int, typer.Option(min=1, help="Length of the film.")] = 60,
-    batch: Annotated[int, typer.Option(min=1, help="Crops at a time.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Crops at a time.")] = 16,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     save: Save = False,
     as_json: AsJson = False,
