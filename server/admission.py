@@ -30,7 +30,7 @@ from wardpose.server.norm_bound import Trained, largest_norm, largest_scores
 from wardpose.server.uplink import UplinkDecoder
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import ConfigError, LedgerError, WireError
-from wardpose.shared.pose.low_rank import expanded
+from wardpose.shared.pose.low_rank import SUFFIX, expanded
 from wardpose.shared.pose.model import PoseModel, shapes_of, trained_shapes
 from wardpose.shared.privacy.accounting import MINIMUM_DELTA
 from wardpose.shared.privacy.mechanisms import Mechanism
@@ -49,6 +49,7 @@ from wardpose.shared.wire import (
     SiteAnswer,
     SiteRelease,
     SiteStatus,
+    WeightsWanted,
     check_signed,
     hash_arrays,
     unpack_arrays,
@@ -170,6 +171,21 @@ class Admission:
         self._check_head(site, kept, seal, grown=False)
         self._hears(kept, signed_by)
 
+    def wants_weights(self, answer: Message, *, site: str, seal: OrderSeal, key: PublicKey | None) -> None:
+        """Read a site's word that it lacks the weights that did not come along, and has carried out nothing.
+
+        Raises:
+            Rejected: the answer is not that, or is not believed.
+
+        """
+        with _reading(Reason.PAYLOAD):
+            wanted = unpack_body(answer.content, WeightsWanted, arrays=False)
+        if wanted.site != site:
+            raise Rejected(Reason.SENDER, f'asked as "{site}", it gives another name')
+        signed_by = self._check_signed(answer.content, wanted, seal, key)
+        self._check_head(site, wanted, seal, grown=False)
+        self._hears(wanted, signed_by)
+
     def release(
         self,
         answer: Message | Garbage,
@@ -248,6 +264,10 @@ class Admission:
             name: weights[name] if name in weights else np.zeros(shape, np.float32)
             for name, shape in self._trained.items()
         }
+
+    def moving(self, weights: Arrays) -> Arrays:
+        """Return the network's own weights that rounds may change."""
+        return {name: weights[name] for name in (trained.removesuffix(SUFFIX) for trained in self._trained)}
 
     def of_weights(self, update: Arrays) -> Arrays:
         """Return an update of what sites train as one of the network's own weights."""

@@ -18,7 +18,7 @@ from wardpose.shared.training.cohort import CohortData, PublicData, load_bags
 from wardpose.shared.training.gradients import UnitGradients
 from wardpose.shared.training.projection import ProjectionReport
 from wardpose.shared.training.settings import LocalTraining, refuse_anchor, refuse_distributed, refuse_uplink
-from wardpose.shared.training.step import DeclaredUnits, StepGradient
+from wardpose.shared.training.step import DeclaredUnits, StepGradient, StepObserver
 from wardpose.shared.training.view_gate import ViewReport
 from wardpose.shared.vectors import Vector, map_vector, unflatten
 
@@ -66,6 +66,7 @@ def local_update(
     first_step: int = 0,
     sites: int = 1,
     progress: Progress | None = None,
+    observer: StepObserver | None = None,
 ) -> LocalUpdate:
     """Train `training.steps` noised steps from the model's weights; the model itself is not changed.
 
@@ -81,6 +82,7 @@ def local_update(
         first_step: noised steps that the run took before this round, the position in a schedule.
         sites: that add up, where the mechanism's noise is distributed.
         progress: called after each step.
+        observer: looks at the units from inside the site; what it saw is no part of the result.
 
     Raises:
         ConfigError: the mechanism needs public views, public data, tiers or an optimiser that are not given.
@@ -106,6 +108,7 @@ def local_update(
         public=public,
         first_step=first_step,
         anchor=_anchor(engine, public, training, streams),
+        observer=observer,
     )
     if mechanism.distributed is not None:
         share = step_gradient.share(leaves, sites=sites)
