@@ -3,7 +3,8 @@
 Two ends and what lies between them, all from one start, the network after the public phase of a plan:
 
 * `free` is the start itself: everything that costs no patient anything.
-* `none` is the same training as the private one, neither clipped nor noised.
+* `none` is training of the same parameters with everybody in one place, neither clipped nor noised, for `none_rounds`:
+  what these parameters can reach. With other parameters more may be possible.
 * `private` is one mechanism at one epsilon, at one hospital with everybody or at several that each add all the noise.
 
 The **share** is (private - free) / (none - free), of means over seeds. Scores are PCK@0.2 on the plan's `data.test`.
@@ -15,7 +16,7 @@ under noise of the standard deviation that the mean gradient of the private peop
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ class Setting:
         seeds: of partition, coins and noise.
         rounds: exchanges; sites' updates are averaged.
         steps: noised gradients of a round.
+        none_rounds: rounds of `none`, which has no reason to stop early.
         sample_rate: of a step.
         clip_norms: among which one is chosen.
         learning_rates: among which one is chosen, times the clip norm's reciprocal.
@@ -79,6 +81,7 @@ class Setting:
     seeds: tuple[int, ...] = (1, 2, 3)
     rounds: int = 2
     steps: int = 3
+    none_rounds: int = 10
     sample_rate: float = 0.25
     clip_norms: tuple[float, ...] = (1.0,)
     learning_rates: tuple[float, ...] = (0.3, 1.0, 3.0)
@@ -132,19 +135,20 @@ def run(
         say(f"free: {results.content['free']['score']:.3f}")
     if "chosen" not in results.content:
         results.note("chosen", {f"{e:g}": _choose(bench, e, say) for e in setting.epsilons})
+    if "chosen_none" not in results.content:
+        results.note("chosen_none", _choose(bench, None, say))
     chosen = results.content["chosen"]
-    ends: Iterable[tuple[str, float | None]] = [("none", None)]
-    private = itertools.product(setting.mechanisms if only is None else only, setting.epsilons)
-    for mechanism, epsilon in itertools.chain(ends, private):
-        for sites, seed in itertools.product(setting.sites, setting.seeds):
-            key = {"sites": sites, "epsilon": epsilon, "mechanism": mechanism, "seed": seed}
-            if results.done(**key):
-                continue
-            before = time.process_time()
-            made = chosen[f"{epsilon:g}" if epsilon else f"{max(setting.epsilons):g}"]
-            found = bench.train(mechanism, epsilon, sites=sites, seed=seed, made=made)
-            results.add({**found, "cpu_seconds": round(time.process_time() - before, 1)}, **key)
-            say(f"{mechanism}, {sites} sites, epsilon {epsilon}, seed {seed}: {found['score']:.3f}")
+    private = itertools.product(setting.mechanisms if only is None else only, setting.epsilons, setting.sites)
+    cases: list[tuple[str, float | None, int]] = [("none", None, 1), *private]
+    for (mechanism, epsilon, sites), seed in itertools.product(cases, setting.seeds):
+        key = {"sites": sites, "epsilon": epsilon, "mechanism": mechanism, "seed": seed}
+        if results.done(**key):
+            continue
+        before = time.process_time()
+        made = results.content["chosen_none"] if epsilon is None else chosen[f"{epsilon:g}"]
+        found = bench.train(mechanism, epsilon, sites=sites, seed=seed, made=made)
+        results.add({**found, "cpu_seconds": round(time.process_time() - before, 1)}, **key)
+        say(f"{mechanism}, {sites} sites, epsilon {epsilon}, seed {seed}: {found['score']:.3f}")
 
 
 class Bench:
@@ -224,7 +228,7 @@ class Bench:
             average=0.6,
         )
         weights, verdict = dict(self.weights), ""
-        for number in range(self.setting.rounds):
+        for number in range(self.setting.rounds if mechanism.is_private else self.setting.none_rounds):
             self._put(weights)
             updates = []
             for site, cohort in enumerate(cohorts):
@@ -289,8 +293,8 @@ class Bench:
                     value.copy_(weights[name])
 
 
-def _choose(bench: Bench, epsilon: float, say: Say) -> dict[str, float]:
-    """Choose the numbers of one epsilon on public people alone.
+def _choose(bench: Bench, epsilon: float | None, say: Say) -> dict[str, float]:
+    """Choose the numbers of one epsilon, or of `none`, on public people alone.
 
     Half of the validation people stand for all private ones: everybody takes part in every step, and the noise on their
     mean gradient has the standard deviation that it has there, sigma C / (q N).
@@ -299,7 +303,7 @@ def _choose(bench: Bench, epsilon: float, say: Say) -> dict[str, float]:
     best: dict[str, float] = {}
     for clip, rate, anchor in itertools.product(setting.clip_norms, setting.learning_rates, setting.anchors):
         made = {"max_grad_norm": clip, "learning_rate": rate / clip, "anchor": anchor}
-        real = bench.mechanism("dp-sgd", epsilon, clip)
+        real = bench.mechanism("none" if epsilon is None else "dp-sgd", epsilon, clip)
         scores = []
         for data, rows, others in halves:
             sigma = real.noise_multiplier * len(data.units) / (setting.sample_rate * bench.size)
@@ -308,7 +312,7 @@ def _choose(bench: Bench, epsilon: float, say: Say) -> dict[str, float]:
             scores.append(bench.score_half(weights, rows, others))
         if float(np.mean(scores)) > best.get("score", -1.0):
             best = {**made, "score": float(np.mean(scores))}
-    say(f"epsilon {epsilon:g}: chosen {best}")
+    say(f"epsilon {epsilon}: chosen {best}")
     return best
 
 
@@ -329,7 +333,7 @@ def rows_of(content: dict[str, Any]) -> list[dict[str, Any]]:
     table = []
     keys = dict.fromkeys((run["key"]["sites"], run["key"]["epsilon"], run["key"]["mechanism"]) for run in runs)
     for sites, epsilon, mechanism in keys:
-        ends = scores(sites, None, "none")
+        ends = scores(1, None, "none")
         if mechanism == "none" or not ends:
             continue
         found = scores(sites, epsilon, mechanism)
