@@ -62,6 +62,8 @@ class FeatureOptions(_Options):
         labels: labels of the public views. `ground-truth` makes the keypoints public too; `pseudo` predicts
             them from the public view with the round's first weights, so that keypoints stay private. The crop
             itself is part of the public view: a box that was computed from the keypoints still tells about them.
+        max_difference: largest |g(x) - g(phi(x))| / |g(x)| on the site's public people with which a round uses the
+            view; above it, it takes clip(g(x)) alone, which costs the same. Nothing is measured when absent.
 
     """
 
