@@ -16,6 +16,14 @@ CALLS = {
     "flwr.supernode.runtime.run_clientapp:pull_task_input": ("client",),
     "flwr.supernode.runtime.run_clientapp:push_message": ("client", "message", "context"),
     "flwr.supernode.runtime.run_clientapp:push_task_output": ("client", "context", "sub_status", "details"),
+    "flwr.supercore.inflatable.inflatable_utils:pull_objects": (
+        *("object_ids", "pull_object_fn", "max_concurrent_pulls", "max_time", "max_tries_per_object"),
+        *("initial_backoff", "backoff_cap"),
+    ),
+    "flwr.supercore.inflatable.inflatable_utils:pull_and_inflate_object_from_tree": (
+        *("object_tree", "pull_object_fn", "confirm_object_received_fn", "return_type", "max_concurrent_pulls"),
+        *("max_time", "max_tries_per_object", "initial_backoff", "backoff_cap"),
+    ),
     "flwr.common.config:get_fused_config_from_fab": ("fab_file", "run"),
     "flwr.supernode.node_auth_http_interceptor:NodeAuthHttpInterceptor": ("private_key", "public_key"),
     "flwr.supernode.fleet_http_client:FleetHttpClient.ActivateNode": ("self", "request"),
@@ -53,6 +61,7 @@ SOURCES = {
         "get_fused_config_from_fab(fab.content, run_info)",
         "run_info.primary_task_type == TaskType.AGENT_APP",
         "state.store_fab(fab)",
+        "if (recv := receive()) is None:",
     ),
     "flwr.supernode.fleet_http_connection:http_request_response": (
         "heartbeat_sender = HeartbeatSender(send_node_heartbeat)",

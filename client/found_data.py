@@ -65,10 +65,11 @@ def find_data(path: Path) -> Found:
     path = path.expanduser().absolute()
     if not path.exists():
         raise ConfigError(f"--data {path}: does not exist (allowed: a file of labels, a video, or their folder)")
-    found = _lsp(path) if path.is_dir() else None
-    if found is not None:
-        return found
-    candidates = list(_candidates(path))
+    try:
+        found = _lsp(path) if path.is_dir() else None
+        candidates = list(_candidates(path)) if found is None else [found]
+    except OSError as error:
+        raise ConfigError(f"--data {path}: {error.filename or path} cannot be read ({error.strerror})") from error
     if not candidates:
         raise ConfigError(_nothing(path))
     if len(candidates) > 1:
@@ -120,7 +121,7 @@ def _candidates(path: Path) -> Iterator[Found]:
 
 
 def _files(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
-    """Yield files of a folder and of those in it, those of one folder by name; no link out of it is followed."""
+    """Yield files of a folder and of those in it, a few levels deep, those of one folder by name."""
     left = _MOST_FILES
     for path in sorted(folder.iterdir()):
         left -= 1

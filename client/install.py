@@ -38,7 +38,7 @@ SITE_FILE = "site.yaml"
 _DELTA = 1e-5
 _ROUND = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 _NAME = re.compile(r"[^A-Za-z0-9_.-]+")
-_HIDDEN = ("/home", "/root", "/run/user")  # from units, by ProtectHome=
+_HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user")))  # from units, by ProtectHome=
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def install_site(
     differs = tuple(_differences(folder / SITE_FILE, text)) if SITE_FILE in done.placed.kept else ()
     fresh.unlink(missing_ok=True)
     findings = (
-        *check_site(folder / SITE_FILE, skeleton=skeleton),
+        *_checked(folder / SITE_FILE, skeleton),
         *_reachable(cohort.source, whole_machine=home is None),
     )
     return SiteInstalled(installed=done, cohort=cohort, declared=declared, differs=differs, findings=findings)
@@ -139,8 +139,16 @@ def _brought_up_to_date(kit: Kit, home: Path | None, skeleton: str) -> SiteInsta
     if not site.is_file():
         raise ConfigError(f"--data: is needed for a new home (allowed: what the hospital has; {site} is not there)")
     done = install_kit(kit, home=home)
-    findings = check_site(done.placed.home / SITE_FILE, skeleton=skeleton)
+    findings = _checked(done.placed.home / SITE_FILE, skeleton)
     return SiteInstalled(installed=done, cohort=None, declared=0, differs=(), findings=tuple(findings))
+
+
+def _checked(site: Path, skeleton: str) -> list[Finding]:
+    """Check the site; a site.yaml that stayed as somebody had it may be wrong itself."""
+    try:
+        return check_site(site, skeleton=skeleton)
+    except ConfigError as error:
+        return [finding("configuration", "failure", str(error))]
 
 
 def look_at(data: Path, *, patients: Path | None = None, skip_bad: bool = False, skeleton: str = "lsp14") -> Cohort:
@@ -244,7 +252,11 @@ def _site_yaml(kit: Kit, cohort: Cohort, data: Path, *, unit: str, declared: int
 
 def _differences(there: Path, fresh: str) -> Iterator[str]:
     """Yield the keys in which a site.yaml that stays is another than the one that would have been written."""
-    old, new = _flat(yaml.safe_load(there.read_bytes())), _flat(yaml.safe_load(fresh))
+    try:
+        old = _flat(yaml.safe_load(there.read_bytes()))
+    except (yaml.YAMLError, ValueError):  # the check says what is wrong with it
+        return
+    new = _flat(yaml.safe_load(fresh))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             yield one_line(f"{key}: is {old.get(key, 'absent')}, would be {new.get(key, 'absent')}", 300)
@@ -266,11 +278,11 @@ def _reachable(source: DataSource, *, whole_machine: bool) -> Iterator[Finding]:
         return
     paths = [value for _, value in source if isinstance(value, Path)]
     for path in paths:
-        if str(path.resolve()).startswith(_HIDDEN):
+        if any(path.resolve().is_relative_to(hidden) for hidden in _HIDDEN):
             yield finding(
                 "data",
                 "failure",
-                f"{path}: units do not see what is below {', '.join(_HIDDEN)} (ProtectHome=): "
+                f"{path}: units do not see what is below {', '.join(map(str, _HIDDEN))} (ProtectHome=): "
                 "move the data to /srv, say",
             )
         elif not _may_read(path):

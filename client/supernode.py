@@ -5,6 +5,8 @@
 * A run's own settings are dropped: the executor is asked for the ClientApp and nothing else (Flower starts an
   AgentApp where the server says so), and no run config comes in.
 * How long the app took is not reported: releases say no time below a second.
+* The next message is asked for soon after the last one was answered, and less and less often after that; Flower asks
+  every three seconds, of which a round would wait half on average.
 * Flower 1.41 signs off after an answer it cannot deal with (HTTP 500 of a busy SuperLink) and then hangs: its loop
   returns while the thread of its own HTTP server goes on. Here the process ends with `SIGNED_OFF`, and whoever started
   it starts it again. So it does when the node hangs otherwise (`client.watchdog`).
@@ -18,6 +20,7 @@ import io
 import logging
 import os
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -30,6 +33,7 @@ from wardpose.client.contract import check_flower
 from wardpose.client.watchdog import Watchdog
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import private_process, refuse_readable
+from wardpose.shared.flower_pace import ask_soon_again
 from wardpose.shared.health import healthy
 from wardpose.shared.supervision import AGAIN
 
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
 
 SIGNED_OFF = AGAIN  # exit status: the connection to the server ended
 REFUSED = "refused"  # key of Flower's record of verifications under which the executor is told why
+_FASTEST_POLL, _SLOWEST_POLL = 0.1, 3.0  # seconds between two questions for a message; Flower's own are 3 apart
+_SHARE = 0.02  # of the time since the last message that the next one may have to wait
 _CALLBACKS = 8  # that Flower's connection yields: node, receive, send, get_run, get_fab and three more
 
 _EMPTY = """\
@@ -87,6 +93,7 @@ def run_supernode(
         refuse_readable(secret)
     private_process()
     check_flower()
+    ask_soon_again()
     import flwr.supernode.fleet_http_connection as connection
     import flwr.supernode.start_client_internal as flower
     from flwr.supernode.cli import flower_supernode
@@ -149,6 +156,9 @@ def guard(connect: Connect, watchdog: Watchdog | None = None) -> Connect:
             receive, send, get_run, get_fab, *rest = (spoken(callback) for callback in callbacks)
             runs: dict[int, Run] = {}
 
+            def receive_soon() -> Any:
+                return wait_for_message(receive)
+
             def send_untimed(message: Any, tree: Any, _seconds: float) -> Any:
                 return send(message, tree, 0.0)
 
@@ -161,9 +171,25 @@ def guard(connect: Connect, watchdog: Watchdog | None = None) -> Connect:
                 runs.pop(run_id).fab_hash = fab.hash_str  # Flower looks the bundle up by it
                 return fab
 
-            yield node, receive, send_untimed, get_plain_run, get_checked_fab, *rest
+            yield node, receive_soon, send_untimed, get_plain_run, get_checked_fab, *rest
 
     return connected
+
+
+def wait_for_message(receive: Callable[[], Any], *, sleep: Callable[[float], None] = time.sleep) -> Any:
+    """Ask for a message until there is one; what asking raises, Flower's loop meets as before.
+
+    Args:
+        receive: Flower's; `None` where there is no message.
+        sleep: between two questions.
+
+    """
+    waited = 0.0
+    while (received := receive()) is None:
+        pause = min(_SLOWEST_POLL, max(_FASTEST_POLL, _SHARE * waited))
+        sleep(pause)
+        waited += pause
+    return received
 
 
 def plain_run(run: "Run") -> "Run":

@@ -23,6 +23,7 @@ from wardpose.server.coordinator import Accounts, coordinator_accounts, folder_a
 from wardpose.server.course import declare
 from wardpose.server.ending import End, failed
 from wardpose.server.evaluation import PRIVATE, PUBLIC, scores_on_patients
+from wardpose.server.exchange import nodes_of
 from wardpose.server.folder import held, set_aside
 from wardpose.server.forecast import refuse_crossing
 from wardpose.server.initial import INITIAL, initial_model
@@ -140,7 +141,7 @@ def run_federation(
         model = initial_model(config, folder, reuse=resume)
         state = starting_state(config, folder, journal, model, resume=resume)
         ledger = accounts.ledger()
-        accounts.bind_registered(ledger, grid.get_nodes(), [entry.name for entry in config.sites])
+        accounts.bind_registered(ledger, nodes_of(grid), [entry.name for entry in config.sites])
         course = declare(config, ledger, run=state.run, rounds_done=state.round, before=state.course)
         _say_both(course, config)
         if accounts.config is not None:
@@ -310,9 +311,25 @@ def _save_model(model: PoseModel, path: Path, facts: dict[str, str]) -> None:
 
 def _same_plan(config: FederationConfig, before: str, path: Path) -> None:
     old, new = json.loads(before), config.model_dump(mode="json")
-    changed = sorted(key for key in new if key not in _MAY_CHANGE and new[key] != old.get(key))
+    allowed = _MAY_CHANGE | ({"sites"} if _grown(config, old) else set())
+    changed = sorted(key for key in new if key not in allowed and new[key] != old.get(key))
     if changed:
         raise ConfigError(
             f"{path}: the run was started with another {', '.join(changed)} "
-            f"(allowed to change: {', '.join(sorted(_MAY_CHANGE))})"
+            f"(allowed to change: {', '.join(sorted(_MAY_CHANGE))}, and sites may be added)"
         )
+
+
+def _grown(config: FederationConfig, old: dict[str, Any]) -> bool:
+    """Tell whether a plan has all the sites that it had, as they were, and others beside them, as the course allows.
+
+    Nothing that a site was promised changes by it. What a site pays follows from the course, which is the same as
+    before, and from the rounds that it takes part in; whoever joins pays for the rounds from then on. The federation's
+    epsilon is the maximum over all sites, or the composition of as many as a patient may be at (`privacy.overlap`; all
+    of them, the new ones included, where the plan does not say), of what each was charged. Under secure aggregation a
+    site's share of the noise follows from the number of sites that the course was declared for, and so does who may
+    sign which list of survivors: there the number of sites stands for the whole run.
+    """
+    new = {entry.name: entry.model_dump(mode="json") for entry in config.sites}
+    before = {entry["name"]: entry for entry in old["sites"]}
+    return config.server.aggregation.secure is None and all(new.get(name) == before[name] for name in before)

@@ -54,10 +54,31 @@ CREATE TABLE IF NOT EXISTS receipts (
     number INTEGER PRIMARY KEY, site TEXT NOT NULL, digest TEXT NOT NULL UNIQUE, text TEXT NOT NULL,
     signature TEXT NOT NULL, acknowledged REAL
 );
+CREATE TABLE IF NOT EXISTS spent (
+    site TEXT PRIMARY KEY, epsilon REAL NOT NULL, delta REAL NOT NULL, seen REAL NOT NULL
+);
 CREATE TABLE IF NOT EXISTS alarms (
     number INTEGER PRIMARY KEY, site TEXT NOT NULL, what TEXT NOT NULL, raised REAL NOT NULL, cleared REAL
 );
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """What a site's own ledger said when it last answered.
+
+    Attributes:
+        site: whose.
+        epsilon: of its cohort, as its ledger has it.
+        delta: at which that is.
+        seen: Unix time.
+
+    """
+
+    site: str
+    epsilon: float
+    delta: float
+    seen: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +185,10 @@ class Contact:
             )
         ]
 
+    def unanswered(self, site: str) -> list[Charge]:
+        """Return the charges of this run that no answer came to: they stay, unless the site signs that none began."""
+        return [charge for charge in self._unanswered(site, settled=True) if charge.run == self.run]
+
     def check_key(self, site: str, stated: str, registered: PublicKey | None) -> PublicKey:
         """Return the key that a site's answers must be signed with.
 
@@ -207,6 +232,8 @@ class Contact:
         with transaction(self.path, _SCHEMA) as connection:
             connection.execute("INSERT OR IGNORE INTO keys VALUES (?, ?, ?)", (site, key.text, time.time()))
             connection.execute("INSERT OR REPLACE INTO confirmed VALUES (?, ?, ?)", (site, *seen))
+            stated = (site, answer.epsilon_spent, answer.delta, time.time())
+            connection.execute("INSERT OR REPLACE INTO spent VALUES (?, ?, ?, ?)", stated)
             for digest in answer.receipts:
                 connection.execute(
                     "UPDATE receipts SET acknowledged = ? WHERE site = ? AND digest = ? AND acknowledged IS NULL",
@@ -272,3 +299,9 @@ class Contact:
         rows = as_rows(_Head, read_rows(self.path, query, site), self.path)
         head = Head(rows[0].sequence, rows[0].hash) if rows else None
         return head if head is not None and self.ledger.contains(head) else None
+
+
+def stated_spent(path: Path) -> dict[str, Stated]:
+    """Return what each site's own ledger said last; none in a file of an earlier version."""
+    rows = read_rows(path, "SELECT site, epsilon, delta, seen FROM spent", added="spent")
+    return {row.site: row for row in as_rows(Stated, rows, path)}

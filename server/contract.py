@@ -10,6 +10,14 @@ PARTS = FlowerParts(
             *("runtime_api_address", "log_queue", "token", "insecure", "certificates", "parent_pid"),
             "runtime_dependency_install",
         ),
+        "flwr.supercore.inflatable.inflatable_utils:pull_objects": (
+            *("object_ids", "pull_object_fn", "max_concurrent_pulls", "max_time", "max_tries_per_object"),
+            *("initial_backoff", "backoff_cap"),
+        ),
+        "flwr.supercore.inflatable.inflatable_utils:pull_and_inflate_object_from_tree": (
+            *("object_tree", "pull_object_fn", "confirm_object_received_fn", "return_type", "max_concurrent_pulls"),
+            *("max_time", "max_tries_per_object", "initial_backoff", "backoff_cap"),
+        ),
         "flwr.supercore.logger:mirror_output_to_queue": ("log_queue",),
         "flwr.supercore.logger:restore_output": (),
         "flwr.supercore.app_utils:start_parent_process_monitor": ("parent_pid",),

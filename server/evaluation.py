@@ -31,7 +31,7 @@ from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.seals import Head, OrderSeal, Receipt, body_text, text_hash
 from wardpose.shared.skeleton import get_skeleton
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import EVALUATE, EvaluationOrder, Refusal, hash_arrays, pack, pair_arrays
+from wardpose.shared.wire import EVALUATE, EvaluationOrder, Refusal, hash_arrays, pack, pack_together, pair_arrays
 
 logger = logging.getLogger("wardpose.server")
 
@@ -116,7 +116,8 @@ class Evaluator:
         answers: dict[int, Answer] = {}
         seals: dict[str, OrderSeal] = {}
         if members:
-            content, seconds = pack(order, arrays), self._config.server.deadline_seconds
+            content, seconds = pack(order), self._config.server.deadline_seconds
+            content["arrays"] = pack_together(arrays)
             group = f"{EVALUATION}-{order.number}"
             sealed = {
                 member.name: self._admission.contact.sealed(

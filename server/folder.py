@@ -2,8 +2,9 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from wardpose.shared.files import TOKEN, private_folder, private_opener, storage
 from wardpose.shared.signing import Signer, ensure_key_pair
 
 LOCK = "coordinator.lock"
+_TRIES, _PAUSE = 4, 0.05  # seconds
 _MODELS = ("checkpoint.safetensors", "model.safetensors", "initial.safetensors")
 _WRITTEN = (*_MODELS, "model-card.md", "pretrain.checkpoint", "latest-run")
 _SUFFIX = "?" * TOKEN  # that `shared.files.write_bytes` gives to a file until it is whole
@@ -39,7 +41,13 @@ def held(folder: Path) -> Iterator[None]:
 
 def _hold(file: FileIO, folder: Path) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for _ in range(_TRIES):  # whoever only looks whether somebody is at work holds it for an instant
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(_PAUSE)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
         holder = file.read().decode(errors="replace").strip() or "unknown"

@@ -190,6 +190,22 @@ class _StoredEvaluation:
     chosen: str | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class LastRound:
+    """What a deadline is taken from.
+
+    Attributes:
+        seconds: that a round took.
+        late: sites that missed its deadline.
+        released: sites whose release was believed.
+
+    """
+
+    seconds: float
+    late: int
+    released: int
+
+
 class RunJournal:
     """Write and read one or many runs of a coordinator."""
 
@@ -228,7 +244,7 @@ class RunJournal:
                 "witness, status) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'running') "
                 "ON CONFLICT (run) DO UPDATE SET "
                 "status = 'running', ended = NULL, reason = '', detail = '', rounds = excluded.rounds, "
-                "config = excluded.config, "
+                "config = excluded.config, overlap = excluded.overlap, "
                 "ledger = excluded.ledger, witness = excluded.witness",
                 (
                     run,
@@ -318,6 +334,15 @@ class RunJournal:
         """Return the finished rounds of a run."""
         rows = read_rows(self.path, "SELECT * FROM rounds WHERE run = ? ORDER BY round", run)
         return as_rows(RoundRow, rows, self.path)
+
+    def last_rounds(self, run: str, number: int) -> list[LastRound]:
+        """Return the last finished rounds of a run, the newest first."""
+        count = "(SELECT count(*) FROM sites s WHERE s.run = r.run AND s.round = r.round AND s.status = '{0}') AS {0}"
+        query = (
+            f"SELECT seconds, {count.format('late')}, {count.format('released')} "  # noqa: S608 (fixed names)
+            "FROM rounds r WHERE run = ? ORDER BY round DESC LIMIT ?"
+        )
+        return as_rows(LastRound, read_rows(self.path, query, run, number), self.path)
 
     def evaluations(self, run: str) -> list[EvaluationRow]:
         """Return the evaluations of a run, in order; none in a journal of an earlier version."""

@@ -22,6 +22,9 @@ def run_app(address: str, authority: Path, parent: int, token: str) -> None:
     from flwr.supercore.logger import mirror_output_to_queue, restore_output
     from flwr.superlink.runtime import run_serverapp
 
+    from wardpose.shared.flower_pace import ask_soon_again
+
+    ask_soon_again()
     log: Queue[str | None] = Queue()
     mirror_output_to_queue(log)  # for `wardpose server log`
     run_serverapp(

@@ -19,6 +19,8 @@ from wardpose.server.facts import (
     run_folders,
 )
 from wardpose.server.journal import SiteRow
+from wardpose.server.outcome import FAILED, RUNNING, Outcome, outcome
+from wardpose.server.runs import LATEST, find_run
 from wardpose.server.spent import ledger_of, state_of
 from wardpose.server.status_tables import evaluation_table, round_table, site_table
 from wardpose.server.summary import not_private
@@ -80,6 +82,20 @@ def server_status(places: Places, *, now: float | None = None) -> StatusView:
     always = [*disk_findings, *certificate_findings(ends, now, todo=renew)]
     tables = [certificate_table(ends, now)] if ends else []
     runs = reading.read("The run journal", lambda: find_runs(places.directory), None, todo=todo)
+    submitted = reading.read("The run that was submitted last", lambda: _submitted(places, runs), None, todo=todo)
+    if runs is None and submitted is not None:
+        return StatusView(
+            role="coordinator",
+            name="",
+            headline=f"Run {submitted.run} {submitted.status}: {submitted.why}.",
+            tone="plain" if submitted.status == RUNNING else "bad",
+            next_step=submitted.next,
+            last_error=submitted.why if submitted.status == FAILED else "",
+            findings=by_urgency([*reading.findings, *always]),
+            facts=(*_connection(nodes, []), *disk),
+            tables=tuple(tables),
+            made=now,
+        )
     if runs is None:
         return _without_runs(places, reading, always, facts=[*_connection(nodes, []), *disk], tables=tables, now=now)
     spending = reading.read("The coordinator's ledger", lambda: read_spending(runs), None, todo=_ledger_todo(runs))
@@ -95,6 +111,7 @@ def server_status(places: Places, *, now: float | None = None) -> StatusView:
     findings = by_urgency(
         [
             *reading.findings,
+            *_about_submission(submitted),
             *_about_run(runs, now),
             *_about_ledgers(apart, contradicted),
             *_about_sites(runs, accounts, known if places.superlink is not None else None, now),
@@ -148,6 +165,22 @@ def _without_runs(
         tables=tuple(tables),
         made=now,
     )
+
+
+def _submitted(places: Places, runs: Runs | None) -> Outcome | None:
+    """Tell what became of the run that was submitted last, where its ServerApp wrote nothing down (yet)."""
+    latest = places.directory / LATEST
+    if not latest.is_dir() or (runs is not None and runs.folder.resolve() == latest.resolve()):
+        return None
+    return outcome(find_run(places.directory), places.superlink)
+
+
+def _about_submission(submitted: Outcome | None) -> list[Finding]:
+    if submitted is None:
+        return []
+    tone: Tone = "plain" if submitted.status == RUNNING else "bad"
+    what = f"Run {submitted.run}, submitted last, {submitted.status}: {submitted.why}."
+    return [Finding(tone=tone, what=what, todo=submitted.next)]
 
 
 def _nodes(places: Places, reading: Reading) -> list[Node]:

@@ -27,6 +27,7 @@ def start_child(
     module: str,
     *arguments: str,
     stdin: str | None = None,
+    talk: bool = False,
     environment: Mapping[str, str] | None = None,
     tied: bool = True,
 ) -> Child:
@@ -38,6 +39,7 @@ def start_child(
         module: run by `python -m`.
         arguments: of the module.
         stdin: what it reads on standard input; nothing when absent.
+        talk: keep its standard input open, for `Child.stdin`.
         environment: variables beside the inherited ones.
         tied: to this process; one that is not must find out by itself that nobody waits for it.
 
@@ -46,7 +48,7 @@ def start_child(
         [sys.executable, "-P", "-m", module, *arguments],
         env={**os.environ, **QUIET, "PYTHONSAFEPATH": "1", **(environment or {})},
         cwd="/",  # an empty entry of PYTHONPATH stands for the working folder
-        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stdin=subprocess.PIPE if talk or stdin is not None else subprocess.DEVNULL,
         text=True,
         process_group=0,
         umask=OTHERS,
@@ -87,15 +89,17 @@ def log_to_stderr() -> None:
     logger.propagate = False
 
 
+def tie_to_parent(parent: int) -> None:
+    """On Linux, have this process be sent SIGTERM when its parent dies, or end at once where it has died already."""
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def _end_with_parent() -> Callable[[], None] | None:
     if not sys.platform.startswith("linux"):
         return None
-    library = ctypes.CDLL(None)
     parent = os.getpid()
-
-    def tie() -> None:
-        library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(1)  # the parent died before it was tied to
-
-    return tie
+    return lambda: tie_to_parent(parent)

@@ -222,7 +222,10 @@ class ServerConfig(Strict):
         aggregation: the server's rule.
         admission: which releases are believed.
         minimum_sites: releases a round needs; with fewer able sites the run stops, cleanly, with a checkpoint.
-        deadline_seconds: after which a round goes on without the sites that have not answered.
+        deadline_seconds: after which a round goes on without the sites that have not answered, at the longest. Once
+            rounds are known to be shorter, four times the longest of the last three is enough, as long as no site was
+            late in them.
+        minimum_deadline_seconds: the shortest that such a deadline may become.
         wait_seconds: how long to wait for the sites to come online, and before a later round for those that were
             missing.
         score: what is reported each round, on `data.validation`, and by evaluations.
@@ -235,6 +238,7 @@ class ServerConfig(Strict):
     admission: AdmissionConfig = AdmissionConfig()
     minimum_sites: int = Field(default=1, ge=1)
     deadline_seconds: float = Field(default=3600, gt=0)
+    minimum_deadline_seconds: float = Field(default=300, gt=0)
     wait_seconds: float = Field(default=120, gt=0)
     score: Literal["pck@0.2", "pckh@0.5"] = "pck@0.2"
     evaluation: EvaluationConfig | None = None

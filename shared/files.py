@@ -69,7 +69,7 @@ def keep_private(path: Path) -> None:
             path.chmod(mode & 0o700)
 
 
-def refuse_readable(path: Path, what: str = "") -> None:
+def refuse_readable(path: Path) -> None:
     """See that a secret is its owner's alone.
 
     Raises:
@@ -81,8 +81,7 @@ def refuse_readable(path: Path, what: str = "") -> None:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     if mode & OTHERS:
-        named = f"{what} {path}" if what else f"{path}"
-        raise ConfigError(f"{named}: may be read by others (mode {mode:o}; allowed: 600; chmod 600 {path})")
+        raise ConfigError(f"{path}: may be read by others (mode {mode:o}; allowed: 600; chmod 600 {path})")
 
 
 @contextmanager

@@ -184,7 +184,8 @@ def as_rows(kind: type[Row], rows: Iterable[dict[str, Any]], path: Path) -> list
         DamagedError: a row has other columns, or a value of another type.
 
     """
-    types, found = _types(kind), []
+    plain: Any = kind  # mypy does not know that classes are hashable
+    types, found = _types(plain), []
     with understood(path):
         for row in rows:
             for name, value in row.items():

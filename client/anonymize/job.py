@@ -20,6 +20,12 @@ same size; may raise a `WardposeError`."""
 ChangeMany = Callable[[Sequence[Frame], Sequence[str]], list[Frame]]
 """The same of several frames, each changed as if it were alone."""
 
+BATCH = 16
+"""Most frames that are changed together,"""
+
+BATCH_BYTES = 64 << 20
+"""and about how many bytes they may have, but for a frame that alone has more."""
+
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
 
@@ -34,7 +40,7 @@ class Job:
         source: picture, video, or folder of them.
         destination: of the same sort.
         change: what happens to each frame.
-        change_many: the same for several frames of a video; one by one when absent.
+        change_many: the same for several frames of any sizes; one by one when absent.
         identity: of the change; work done by another one is not continued.
         lossless: the result must be stored without loss.
         force: overwrite what exists.

@@ -45,6 +45,7 @@ _FORMAT = 3
 _MARKER = "entry.json"
 _VIEW_KEY = b"wardpose augmented view"  # of the pre-rendered augmentation, which hides nothing
 _BUILD_BATCH = 8
+_SEEN_BATCH = 16  # records whose frames are held at a time: the map of public views takes several
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -218,8 +219,8 @@ class _Job:
 
     def _seen(self) -> Iterator[tuple[int, PoseRecord, Frame, tuple[Frame, Affine] | None]]:
         """Give out records with their frames and public views, which are made a batch at a time."""
-        for start in range(0, len(self.dataset), _BUILD_BATCH):
-            rows = range(start, min(start + _BUILD_BATCH, len(self.dataset)))
+        for start in range(0, len(self.dataset), _SEEN_BATCH):
+            rows = range(start, min(start + _SEEN_BATCH, len(self.dataset)))
             frames = [self.dataset.frame(index) for index in rows]
             records = [self._with_box(self.dataset.record(i), frame) for i, frame in zip(rows, frames, strict=True)]
             views: list[tuple[Frame, Affine] | None] = [None] * len(rows)

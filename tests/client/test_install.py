@@ -246,6 +246,9 @@ def test_a_site_yaml_that_is_there_stays_and_what_differs_is_said(tmp_path: Path
         "cohort.declared_patients: is 60, would be 80", "policy.epsilon: is 1.5, would be 4.0",
     )  # fmt: skip
     assert install_site(kit, None, home=home).cohort is None  # an upgrade needs no data
+    path.write_text("site: [north")
+    assert [each.name for each in install_site(kit, folder, home=home).findings] == ["configuration"]
+    path.write_bytes(mine)
     assert path.read_bytes() == mine
     assert not list(home.glob("*.new"))
 

@@ -214,7 +214,9 @@ def test_the_app_hears_of_its_site_from_the_command_line_alone(site: Path, monke
 
 def test_no_process_of_a_site_uses_flowers_loader() -> None:
     folder = Path(inspect.getfile(check_bundle)).parent
-    text = "".join((folder / f"{name}.py").read_text() for name in ("clientapp", "executor", "launcher", "supernode"))
+    text = "".join(
+        (folder / f"{name}.py").read_text() for name in ("clientapp", "executor", "launcher", "supernode", "zygote")
+    )
     for name in ("install_from_fab", "load_app", "get_load_client_app_fn", "install_app_dependencies", "extractall"):
         assert name not in text
     assert APP == "wardpose.client.app:app"

@@ -18,6 +18,7 @@ from support.status_folders import (
 )
 
 from wardpose.server.facts import Places, late_in_a_row, read_runs, read_spending, run_folders
+from wardpose.server.folder import held
 from wardpose.server.journal import Ending, RunJournal, SiteRow
 from wardpose.server.status import server_status
 from wardpose.shared.privacy.budget import Budget
@@ -205,3 +206,28 @@ def test_a_run_that_begins_again_has_no_end(tmp_path: Path) -> None:
     assert (journal.runs()[-1]["reason"], journal.runs()[-1]["status"]) == ("", "running")
     start_run(tmp_path, run="r2")
     assert RunJournal(journal.path).runs()[0]["reason"] == Ending.KILLED
+
+
+def test_a_run_whose_process_was_killed_is_not_under_way(tmp_path: Path) -> None:
+    start_run(tmp_path)
+    with held(tmp_path):
+        assert server_status(Places(directory=tmp_path)).headline == "Round 1 of 12 is under way."
+    view = server_status(Places(directory=tmp_path))
+    assert view.headline == "The run was interrupted after round 0 of 12."
+    assert "wardpose server resume" in view.next_step
+
+
+def test_a_run_that_never_began_is_told(tmp_path: Path) -> None:
+    (tmp_path / "r2").mkdir()
+    (tmp_path / "latest").symlink_to("r2")
+    view = server_status(Places(directory=tmp_path))
+    assert (view.tone, "r2" in view.headline, "never began" in view.headline) == ("bad", True, True)
+    (tmp_path / "r1").mkdir()
+    start_run(tmp_path / "r1")
+    view = server_status(Places(directory=tmp_path))
+    assert view.headline.startswith("Round 1 of 12")
+    assert "Run r2, submitted last, failed: it never began." in text(view)
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").symlink_to("r1")
+    assert "submitted last" not in text(server_status(Places(directory=tmp_path)))
+    assert len(run_folders(tmp_path)) == 1

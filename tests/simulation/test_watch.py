@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from wardpose.server.facts import Places
 from wardpose.server.status import server_status
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.status_view import finite
 from wardpose.simulation.cli import app
-from wardpose.simulation.commands.watch import finite, reader
+from wardpose.simulation.commands.watch import reader
 
 
 def run(*arguments: str) -> str:

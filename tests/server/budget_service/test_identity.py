@@ -73,6 +73,7 @@ def certificate(
     (folder / "c.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
     form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     (folder / "c.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))
+    (folder / "c.key").chmod(0o600)
     return folder / "c.crt", folder / "c.key"
 
 
@@ -225,6 +226,7 @@ def test_a_role_that_is_forged_in_a_request_for_a_certificate_is_not_taken_over(
     (tmp_path / "n.crt").write_bytes(signed)
     form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     (tmp_path / "n.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))
+    (tmp_path / "n.key").chmod(0o600)
     with coordinator.stub("", files=(tmp_path / "n.crt", tmp_path / "n.key")) as stub:
         answer = stub.GetAccount(wire.GetAccountRequest(), timeout=10)
         call = stub.StreamEntries(wire.StreamEntriesRequest(from_sequence=1), timeout=10)
