@@ -25,6 +25,9 @@ CALLS = {
         *("max_time", "max_tries_per_object", "initial_backoff", "backoff_cap"),
     ),
     "flwr.common.config:get_fused_config_from_fab": ("fab_file", "run"),
+    "flwr.supernode.node_auth_http_interceptor:NodeAuthHttpInterceptor": ("private_key", "public_key"),
+    "flwr.supernode.fleet_http_client:FleetHttpClient.ActivateNode": ("self", "request"),
+    "flwr.supercore.primitives.asymmetric:public_key_to_bytes": ("public_key",),
     "flwr.supercore.auth:load_superexec_auth_secret": ("secret_file",),
     "flwr.supercore.heartbeat:make_task_heartbeat_fn_http": ("client",),
     "flwr.supercore.heartbeat:HeartbeatSender": ("heartbeat_fn",),
@@ -46,6 +49,8 @@ FIELDS = {
 VALUES = {
     "flwr.supercore.constant:TaskType.CLIENT_APP": "flwr-clientapp",
     "flwr.common.constant:SubStatus.COMPLETED": "completed",
+    "flwr.supercore.error:ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL": "2003",
+    "flwr.supercore.error:ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED": "2004",
 }
 # How the SuperNode uses what is wrapped -> words of its source.
 SOURCES = {

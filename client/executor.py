@@ -18,6 +18,7 @@ from typing import NoReturn
 from wardpose.client.contract import check_flower
 from wardpose.shared.children import Child, start_child, stop_children
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import private_process, refuse_readable
 from wardpose.shared.flower_tasks import task_asker, task_client
 
 _FASTEST_POLL, _SLOWEST_POLL = 0.05, 0.3  # seconds between two questions for a task, on this machine
@@ -49,6 +50,8 @@ def run_executor(site: Path, *, address: str, secret_file: Path) -> NoReturn:
     for option, file in (("SITE.yaml", site), ("--secret-file", secret_file)):
         if not file.is_file():
             raise ConfigError(f"{option} {file}: no such file")
+    refuse_readable(secret_file)
+    private_process()
     check_flower()
     ask = task_asker(task_client(address, secret_file), f"the SuperNode at {address}", TaskType.CLIENT_APP, logger)
     answering = Forks(site.resolve(), address) if _can_fork() else Starts(site.resolve(), address)

@@ -15,7 +15,7 @@ from pathlib import Path
 from wardpose.client.contract import check_flower
 from wardpose.client.home import SiteHome
 from wardpose.shared.children import start_child
-from wardpose.shared.files import write_bytes
+from wardpose.shared.files import private_process, refuse_readable, write_bytes
 from wardpose.shared.health import healthy
 from wardpose.shared.supervision import Service, Start, only_launcher
 from wardpose.shared.supervision import supervise as keep
@@ -61,6 +61,8 @@ def run_site(
     from wardpose.shared.site_config import load_site
 
     name = load_site(site).site
+    refuse_readable(private_key)
+    private_process()
     check_flower()
     with (
         only_launcher((folder or site.parent).resolve()),

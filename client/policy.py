@@ -15,7 +15,8 @@ import torch
 
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import PolicyViolation, WireError
-from wardpose.shared.pose.model import ModelConfig, PoseModel, Strategy, trainable_names
+from wardpose.shared.pose.model import ModelConfig, PoseModel, trainable_names
+from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.privacy.accounting import UNITS, Event, as_seeded
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.distributed import DistributedNoise

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.files import write_bytes
+from wardpose.shared.files import private_folder, write_bytes
 from wardpose.shared.kits.archive import PRIVATE_FILE, PRIVATE_FOLDER
 from wardpose.shared.kits.request import SiteRequest
 from wardpose.shared.signing import create_key_pair
@@ -35,7 +35,7 @@ def make_request(site: str, home: Path) -> tuple[Path, str]:
     for private in ("node.key", "budget.key"):
         if (keys / private).exists():
             raise ConfigError(f"{keys / private}: exists already (allowed: a home without keys)")
-    keys.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
+    private_folder(keys)
     keys.chmod(PRIVATE_FOLDER)
     signer = create_key_pair(keys / "node.key", keys / "node.pub")
     budget = ec.generate_private_key(ec.SECP256R1())

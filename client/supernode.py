@@ -28,9 +28,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from wardpose.client.bundle import PYPROJECT, BundleRefused, check_bundle
+from wardpose.client.connection.why import why_not_taken_in
 from wardpose.client.contract import check_flower
 from wardpose.client.watchdog import Watchdog
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import private_process, refuse_readable
 from wardpose.shared.flower_pace import ask_soon_again
 from wardpose.shared.health import healthy
 from wardpose.shared.supervision import AGAIN
@@ -87,6 +89,9 @@ def run_supernode(
     ):
         if not file.is_file():
             raise ConfigError(f"{option} {file}: no such file")
+    for secret in (private_key, secret_file):
+        refuse_readable(secret)
+    private_process()
     check_flower()
     ask_soon_again()
     import flwr.supernode.fleet_http_connection as connection
@@ -104,7 +109,12 @@ def run_supernode(
         *("--host", host, "--port", str(port)),
     ]
     watchdog.start(SIGNED_OFF)
-    flower_supernode()
+    try:
+        flower_supernode()
+    except SystemExit as ended:
+        if ended.code:  # Flower has logged a number of its own, and one of the server's
+            logger.error("the SuperNode ended: %s", why_not_taken_in(superlink, root_certificates, private_key))
+        raise
     logger.error("the connection to %s ended; the SuperNode signed off", superlink)
     logging.shutdown()
     os._exit(SIGNED_OFF)  # Flower's HTTP server would keep the process for ever

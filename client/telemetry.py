@@ -174,7 +174,9 @@ def training_rows(folder: Path) -> list[TrainingRow]:
     try:
         if path.stat().st_size > _LARGEST:
             raise ValueError("too large")
-        rows: list[dict[str, Any]] = json.loads(path.read_bytes())
+        rows: Any = json.loads(path.read_bytes())
+        if not isinstance(rows, list):
+            raise TypeError("no list")
         return [TrainingRow(**{**row, "norms": tuple(float(norm) for norm in row["norms"])}) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedError(f"{path}: cannot be read ({error}); is it damaged, or of another version?") from error

@@ -20,7 +20,7 @@ fail() {
     exit 2
 }
 
-kit=$(cd "$(dirname "$0")" && pwd -P)
+start=$PWD kit=$(cd "$(dirname "$0")" && pwd -P)
 prefix= python= wheels= expected=
 while [ $# -gt 0 ]; do
     case $1 in
@@ -75,7 +75,7 @@ fi
 
 # 3. Python, and Wardpose in it.
 from_there() { # what was meant where this was started
-    case $1 in /*) echo "$1" ;; *) echo "$OLDPWD/$1" ;; esac
+    case $1 in /*) echo "$1" ;; *) echo "$start/$1" ;; esac
 }
 if [ -z "$prefix" ] && [ "$(id -u)" != 0 ]; then
     fail "--prefix: is needed without root"
@@ -107,4 +107,5 @@ command=$(dirname "$python")/wardpose
 [ -x "$command" ] || fail "$command: is missing; --python must be one in which Wardpose is installed"
 
 # 4. The rest is Wardpose's: it checks all of this again, and puts the files where they belong.
+cd "$start"
 exec "$command" {{ role }} install "$kit" --fingerprint "$found" ${prefix:+--home "$home"} "$@"

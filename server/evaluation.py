@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from wardpose.server.admission import Admission, Rejected
 from wardpose.server.aggregation import Arrays
 from wardpose.server.budget import GlobalBudget
-from wardpose.server.course import rounds_between
 from wardpose.server.estimates import Estimate, Scores, scores_of
 from wardpose.server.exchange import Answer, exchange
 from wardpose.server.journal import EvaluationRow, Reason, RunJournal
 from wardpose.server.roll import LEAVES, Member, Roll, error_code, sentence
 from wardpose.shared.config import FederationConfig
+from wardpose.shared.first_course import rounds_between
 from wardpose.shared.privacy.accounting import as_seeded
 from wardpose.shared.privacy.budget import evaluations_made
 from wardpose.shared.privacy.course import Course

@@ -14,9 +14,9 @@ from types import FrameType
 from typing import NoReturn
 
 from wardpose.server.contract import check_flower
-from wardpose.server.superlink_process import ONLY_OURS
 from wardpose.shared.children import Child, start_child, stop_children
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import private_process, refuse_readable
 from wardpose.shared.flower_tasks import task_asker, task_client
 
 LAUNCHER = "WARDPOSE_LAUNCHER"
@@ -46,8 +46,9 @@ def run_executor(*, address: str, authority: Path, secret_file: Path) -> NoRetur
     for option, file in (("--ca", authority), ("--secret-file", secret_file)):
         if not file.is_file():
             raise ConfigError(f"{option} {file}: no such file")
+    refuse_readable(secret_file)
+    private_process()
     check_flower()
-    os.umask(ONLY_OURS)
     client = task_client(address, secret_file, authority=authority)
     ask = task_asker(client, f"the SuperLink at {address}", TaskType.SERVER_APP, logger)
     parent = os.environ.get(LAUNCHER) or str(os.getpid())

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from wardpose.server.budget import GlobalBudget
+from wardpose.server.folder import LOCK
 from wardpose.server.home import ServerHome
-from wardpose.server.journal import EvaluationRow, RoundRow, RunJournal, SiteRow
+from wardpose.server.journal import Ending, EvaluationRow, RoundRow, RunJournal, SiteRow
 from wardpose.server.ledger import ServerLedger
+from wardpose.server.runs import Run
 from wardpose.server.spent import LedgerPlace, ledger_of, refuse_lost
 from wardpose.shared.errors import DataError
 from wardpose.shared.privacy.accounting import UNITS
@@ -83,7 +85,7 @@ class Runs:
 
     def stated(self, name: str) -> tuple[float | None, float, float]:
         """Return the budget and delta that a site last stated (else the plan's) and its highest epsilon."""
-        plan = next((entry for entry in self.last["config"]["sites"] if entry["name"] == name), {})
+        plan: dict[str, Any] = next((entry for entry in self.last["config"]["sites"] if entry["name"] == name), {})
         rows = [row for row in self.sites if row.site == name]
         budgets = [row.epsilon_budget for row in rows if row.epsilon_budget is not None]
         deltas = [row.delta for row in rows if row.delta is not None]
@@ -99,7 +101,7 @@ def run_folders(directory: Path) -> list[Path]:
     """Return the folders that hold runs: the directory itself, or those in it, as they were begun."""
     if (directory / JOURNAL).exists():
         return [directory]
-    found = [path.parent for path in directory.glob(f"*/{JOURNAL}")]
+    found = [path.parent for path in directory.glob(f"*/{JOURNAL}") if not path.parent.is_symlink()]  # `latest`
     return sorted(found, key=lambda folder: (_began(folder), folder.name))
 
 
@@ -144,9 +146,16 @@ def find_runs(directory: Path) -> Runs | None:
             evaluations = journal.evaluations(run["run"])
     if not runs:
         return None
+    _find_killed(runs[-1], folder)
     return Runs(
         folder=folder, runs=tuple(runs), rounds=tuple(rounds), sites=tuple(sites), evaluations=tuple(evaluations)
     )
+
+
+def _find_killed(run: dict[str, Any], folder: Path) -> None:
+    """See whether somebody is at work on a run that says it runs: one that was killed could not say otherwise."""
+    if run["status"] == "running" and (folder / LOCK).exists() and not Run(folder).at_work():
+        run |= {"status": "interrupted", "reason": Ending.KILLED, "detail": "its process ended before the run did"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from wardpose.server.course import with_noise
 from wardpose.server.ledger import ServerLedger
 from wardpose.server.limits import Limits
 from wardpose.shared.errors import BudgetExceeded, ConfigError
+from wardpose.shared.first_course import with_noise
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.budget import Budget, OverlapBudget, Window
 from wardpose.shared.privacy.course import Course

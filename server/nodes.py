@@ -15,7 +15,7 @@ from wardpose.server.link_state import Registered, registered
 from wardpose.server.operator import ask
 from wardpose.server.superlink import registered_nodes
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.files import storing
+from wardpose.shared.files import private_folder, storing
 from wardpose.shared.ledger_views import finite
 from wardpose.shared.signing import PublicKey, load_public_key, read_public_key
 
@@ -96,7 +96,7 @@ def revoke(home: ServerHome, name: str) -> None:
     if key.exists():
         with storing(key):
             place = home.nodes / _REVOKED / f"{name}.{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.pub"
-            place.parent.mkdir(exist_ok=True)
+            private_folder(place.parent)
             key.replace(place)
 
 

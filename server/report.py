@@ -1,14 +1,11 @@
 """The run report: one self-contained HTML file with curves, budgets, example frames and the plan."""
 
 import base64
-import io
 from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib as mpl
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from wardpose.server.evaluation import shown_values
@@ -16,16 +13,13 @@ from wardpose.server.scoring import open_all
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.data.dataset import listed
 from wardpose.shared.data.records import Frame, PoseDataset
-from wardpose.shared.files import write_text
+from wardpose.shared.files import ASKED_FOR, write_text
 from wardpose.shared.pose.drawing import draw_skeleton
 from wardpose.shared.pose.evaluation import predict
 from wardpose.shared.pose.model import PoseModel
+from wardpose.shared.status_html import draw, environment, style
+from wardpose.shared.status_view import Curve, budget_tone, of_budget, score_label
 from wardpose.shared.yaml_config import to_yaml
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 _EXAMPLES = 8
 
@@ -44,79 +38,47 @@ def write_report(
 
     """
     dataset = open_all(config.data.test or config.data.validation, config.model.skeleton)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-    )
-    html = environment.get_template("report.html").render(
-        summary=summary,
-        config=to_yaml(config),
-        curve=_picture(_curve(summary)),
-        budgets=_picture(_budgets(summary)),
-        groups=_group_rows(summary),
-        score_label=_score_label(summary),
-        shown=shown_values,
-        examples=[] if dataset is None else _examples(dataset, before, after),
-    )
-    write_text(path, html)
-
-
-def _curve(summary: dict[str, Any]) -> Figure:
-    figure, axes = plt.subplots(figsize=(6.2, 3.2), layout="constrained")
-    history = [row for row in summary["history"] if row["score"] is not None]
-    axes.plot(
-        [row["round"] for row in history],
-        [row["score"] for row in history],
-        marker="o",
-        color="#1f6f8b",
-        label="validation",
-    )
-    if summary["score_initial"] is not None:
-        axes.axhline(summary["score_initial"], color="#999999", linestyle="--", linewidth=1, label="test, before")
-        if summary["score_final"] is not None:
-            axes.axhline(summary["score_final"], color="#2a9d5c", linestyle="--", linewidth=1, label="test, after")
-    axes.set_xlabel("round")
-    axes.set_ylabel(_score_label(summary), parse_math=False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    return figure
-
-
-def _budgets(summary: dict[str, Any]) -> Figure:
-    sites = summary["sites"]
-    figure, axes = plt.subplots(figsize=(6.2, 0.55 * len(sites) + 1.1), layout="constrained")
-    places = np.arange(len(sites))
-    budgets = [site["epsilon_budget"] or 0.0 for site in sites]
-    spent = [site["epsilon_spent"] for site in sites]
-    top = max([*budgets, *(value or 0.0 for value in spent), 1e-9])
-    axes.barh(places, budgets, color="#e4e8eb", label="budget")
-    axes.barh(
-        places,
-        [top if value is None else value for value in spent],
-        height=0.5,
-        color="#1f6f8b",
-        label="spent",
-    )
-    for place, value in zip(places, spent, strict=True):
-        axes.text(
-            0.01 * top,
-            float(place),
-            "infinite" if value is None else f"{value:.3f}",
-            va="center",
-            color="white",
-            fontsize=8,
+    curve = _curve(summary)
+    html = (
+        environment(Path(__file__).parent / "templates")
+        .get_template("report.html")
+        .render(
+            summary=summary,
+            style=style(),
+            config=to_yaml(config),
+            curve=curve,
+            drawing=draw(curve),
+            budgets=[_budget(site) for site in summary["sites"]],
+            groups=_group_rows(summary),
+            score_label=score_label(str(summary["score_name"])),
+            shown=shown_values,
+            examples=[] if dataset is None else _examples(dataset, before, after),
         )
-    axes.set_yticks(places, [site["name"] for site in sites], parse_math=False)
-    axes.invert_yaxis()
-    axes.set_xlabel(f"epsilon at delta = {summary['delta']:g} ({summary['unit']} level)", parse_math=False)
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8)
-    return figure
+    )
+    write_text(path, html, mode=ASKED_FOR)
 
 
-def _score_label(summary: dict[str, Any]) -> str:
-    return str(summary["score_name"]).replace("pck", "PCK")
+def _curve(summary: dict[str, Any]) -> Curve:
+    """Return the plan's score over rounds, beside that of the models before the first and after the last."""
+    on = "patients" if summary["score_on"] == "patients" else "test data"
+    levels = [
+        (f"{words}, {on}", summary[key])
+        for words, key in (("before the first round (free)", "score_initial"), ("after the last", "score_final"))
+        if summary[key] is not None
+    ]
+    return Curve(
+        title=f"{score_label(str(summary['score_name']))} by round",
+        points=tuple((row["round"], row["score"]) for row in summary["history"] if row["score"] is not None),
+        levels=tuple(levels),
+    )
+
+
+def _budget(site: dict[str, Any]) -> tuple[float | None, str]:
+    """Return which share of a site's budget is spent, for a bar, and how that is."""
+    spent, budget = site["epsilon_spent"], site["epsilon_budget"]
+    if spent is None or budget is None:
+        return None, "bad" if spent is None else "plain"
+    return of_budget(spent, budget), budget_tone(spent, budget)
 
 
 def _group_rows(summary: dict[str, Any]) -> list[tuple[str, float | None, float | None]]:
@@ -152,10 +114,3 @@ def _panel(dataset: PoseDataset, index: int, joints: NDArray[np.float32], size: 
 def _encode(image: Frame) -> str:
     _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
-
-
-def _picture(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    plt.close(figure)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -20,6 +20,7 @@ from wardpose.server.budget import GlobalBudget
 from wardpose.server.exchange import Answer, exchange, nodes_of
 from wardpose.server.journal import Reason, SiteRow
 from wardpose.shared.config import FederationConfig
+from wardpose.shared.flower_codes import reply_in_words
 from wardpose.shared.seals import OrderSeal
 from wardpose.shared.signing import PublicKey, read_public_key
 from wardpose.shared.wire import (
@@ -293,4 +294,4 @@ def error_code(answer: Answer) -> int | None:
 
 def sentence(code: int) -> str:
     """Say what an error reply's number means; never what the site wrote beside it."""
-    return Refusal(code).sentence if code in set(Refusal) else f"error {code}"
+    return Refusal(code).sentence if code in set(Refusal) else reply_in_words(code)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from wardpose.server.folder import LOCK
 from wardpose.server.journal import RunJournal
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.files import storing, write_json, write_text
+from wardpose.shared.files import private_folder, storing, write_json, write_text
 
 if TYPE_CHECKING:  # torch comes with it, which looking at runs does without
     from wardpose.shared.config import FederationConfig
@@ -98,7 +98,7 @@ def new_run(runs: Path, config: "FederationConfig", *, now: float | None = None)
 
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
     with storing(runs):
-        runs.mkdir(parents=True, exist_ok=True)
+        private_folder(runs)
         for number in range(1, 10_000):
             folder = runs / (f"{config.name}-{stamp}" if number == 1 else f"{config.name}-{stamp}-{number}")
             try:

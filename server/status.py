@@ -1,6 +1,7 @@
 """The coordinator's status page: where the run stands, what each site spent, what went wrong, and what to do now."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from wardpose.server.advice import AFTER_REFUSAL, AFTER_REJECTION, AFTER_RUN, AFTER_STATE, RENEW
@@ -18,6 +19,8 @@ from wardpose.server.facts import (
     run_folders,
 )
 from wardpose.server.journal import SiteRow
+from wardpose.server.outcome import FAILED, RUNNING, Outcome, outcome
+from wardpose.server.runs import LATEST, find_run
 from wardpose.server.spent import ledger_of, state_of
 from wardpose.server.status_tables import evaluation_table, round_table, site_table
 from wardpose.server.summary import not_private
@@ -42,6 +45,7 @@ from wardpose.shared.status_view import (
     listed,
     number,
     of_budget,
+    score_label,
     size,
     worst,
 )
@@ -52,7 +56,7 @@ _FOOTER = (
     "Epsilon bounds what anybody who sees every release can learn about whether one patient took part; it is what both "
     "ledgers were charged, never an estimate. Scores are on public data unless it says otherwise."
 )
-_ENDED = {
+_ENDED: Mapping[str, tuple[Tone, str]] = {
     "completed": ("good", "The run is completed: {done} of {planned} rounds."),
     "stopped": ("bad", "The run was stopped after round {done} of {planned}: too few sites could take part."),
     "interrupted": ("warning", "The run was interrupted after round {done} of {planned}."),
@@ -71,24 +75,45 @@ def server_status(places: Places, *, now: float | None = None) -> StatusView:
     now = time.time() if now is None else now
     reading = Reading()
     todo = "Look at the file that is named: another program may hold it, or the disk may be full."
-    ends = reading.read("A certificate", lambda: certificate_ends(places.certificates), {}, todo=f"Renew it: {RENEW}")
+    renew = f"Renew it: {RENEW}"
+    ends = reading.read("A certificate", lambda: certificate_ends(places.certificates), dict[str, float](), todo=renew)
     nodes = [] if places.superlink is None else _nodes(places, reading)
     disk, disk_findings = disk_facts(places.directory)
-    always = [*disk_findings, *certificate_findings(ends, now, todo=f"Renew it: {RENEW}")]
+    always = [*disk_findings, *certificate_findings(ends, now, todo=renew)]
     tables = [certificate_table(ends, now)] if ends else []
     runs = reading.read("The run journal", lambda: find_runs(places.directory), None, todo=todo)
+    submitted = reading.read("The run that was submitted last", lambda: _submitted(places, runs), None, todo=todo)
+    if runs is None and submitted is not None:
+        return StatusView(
+            role="coordinator",
+            name="",
+            headline=f"Run {submitted.run} {submitted.status}: {submitted.why}.",
+            tone="plain" if submitted.status == RUNNING else "bad",
+            next_step=submitted.next,
+            last_error=submitted.why if submitted.status == FAILED else "",
+            findings=by_urgency([*reading.findings, *always]),
+            facts=(*_connection(nodes, []), *disk),
+            tables=tuple(tables),
+            made=now,
+        )
     if runs is None:
         return _without_runs(places, reading, always, facts=[*_connection(nodes, []), *disk], tables=tables, now=now)
     spending = reading.read("The coordinator's ledger", lambda: read_spending(runs), None, todo=_ledger_todo(runs))
-    apart = reading.read("The record of contacts", lambda: open_alarms(_beside(runs)), [], todo=todo)
-    contradicted = reading.read("The record of alarms", lambda: Alarms(_beside(runs, ALARMS)).of(), [], todo=todo)
+    apart = reading.read("The record of contacts", lambda: open_alarms(_beside(runs)), list[Alarm](), todo=todo)
+    contradicted = reading.read(
+        "The record of alarms",
+        lambda: [alarm.site for alarm in Alarms(_beside(runs, ALARMS)).of()],
+        list[str](),
+        todo=todo,
+    )
     accounts = {} if spending is None else {site.name: site for site in spending.sites}
     known = {node.name: node for node in nodes}
     findings = by_urgency(
         [
             *reading.findings,
+            *_about_submission(submitted),
             *_about_run(runs, now),
-            *_about_ledgers(apart, [alarm.site for alarm in contradicted]),
+            *_about_ledgers(apart, contradicted),
             *_about_sites(runs, accounts, known if places.superlink is not None else None, now),
             *always,
         ]
@@ -142,6 +167,22 @@ def _without_runs(
     )
 
 
+def _submitted(places: Places, runs: Runs | None) -> Outcome | None:
+    """Tell what became of the run that was submitted last, where its ServerApp wrote nothing down (yet)."""
+    latest = places.directory / LATEST
+    if not latest.is_dir() or (runs is not None and runs.folder.resolve() == latest.resolve()):
+        return None
+    return outcome(find_run(places.directory), places.superlink)
+
+
+def _about_submission(submitted: Outcome | None) -> list[Finding]:
+    if submitted is None:
+        return []
+    tone: Tone = "plain" if submitted.status == RUNNING else "bad"
+    what = f"Run {submitted.run}, submitted last, {submitted.status}: {submitted.why}."
+    return [Finding(tone=tone, what=what, todo=submitted.next)]
+
+
 def _nodes(places: Places, reading: Reading) -> list[Node]:
     todo = "See that the SuperLink runs, and that this user may read its database."
     return reading.read("The SuperLink's database", lambda: registered_nodes(places.superlink or Path()), [], todo=todo)
@@ -149,6 +190,10 @@ def _nodes(places: Places, reading: Reading) -> list[Node]:
 
 def _beside(runs: Runs, name: str = "contact.sqlite") -> Path:
     return ledger_of(runs.folder).path.with_name(name)
+
+
+def _contradicted(runs: Runs) -> list[str]:
+    return [alarm.site for alarm in Alarms(_beside(runs, ALARMS)).of()]
 
 
 def _ledger_todo(runs: Runs) -> str:
@@ -193,8 +238,8 @@ def _words(row: SiteRow) -> str:
     if row.status == "rejected":
         return f"its answer was not believed ({row.reason}): {row.detail}"
     if row.status in ("refused", "failed"):
-        known = row.code in set(Refusal)
-        return f"{row.status}: {Refusal(row.code).sentence if known else f'error {row.code}'}"
+        why = Refusal(row.code).sentence if row.code in set(Refusal) else f"error {row.code}"
+        return f"{row.status}: {why}"
     return "it missed the deadline" if row.status == "late" else ""
 
 
@@ -333,7 +378,7 @@ def _facts(runs: Runs, spending: Spending | None, now: float) -> list[Fact]:
 def _scores(runs: Runs) -> list[Fact]:
     """Show the private score with the one that is free beside it."""
     last = runs.last
-    name = str(last["score_name"]).replace("pck", "PCK")
+    name = score_label(str(last["score_name"]))
     before, after = ((last[f"score_{moment}"] or {}).get("score") for moment in ("initial", "final"))
     on = (last["score_final"] or last["score_initial"] or {}).get("on", "test")
     place = "patients" if on == "patients" else "public test data"
@@ -351,10 +396,7 @@ def _curve(runs: Runs) -> Curve | None:
     points = tuple((row.round, row.score) for row in runs.last_rounds if row.score is not None)
     if not points:
         return None
-    name = str(runs.last["score_name"]).replace("pck", "PCK")
-    return Curve(
-        title=f"{name} on public validation data, by round",
-        points=points,
-        baseline=(runs.last["score_initial"] or {}).get("score"),
-        baseline_name="free baseline (before any patient's round, test data)",
-    )
+    name = score_label(str(runs.last["score_name"]))
+    before = (runs.last["score_initial"] or {}).get("score")
+    levels = () if before is None else (("free baseline (before any patient's round, test data)", before),)
+    return Curve(title=f"{name} on public validation data, by round", points=points, levels=levels)

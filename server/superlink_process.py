@@ -4,17 +4,27 @@ Flower gives a write five seconds to get hold of its SQLite database, whatever t
 when they are over; a SuperNode signs off at that, and a run was lost. Here it is given a minute.
 """
 
+import logging
+import math
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from wardpose.server.contract import check_flower
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import private_folder, private_process, refuse_readable
+from wardpose.shared.health import healthy
+from wardpose.shared.sqlite import keep_database_private
+from wardpose.shared.supervision import AGAIN, PATIENCE_SECONDS
 
 BUSY_MILLISECONDS = 60_000
-ONLY_OURS = 0o077
-"""Umask of a server's processes: nobody else reads what they write."""
+
+_EVERY_SECONDS = 10.0
+
+logger = logging.getLogger("wardpose.server")
 
 
 def run_superlink(
@@ -39,13 +49,16 @@ def run_superlink(
     for option, file in files.items():
         if not file.is_file():
             raise ConfigError(f"{option} {file}: no such file")
+    for secret in (key, secret_file):
+        refuse_readable(secret)
     check_flower()
     import flwr.supercore.sql_mixin as flower
     from flwr.superlink.cli import flower_superlink
 
     vars(flower)["SQLITE_PRAGMAS"] = patient(vars(flower)["SQLITE_PRAGMAS"])
-    os.umask(ONLY_OURS)
-    database.parent.mkdir(parents=True, exist_ok=True)
+    private_process()  # its database holds messages
+    private_folder(database.parent)
+    keep_database_private(database)
     sys.argv = [
         "flower-superlink",
         *("--ssl-ca-certfile", str(authority), "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)),
@@ -53,7 +66,26 @@ def run_superlink(
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret_file)),
         *("--disable-runtime-dependency-installation", "--host", host, "--port", str(port)),
     ]
+    _watch(f"{host}:{port}", authority)
     flower_superlink()
+
+
+def _watch(address: str, authority: Path) -> None:
+    """End this process, to be started again by whoever did, when it lives but has not answered itself for a while."""
+
+    def watch() -> None:
+        answered = math.inf
+        while True:
+            time.sleep(_EVERY_SECONDS)
+            now = time.monotonic()
+            if healthy(address, authority, seconds=_EVERY_SECONDS):
+                answered = now
+            elif now - answered > PATIENCE_SECONDS:
+                logger.error("the SuperLink has not answered for %.0f s; it is started again", now - answered)
+                logging.shutdown()
+                os._exit(AGAIN)
+
+    threading.Thread(target=watch, name="watchdog", daemon=True).start()
 
 
 def patient(pragmas: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
+from wardpose.shared.files import OTHERS
+
 # Nothing is reported, looked up or installed by Flower.
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -49,6 +51,7 @@ def start_child(
         stdin=subprocess.PIPE if talk or stdin is not None else subprocess.DEVNULL,
         text=True,
         process_group=0,
+        umask=OTHERS,
         preexec_fn=_end_with_parent() if tied else None,  # safe: whoever starts a child here has no other thread
     )
     if stdin is not None and child.stdin is not None:

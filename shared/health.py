@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def healthy(address: str, authority: Path | None = None, *, seconds: float = 2.0) -> bool:
-    """Ask for `/health`.
+    """Ask for `/health`; who shows a certificate that is not believed lives, and nothing is gained by its restart.
 
     Args:
         address: host:port.
@@ -20,5 +20,7 @@ def healthy(address: str, authority: Path | None = None, *, seconds: float = 2.0
         scheme = "http" if authority is None else "https"
         with urllib.request.urlopen(f"{scheme}://{address}/health", context=context, timeout=seconds) as answer:  # noqa: S310 (http or https)
             return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError, ValueError):
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLCertVerificationError)
+    except (OSError, ValueError):
         return False

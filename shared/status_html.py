@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from wardpose.shared.errors import one_line
-from wardpose.shared.status_view import Curve, StatusView, duration, moment, number
+from wardpose.shared.status_view import Curve, StatusView, duration, moment, number, size
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LONGEST = 2000  # characters of one text
@@ -29,7 +29,7 @@ class Drawing:
     Attributes:
         line: points of the curve ("x,y x,y").
         dots: (x, y, text) of each point.
-        baseline: y of the free baseline; `None` without one.
+        levels: (y, text) of what it is compared with.
         marks: (y, text) of the scale.
         rounds: (x, text) of the rounds that are named.
         width: of the picture.
@@ -40,7 +40,7 @@ class Drawing:
 
     line: str
     dots: tuple[tuple[float, float, str], ...]
-    baseline: float | None
+    levels: tuple[tuple[float, str], ...]
     marks: tuple[tuple[float, str], ...]
     rounds: tuple[tuple[float, str], ...]
     width: float = _WIDTH
@@ -53,13 +53,13 @@ def render(view: StatusView) -> str:
     return (
         _environment()
         .get_template("status.html")
-        .render(view=view, style=_style(), drawing=None if view.curve is None else draw(view.curve))
+        .render(view=view, style=style(), drawing=None if view.curve is None else draw(view.curve))
     )
 
 
 def headers() -> Mapping[str, str]:
     """Return what a browser is told with the page."""
-    digest = base64.b64encode(hashlib.sha256(_style().encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(style().encode()).digest()).decode()
     return {
         "Content-Type": "text/html; charset=utf-8",
         "Content-Security-Policy": (
@@ -85,7 +85,7 @@ def draw(curve: Curve) -> Drawing | None:
     """Lay a curve out; `None` where it has no point."""
     if not curve.points:
         return None
-    values = [value for _, value in curve.points] + ([] if curve.baseline is None else [curve.baseline])
+    values = [value for _, value in curve.points] + ([value for _, value in curve.levels])
     low, high = min(values), max(values)
     margin = 0.1 * (high - low) or 0.05
     low, high = low - margin, high + margin
@@ -102,25 +102,31 @@ def draw(curve: Curve) -> Drawing | None:
     return Drawing(
         line=" ".join(f"{across(at)},{up(value)}" for at, value in curve.points),
         dots=tuple((across(at), up(value), f"round {at}: {value:.3f}") for at, value in curve.points),
-        baseline=None if curve.baseline is None else up(curve.baseline),
+        levels=tuple((up(value), f"{name}: {value:.3f}") for name, value in curve.levels),
         marks=tuple((up(value), f"{value:.2f}") for value in (low + margin, (low + high) / 2, high - margin)),
         rounds=tuple((across(at), str(at)) for at in named),
     )
 
 
 @cache
-def _style() -> str:
+def style() -> str:
+    """Return the style sheet of all pages."""
     return (_TEMPLATES / "status.css").read_text()
 
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+    return environment()
+
+
+def environment(*folders: Path) -> Environment:
+    """Return what makes pages of templates in folders, and of the parts that all pages share."""
+    made = Environment(
+        loader=FileSystemLoader([*folders, _TEMPLATES]), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(moment=moment, plain=_plain, number=number, duration=duration)
-    return environment
+    made.filters.update(moment=moment, plain=_plain, number=number, duration=duration, size=size)
+    return made
 
 
 def _plain(text: Any) -> str:

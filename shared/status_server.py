@@ -75,7 +75,7 @@ def serve(pages: Pages, *, host: str, port: int) -> None:
     server = StatusServer(pages, host=host, port=port)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
-    print(f"status page on {server.url}, metrics on {server.url}metrics", file=sys.stderr, flush=True)
+    print(f"metrics on {server.url}metrics, status page on {server.url}", file=sys.stderr, flush=True)
     with server:
         stop.wait()
 
@@ -168,7 +168,7 @@ def _server(pages: Pages, family: int, address: object) -> http.server.Threading
             logger.debug("%s: %s", self.client_address[0], one_line(text % values))
 
     class Server(http.server.ThreadingHTTPServer):
-        address_family = family  # type: ignore[assignment]
+        address_family = family
         daemon_threads = True
 
     return Server(address, Handler)  # type: ignore[arg-type]

@@ -108,15 +108,13 @@ class Curve:
     Attributes:
         title: of the picture.
         points: (round, value), in order.
-        baseline: a value that costs nothing; `None` where there is none.
-        baseline_name: what it is.
+        levels: (what it is, value) of what it is compared with: first of what costs nothing.
 
     """
 
     title: str
     points: tuple[tuple[int, float], ...]
-    baseline: float | None = None
-    baseline_name: str = ""
+    levels: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +315,20 @@ def disk_facts(folder: Path, *, local: bool = False) -> tuple[list[Fact], list[F
     return [replace(fact, local=local)], findings
 
 
+def score_label(name: str) -> str:
+    """Write a plan's score as people do: PCK@0.2, PCKh@0.5."""
+    return name.replace("pck", "PCK")
+
+
 def listed(names: Sequence[str]) -> str:
     """Write names in a row."""
     return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1] if names else "none"
+
+
+def finite(value: object) -> object:
+    """Return plain values in which every infinite number is `None`: JSON has none."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value

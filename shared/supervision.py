@@ -16,7 +16,7 @@ from types import FrameType
 
 from wardpose.shared.children import Child, signal_children, stop_children
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.files import storage_error
+from wardpose.shared.files import private_folder, private_opener, storage_error
 
 AGAIN = 75  # exit status of a child that asks to be started again (EX_TEMPFAIL)
 LOCK = "launcher.lock"
@@ -25,7 +25,8 @@ _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 _GRACE_SECONDS = 20.0
 _ASK_SECONDS = 10.0
-PATIENCE_SECONDS = 150.0  # longer than a SuperLink may wait for its database, and than any process takes to begin
+PATIENCE_SECONDS = 150.0  # longer than a SuperLink may wait for its database
+_TO_BEGIN = 4.0  # times as long may pass before the first answer: a busy machine takes minutes to start a process
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 
 Start = Callable[[], Child]
@@ -57,7 +58,7 @@ def supervise(services: Sequence[Service], logger: logging.Logger, *, patience: 
     Args:
         services: in the order in which they are started.
         logger: hears what is started again, and why.
-        patience: seconds without an answer after which a child is killed.
+        patience: seconds without an answer after which a child is killed; several times that before its first.
 
     Returns:
         The exit status of whoever led to the end, 128 and its number for a signal; 0 where none leads.
@@ -100,8 +101,8 @@ def only_launcher(folder: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(FileIO(folder / LOCK, "a+"))
+            private_folder(folder)
+            file = stack.enter_context(FileIO(folder / LOCK, "a+", opener=private_opener))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"{folder}: is run by another process already (allowed: one launcher a home)") from error
@@ -139,15 +140,15 @@ class _Kept:
     def _begin(self) -> None:
         self.child = self.service.start()
         self._started = self._answered = self._asked = time.monotonic()
-        self._due = 0.0
+        self._limit, self._due = _TO_BEGIN * self._patience, 0.0
 
     def _ask(self, now: float) -> None:
         if self.service.answers is None or now - self._asked < min(_ASK_SECONDS, self._patience / 2):
             return
         self._asked = now
         if self.service.answers():
-            self._answered = now
-        elif now - self._answered > self._patience:
+            self._answered, self._limit = now, self._patience
+        elif now - self._answered > self._limit:
             self._logger.error("the %s lives but has not answered for %.0f s", self.service.name, now - self._answered)
             signal_children([self.child], signal.SIGKILL)
             self.child.wait()

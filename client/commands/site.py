@@ -9,6 +9,7 @@ import typer
 
 from wardpose.client.commands.findings import say_findings
 from wardpose.client.home import open_site_home
+from wardpose.shared.commands.kits import Fingerprint, KitPath
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.terminal import console, line, table
 
@@ -176,18 +177,139 @@ def _refuse_mixed(*values: object) -> None:
 
 
 @app.command()
-def check(
-    site: SiteFile,
+def install(
+    kit: KitPath,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="What there is: COCO, MPII, LSP, CVAT, Label Studio, video or frames with labels.",
+            show_default="as site.yaml has it",
+        ),
+    ] = None,
+    fingerprint: Fingerprint = None,
+    home: Annotated[
+        Path | None,
+        typer.Option(help="Below which everything goes.", show_default="the whole machine, as root"),
+    ] = None,
+    patients: Annotated[
+        Path | None, typer.Option(help="Side file: whose record is whose.", show_default="one beside the labels")
+    ] = None,
+    unit: Annotated[
+        str | None, typer.Option(help="What the guarantee protects.", show_default="patient, where they are named")
+    ] = None,
+    declared_patients: Annotated[
+        int | None, typer.Option(help="A public number near that of the patients.", show_default="rounded")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad-records", help="Leave records out that cannot be used.")
+    ] = False,
     skeleton: Annotated[str, typer.Option(help="Joints that the federation trains.")] = "lsp14",
+    as_json: AsJson = False,
+) -> None:
+    """Install this hospital's archive, with a site.yaml filled in from its data. Exits 1 when a check fails."""
+    from wardpose.client.install import enable, install_site
+    from wardpose.shared.commands.kits import open_confirmed
+
+    opened = open_confirmed(kit, role="site", fingerprint=fingerprint, home=home)
+    done = install_site(
+        opened,
+        data,
+        home=home,
+        patients=patients,
+        unit=unit,
+        declared=declared_patients,
+        skip_bad=skip_bad,
+        skeleton=skeleton,
+    )
+    placed = done.installed.placed
+    enabled = enable(done.installed.units)
+    failed = any(found.status == "failure" for found in done.findings)
+    summary = {
+        "home": str(placed.home),
+        "new": placed.new,
+        "site_yaml": "kept" if done.cohort is None or done.differs else "written",
+        "differs": list(done.differs),
+        "units": list(done.installed.units),
+        "enabled": enabled,
+        "next": f"wardpose site check --connect --home {placed.home}",
+    }
+    if done.cohort is not None:
+        cohort = done.cohort
+        summary["data"] = f"{cohort.what}: {cohort.records} records of {cohort.patients} patients"
+        summary["declared_patients"] = done.declared
+    if not as_json:
+        _say_summary(summary)
+    verdict = "installed, but this site cannot take part yet" if failed else "installed; this site can take part"
+    shown = done.findings if as_json else [found for found in done.findings if found.status != "ok"]
+    say_findings(shown, ok=not failed, verdict=f"{verdict}\nnext: {summary['next']}", counts=summary, as_json=as_json)
+
+
+def _say_summary(summary: dict[str, Any]) -> None:
+    screen = console()
+    screen.print(line(f"{summary['home']}: {'installed' if summary['new'] else 'brought up to date'}"), soft_wrap=True)
+    if "data" in summary:
+        text = f"{summary['data']}; declared_patients {summary['declared_patients']}, which is public"
+        screen.print(line(text), soft_wrap=True)
+    for difference in summary["differs"]:
+        screen.print(line(f"site.yaml stays as you have it: {difference}"), soft_wrap=True)
+    if summary["units"]:
+        state = "start with the machine" if summary["enabled"] else "are in place, and not enabled"
+        screen.print(line(f"{', '.join(summary['units'])} {state}"), soft_wrap=True)
+
+
+@app.command()
+def check(
+    site: Annotated[
+        Path | None, typer.Argument(help="The hospital's site.yaml.", metavar="SITE.yaml", show_default="the home's")
+    ] = None,
+    skeleton: Annotated[str, typer.Option(help="Joints that the federation trains.")] = "lsp14",
+    connect: Annotated[
+        bool, typer.Option("--connect", help="The way to the server, too: TLS, clock, registration, versions, plan.")
+    ] = False,
+    home: Home = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Plan to hold against the policy, with --connect.", metavar="PLAN", show_default="the kit's"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that this site could take part: files, data, budget, device, clock. Exits 1 when something fails."""
     from wardpose.client.check import check_site
+    from wardpose.client.connection.check import check_connection
+    from wardpose.client.home import open_site_home
+    from wardpose.shared.children import QUIET
+    from wardpose.shared.errors import ConfigError
 
-    findings = check_site(site, skeleton=skeleton)
+    if connect:
+        os.environ.update(QUIET)  # Flower reads them when it is imported
+        opened = open_site_home(home)
+        if site is not None and site.resolve() != opened.site:
+            raise ConfigError(f"{site}: is not the site.yaml of {opened.folder} (allowed with --connect: leave it out)")
+        findings = check_connection(opened, plan=plan, skeleton=skeleton)
+    elif plan is not None:
+        raise ConfigError("--plan: is looked at with --connect alone (allowed: both)")
+    else:
+        findings = check_site(open_site_home(home).site if site is None else site, skeleton=skeleton)
     failed = any(finding.status == "failure" for finding in findings)
     verdict = "this site cannot take part" if failed else "this site can take part"
     say_findings(findings, ok=not failed, verdict=verdict, counts={}, as_json=as_json)
+
+
+@app.command()
+def status(home: Home = None, as_json: AsJson = False) -> None:
+    """Show on one screen where this site stands: last round, budget, what went wrong, what to do now."""
+    from wardpose.client.facts import certificates_of
+    from wardpose.client.home import open_site_home
+    from wardpose.client.status import site_status
+    from wardpose.shared.status_terminal import show
+    from wardpose.shared.status_view import finite
+
+    opened = open_site_home(home)
+    view = site_status(opened.site, certificates=certificates_of(opened))
+    if as_json:
+        typer.echo(json.dumps(finite(view.to_json())))
+    else:
+        console().print(show(view))
 
 
 @app.command()

@@ -21,7 +21,7 @@ from wardpose.client.labels.hard import disagreement, hardest, hardness
 from wardpose.shared.data.patients import PatientLookup, PatientRule
 from wardpose.shared.data.records import Frame
 from wardpose.shared.errors import ConfigError, DataError, WardposeError
-from wardpose.shared.files import write_bytes, write_text
+from wardpose.shared.files import ASKED_FOR, write_bytes, write_text
 from wardpose.shared.pose.estimators import Estimator
 
 
@@ -204,7 +204,7 @@ def _write(request: DraftRequest, looked: list[_Looked], outcome: DraftOutcome) 
     for one in looked:
         if one.reel.video is not None and request.frames_to is not None:
             frame = one.reel.load(one.entry)[one.page][1]
-            write_bytes(request.frames_to / one.drafted.name, encode_picture(frame, ".png"))
+            write_bytes(request.frames_to / one.drafted.name, encode_picture(frame, ".png"), mode=ASKED_FOR)
     frames, skeleton = [one.drafted for one in looked], request.estimator.skeleton
     if request.format == "coco":
         text = formats.coco(frames, skeleton, least=request.least)
@@ -214,6 +214,6 @@ def _write(request: DraftRequest, looked: list[_Looked], outcome: DraftOutcome) 
     else:
         model = request.estimator.name
         text = formats.label_studio(frames, skeleton, least=request.least, prefix=request.prefix, model=model)
-    write_text(request.out, text)
+    write_text(request.out, text, mode=ASKED_FOR)
     outcome.frames = len(frames)
     outcome.people = sum(len(frame.people) for frame in frames)

@@ -206,6 +206,7 @@ class BudgetService:
             seen_sequence=seen[0],
             seen_hash=seen[1],
             alarms=alarms,
+            node_key=self.submissions.fingerprint(site),
         )
 
     def _rows(self, peer: Peer, after: int, until: int) -> Iterator[wire.EntryRow]:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from wardpose.shared.errors import ConfigError, one_line
-from wardpose.shared.files import write_bytes
+from wardpose.shared.files import refuse_readable, write_bytes
 from wardpose.shared.signing import create_key_pair
 
 ClientRole = Literal["site", "auditor"]
@@ -210,6 +210,7 @@ def create_secret(path: Path) -> Path:
 def _authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     if not (folder / "ca.key").is_file():
         raise ConfigError(f"{folder / 'ca.key'}: is missing (allowed: a folder with an authority)")
+    refuse_readable(folder / "ca.key")
     signer = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{folder / 'ca.key'}: is not an elliptic-curve key")

@@ -21,6 +21,7 @@ from wardpose.shared.version import code_hash
 
 USER = "wardpose"
 _UNITS = Path("/etc/systemd/system")
+_UNIT_MODE = 0o644  # anybody may ask systemd for them anyway
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def install(kit: Kit, *, home: Path | None = None) -> Installed:
     _own(placed.home)
     names = sorted(name for name in kit.files if name.startswith("systemd/"))
     for name in names:
-        write_bytes(_UNITS / Path(name).name, (placed.home / name).read_bytes())
+        write_bytes(_UNITS / Path(name).name, (placed.home / name).read_bytes(), mode=_UNIT_MODE)
     if shutil.which("systemctl") is not None and Path("/run/systemd/system").is_dir():
         subprocess.run(["systemctl", "daemon-reload"], check=False)  # noqa: S607 (root's own)
     return Installed(placed=placed, units=tuple(Path(name).stem for name in names))

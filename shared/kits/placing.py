@@ -225,7 +225,7 @@ def _write(role: Role, home: Path, files: dict[str, KitFile]) -> None:
                 missing.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
                 missing.chmod(PRIVATE_FOLDER)
     for name in sorted(files, key=lambda name: (name == last, name)):
-        write_bytes(home / name, files[name].content, mode=files[name].mode)
+        write_bytes(home / name, files[name].content, mode=files[name].mode & PRIVATE_FOLDER)  # nobody else's business
 
 
 def _remove_old_wheels(kit: Kit, home: Path) -> None:

@@ -35,6 +35,7 @@ from wardpose.shared.data.crops import Affine, Augmentation, compose, crop_frame
 from wardpose.shared.data.dataset import ListDataset
 from wardpose.shared.data.records import Frame, PoseDataset, PoseRecord
 from wardpose.shared.errors import DataError
+from wardpose.shared.files import PRIVATE, private_folder, write_json
 from wardpose.shared.pose.model import ModelConfig, PoseModel
 from wardpose.shared.pose.trainable import Strategy
 
@@ -312,7 +313,7 @@ def _opened(entry: Path, layout: _Layout) -> dict[str, NDArray[Any]] | None:
 
 def _build(entry: Path, job: _Job, limit_bytes: int | None) -> None:
     folder = entry.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     if entry.exists():
         shutil.rmtree(entry)
     for rest in _unfinished(folder):
@@ -326,7 +327,7 @@ def _build(entry: Path, job: _Job, limit_bytes: int | None) -> None:
         for array in arrays.values():
             cast("np.memmap[Any, Any]", array).flush()  # msync: the pages are on disk before the marker says so
         sizes = {f"{name}.npy": (temporary / f"{name}.npy").stat().st_size for name in arrays}
-        (temporary / _MARKER).write_text(json.dumps(sizes))
+        write_json(temporary / _MARKER, sizes)
         try:
             temporary.rename(entry)
         except OSError:
@@ -348,6 +349,7 @@ def _reserve(path: Path, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
         OSError: the disk is full.
 
     """
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(kind), shape=shape)
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))

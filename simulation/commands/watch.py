@@ -38,6 +38,8 @@ def watch(
     as_json: Json = False,
 ) -> None:
     """Show where a run or a site stands, what it spent, what went wrong and what to do now; the files are only read."""
+    from wardpose.shared.status_view import finite
+
     read = reader(folder or Path.cwd(), superlink_database)
     if as_json:
         typer.echo(json.dumps(finite(read().to_json())))
@@ -86,12 +88,3 @@ def reader(folder: Path, superlink: Path | None = None) -> "Callable[[], StatusV
     raise ConfigError(
         f"{one_line(folder)}: nothing to watch (allowed: a server's home or run folder, a site's home, a site.yaml)"
     )
-
-
-def finite(value: object) -> object:
-    """Return plain values in which every infinite number is `None`: JSON has none."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value

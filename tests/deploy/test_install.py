@@ -145,5 +145,24 @@ def test_a_user_without_rights_needs_a_folder_and_no_more(federation: Made, kit:
         shutil.rmtree(public)
 
 
+def test_what_comes_after_is_meant_where_it_was_started(federation: Made, tmp_path: Path, environment: Path) -> None:
+    subprocess.run(["tar", "-xzf", federation.archives["north"], "-C", tmp_path], check=True)
+    given = [
+        "--prefix",
+        "home",
+        "--python",
+        environment,
+        "--fingerprint",
+        federation.fingerprint,
+        "--",
+        "--data",
+        "none",
+    ]
+    done = run(tmp_path / "wardpose-north", *given)
+    assert done.returncode == 2
+    assert f"--data {tmp_path / 'none'}: does not exist" in done.stderr or "--data none: does not exist" in done.stderr
+    assert not (tmp_path / "home").exists()
+
+
 def test_a_shell_finds_nothing_to_complain_of(kit: Path) -> None:
     assert subprocess.run(["sh", "-n", kit / "install.sh"]).returncode == 0

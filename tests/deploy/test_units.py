@@ -150,7 +150,10 @@ def test_systemd_accepts_the_units(homes: dict[str, Path], installed: Callable[[
 
 
 def test_prometheus_accepts_what_is_filled_in(homes: dict[str, Path], installed: Callable[[str], str]) -> None:
-    for home, jobs in ((homes["server"], ["wardpose-server", "wardpose-site"]), (homes["north"], ["wardpose-site"])):
+    for home, jobs in (
+        (homes["server"], ["wardpose-server", "wardpose-site"]),
+        (homes["north"], ["wardpose-site", "wardpose-site-local"]),
+    ):
         path = home / "prometheus" / "prometheus.yml"
         checked = subprocess.run([installed("promtool"), "check", "config", path], capture_output=True, text=True)
         assert checked.returncode == 0, checked.stdout + checked.stderr

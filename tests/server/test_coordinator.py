@@ -27,11 +27,11 @@ from wardpose.server.coordinator import (
     import_ledger,
     load_coordinator,
 )
-from wardpose.server.course import with_noise
 from wardpose.server.journal import RunJournal, SiteRow
 from wardpose.server.provision.templates import render
 from wardpose.server.summary import summarise
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError
+from wardpose.shared.first_course import with_noise
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.signing import create_key_pair, load_public_key
 from wardpose.shared.yaml_config import load_yaml
