@@ -20,7 +20,7 @@ from support.sites import write_site
 from support.status_folders import SITES, add_evaluation, busy_coordinator, superlink_database
 
 from wardpose.client.telemetry import TrainingRow, keep
-from wardpose.simulation.keys import create_authority, create_server_certificate
+from wardpose.server.provision.certificates import create_authority, create_server_certificate
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 WARDPOSE = (sys.executable, "-c", "from wardpose.simulation.cli import main; main()")
