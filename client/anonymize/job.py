@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from wardpose.shared import files
 from wardpose.shared.data.records import Frame
 from wardpose.shared.errors import ConfigError, DataError
 
@@ -61,7 +62,7 @@ class Job:
     force: bool = False
     on_bad: OnBad = "error"
     progress: Progress | None = None
-    mode: int = 0o644
+    mode: int = files.PRIVATE
     log: Callable[[], dict[str, str]] | None = None
 
 
@@ -128,7 +129,7 @@ def naming(job: Job) -> Iterator[None]:
         ConfigError: another job has written it meanwhile.
 
     """
-    job.destination.parent.mkdir(parents=True, exist_ok=True)
+    files.private_folder(job.destination.parent)
     folder = os.open(job.destination.parent, os.O_RDONLY)
     try:
         with suppress(OSError):  # not every file system has locks

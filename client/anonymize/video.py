@@ -69,7 +69,7 @@ def _anonymise(
     video = Video(job.source, index_folder=work)
     outcome = Outcome(left_out=_missing(video, label, job))
     stamps, unit = shown_at(video.index, storage, source=job.source, destination=job.destination)
-    work.mkdir(parents=True, exist_ok=True)
+    files.private_folder(work)
     work.chmod(0o700)  # what lies here may be less hidden than what it becomes
     segments = _finished(work, job)
     outcome.resumed = sum(segment.frames for segment in segments)

@@ -27,7 +27,7 @@ from wardpose.client.labels.hard import disagreement, hardest, hardness
 from wardpose.shared.data.patients import PatientLookup, PatientRule
 from wardpose.shared.data.records import Frame
 from wardpose.shared.errors import ConfigError, DataError, StorageError, WardposeError
-from wardpose.shared.files import sha256_file, storing, write_bytes, write_text
+from wardpose.shared.files import ASKED_FOR, sha256_file, storing, write_bytes, write_text
 from wardpose.shared.pose.estimators import Estimator
 
 _PIECE = 8  # frames between two places to go on from
@@ -273,7 +273,7 @@ def _write(request: DraftRequest, looked: list[_Looked], outcome: DraftOutcome) 
     else:
         model = request.estimator.name
         text = formats.label_studio(frames, skeleton, least=request.least, prefix=request.prefix, model=model)
-    write_text(request.out, text)
+    write_text(request.out, text, mode=ASKED_FOR)
     outcome.frames = len(frames)
     outcome.people = sum(len(frame.people) for frame in frames)
 
@@ -285,4 +285,4 @@ def _write_frame(request: DraftRequest, path: Path, frame: Frame) -> None:
         return
     if path.exists() and not request.force:
         raise ConfigError(f"{path}: exists already and is another picture (--force overwrites)")
-    write_bytes(path, content)
+    write_bytes(path, content, mode=ASKED_FOR)

@@ -15,13 +15,11 @@ import grpc
 
 from wardpose.server.budget_service.alarms import ALARMS, Alarms
 from wardpose.server.budget_service.identity import Refused
-from wardpose.server.heads import Heads
+from wardpose.server.heads import STATED, Heads
 from wardpose.shared.errors import ConfigError, LedgerError
 from wardpose.shared.head_statements import CLOCK_SECONDS, SITE_HEAD, SiteHead
 from wardpose.shared.privacy.entries import NOTHING
 from wardpose.shared.signing import PublicKey, SignatureError, load_public_key
-
-STATED = "stated-heads.sqlite"
 
 
 class Submissions:
@@ -98,6 +96,11 @@ class Submissions:
             raise LedgerError(f"its ledger went back from {last[0]} to {head.sequence} entries")
         if head.seen_hash != last[1] or (head.sequence == last[0] and head.hash != last[1]):
             raise LedgerError(f"entry {last[0]} of its ledger is not the one that was seen before")
+
+    def fingerprint(self, site: str) -> str:
+        """Return the fingerprint of the node key that a site is known by; empty where none is."""
+        key = self._key_of(site)
+        return "" if key is None else key.fingerprint
 
     def _check_signature(self, head: SiteHead, signature: str) -> None:
         key = self._key_of(head.site)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from wardpose.shared.data.crops import IMAGENET_MEAN, IMAGENET_STD, PADDING
 from wardpose.shared.errors import ConfigError, DataError
-from wardpose.shared.files import write_bytes
+from wardpose.shared.files import ASKED_FOR, write_bytes
 from wardpose.shared.pose.codec import SimCC
 from wardpose.shared.pose.estimators import ONNX_KEY, Colours, OnnxEstimator, TorchEstimator
 from wardpose.shared.pose.model import PoseModel
@@ -135,7 +135,7 @@ def write_compared(
             f"{path}: its joints differ from torch's by up to {largest:.3f} pixels on {len(crops)} crops (allowed: "
             f"{most_pixels}); nothing was written"
         )
-    write_bytes(path, content)
+    write_bytes(path, content, mode=ASKED_FOR)
     return Exported(
         path=path,
         bytes=len(content),

@@ -35,7 +35,9 @@ from wardpose.shared.data.crops import Affine, Augmentation, compose, crop_frame
 from wardpose.shared.data.dataset import ListDataset
 from wardpose.shared.data.records import Frame, PoseDataset, PoseRecord
 from wardpose.shared.errors import DataError
-from wardpose.shared.pose.model import ModelConfig, PoseModel, Strategy, trainable_names
+from wardpose.shared.files import PRIVATE, private_folder, write_json
+from wardpose.shared.pose.model import ModelConfig, PoseModel
+from wardpose.shared.pose.trainable import Strategy
 
 Precision = Literal["float16", "float32", "float64"]
 
@@ -108,7 +110,7 @@ def build_rows(
     """
     if views < 1 or (views > 1 and augmentation is None):
         raise ValueError(f"views is {views}; allowed: 1, or more together with an augmentation")
-    frozen = features and strategy in ("head", "last-stage")
+    frozen = features and model.front(strategy) != "full"
     height, width = model.config.input_size
     if frozen:
         shape, kind = _feature_shape(model.config, strategy), str(precision)
@@ -138,14 +140,12 @@ def build_rows(
 
 
 def trunk_hash(model: PoseModel, strategy: Strategy) -> str:
-    """Hexadecimal SHA-256 over every value that the strategy does not train."""
-    trained = set(trainable_names(model, strategy))
+    """Hexadecimal SHA-256 over every value that stands in front of the first layer that trains."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if name not in trained:
-            content = value.detach().cpu().contiguous()
-            digest.update(f"{name}:{content.dtype}:{tuple(content.shape)};".encode())
-            digest.update(content.numpy().data)
+    for name, value in sorted(model.frozen_state(strategy).items()):
+        content = value.detach().cpu().contiguous()
+        digest.update(f"{name}:{content.dtype}:{tuple(content.shape)};".encode())
+        digest.update(content.numpy().data)
     return digest.hexdigest()
 
 
@@ -275,7 +275,7 @@ def _key(job: _Job, trunk: str) -> str:
         "format": _FORMAT,
         "dataset": job.dataset.identity(),
         "pixels": job.dataset.pixels_marker() if isinstance(job.dataset, ListDataset) else "",
-        "strategy": job.strategy if trunk else "",
+        "front": job.model.front(job.strategy) if trunk else "",
         "trunk": trunk,
         "input_size": job.model.config.input_size,
         "kind": job.layout.kind,
@@ -314,7 +314,7 @@ def _opened(entry: Path, layout: _Layout) -> dict[str, NDArray[Any]] | None:
 
 def _build(entry: Path, job: _Job, limit_bytes: int | None) -> None:
     folder = entry.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     if entry.exists():
         shutil.rmtree(entry)
     for rest in _unfinished(folder):
@@ -328,7 +328,7 @@ def _build(entry: Path, job: _Job, limit_bytes: int | None) -> None:
         for array in arrays.values():
             cast("np.memmap[Any, Any]", array).flush()  # msync: the pages are on disk before the marker says so
         sizes = {f"{name}.npy": (temporary / f"{name}.npy").stat().st_size for name in arrays}
-        (temporary / _MARKER).write_text(json.dumps(sizes))
+        write_json(temporary / _MARKER, sizes)
         try:
             temporary.rename(entry)
         except OSError:
@@ -350,6 +350,7 @@ def _reserve(path: Path, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
         OSError: the disk is full.
 
     """
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(kind), shape=shape)
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))
