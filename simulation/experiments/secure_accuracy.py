@@ -42,8 +42,10 @@ from wardpose.shared.training.step import StepGradient, expected_batch_size
 from wardpose.shared.vectors import map_vector
 from wardpose.simulation.partition import partition
 
-ALL_OF_IT = DistributedNoise(minimum_survivors=1, colluding=0)
-"""Each site's own share is all the noise."""
+
+def all_of_it(sites: int) -> DistributedNoise:
+    """Return what makes each site's own share all the noise: everybody else colludes."""
+    return DistributedNoise(sites=sites, minimum_survivors=sites, colluding=sites - 1)
 
 
 def measure(
@@ -67,13 +69,13 @@ def measure(
         model = initial_model(plan, Path(folder), reuse=False)
     scorer, start = Scorer(plan, model), arrays_of(model)
     pooled = build_cohort(dataset, model, plan.mechanism, plan.training)
-    variants = [("central", 1, ALL_OF_IT)]
+    variants = [("central", 1, all_of_it(1))]
     for count in sites:
         everybody = SecureConfig(minimum_survivors=count, colluding=0)
         variants += [
             ("secure, nobody missing", count, everybody.noise(count)),
             ("secure", count, SecureConfig().noise(count)),
-            ("local", count, ALL_OF_IT),
+            ("local", count, all_of_it(count)),
         ]
     rows = []
     for seed in seeds:
