@@ -59,7 +59,7 @@ def _answer(message: Message, site: Site) -> SignedKeys | SealedShares | SignedS
         session = unpack(message.content, KeysRequest)[0].session
         check_session(site, session)
         return states.begin(
-            session, lambda: advertise(session, site.config.site, site.signer, root=_root(site, session))
+            session, lambda: advertise(session, site.config.site, site.signer, root=simulated_root(site, session))
         )
     if kind == SECURE_SHARES:
         shares, _ = unpack(message.content, SharesRequest)
@@ -71,7 +71,7 @@ def _answer(message: Message, site: Site) -> SignedKeys | SealedShares | SignedS
     return states.step(asked.session, lambda state: (None, reveal(state, asked, site.node_keys)))
 
 
-def _root(site: Site, session: Session) -> bytes | None:
+def simulated_root(site: Site, session: Session) -> bytes | None:
     """Return the root of removable noise that a simulation repeats; none, which draws one, at every other site."""
     seed = site.config.simulation_seed
     if seed is None:
