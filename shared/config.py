@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from wardpose.shared.anonymize.public_view import PublicViewConfig
 from wardpose.shared.data.source import DataSource
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.pose.model import ModelConfig
+from wardpose.shared.pose.model import ModelConfig, check_strategy
 from wardpose.shared.pose.pretrain import PretrainConfig
 from wardpose.shared.privacy.distributed import DistributedNoise
 from wardpose.shared.privacy.mechanisms import Mechanism, with_values
@@ -284,6 +284,9 @@ class FederationConfig(Strict):
             )
         if self.privacy.overlap is not None and self.privacy.overlap > len(names):
             raise ValueError(f"privacy.overlap = {self.privacy.overlap} (allowed: at most the {len(names)} sites)")
+        check_strategy(self.model, self.training.strategy)
+        if self.pretrain is not None:
+            check_strategy(self.model, self.pretrain.strategy)
         refuse_uplink(self.mechanism, self.training)
         self._check_secure()
         evaluation = self.server.evaluation

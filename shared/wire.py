@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wardpose.shared.errors import ConfigError, WireError
-from wardpose.shared.pose.model import ModelConfig
+from wardpose.shared.pose.model import ModelConfig, check_strategy
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.evaluation import Evaluation, Layout
@@ -130,6 +130,7 @@ class RoundOrder(_Body):
             raise ValueError(f'model.weights is "{self.model.weights[:80]}"; allowed: "random", the weights come along')
         if self.training.steps != self.course.steps:
             raise ValueError(f"training.steps is {self.training.steps}; the course declares {self.course.steps}")
+        check_strategy(self.model, self.training.strategy)
         refuse_uplink(self.mechanism, self.training)
         refuse_distributed(self.mechanism, self.training)
         if self.secure is not None and self.mechanism.distributed is None:

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.data.source import DataSource, open_source
 from wardpose.shared.pose.evaluation import evaluate
-from wardpose.shared.pose.model import ModelConfig, PoseModel
+from wardpose.shared.pose.model import ModelConfig, PoseModel, check_strategy
 from wardpose.shared.pose.pretrain import PretrainConfig, PretrainReport, Progress
 from wardpose.shared.pose.pretrain import pretrain as pretrain_model
 from wardpose.shared.skeleton import Skeleton
@@ -36,6 +37,11 @@ class PretrainFile(BaseModel):
     validation: tuple[DataSource, ...] = ()
     training: PretrainConfig = PretrainConfig()
     half: bool = False
+
+    @model_validator(mode="after")
+    def _of_the_network(self) -> Self:
+        check_strategy(self.model, self.training.strategy)
+        return self
 
 
 def open_named(sources: Sequence[DataSource], skeleton: Skeleton) -> list[PoseDataset]:

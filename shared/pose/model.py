@@ -19,8 +19,9 @@ stale copy and its graph). Hence `.train()` and `.eval()` change nothing.
     logits_x, logits_y = model.from_features(features, "last-stage")
 """
 
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, cast
 
 import timm
 import torch
@@ -29,12 +30,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wardpose.shared.pose import weights as weight_files
+from wardpose.shared.pose.trainable import Strategy, selected
 from wardpose.shared.skeleton import Skeleton, get_skeleton
 
 Backbone = Literal["tiny_vit_5m_224", "tiny_vit_11m_224", "tiny_vit_21m_224"]
 
-Strategy = Literal["head", "last-stage", "last-stage-norms", "full"]
-"""Which parameters train: the head; stage 4 and the head; those and every earlier LayerNorm (the paper's set); all."""
+Front = Literal["head", "last-stage", "full"]
+"""Where the trained part begins: everything in front of the head, or of stage 4, is frozen, or nothing is."""
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "pretrained" / "ward_tinyvit5m.safetensors"
 """Public weights that come with the package; `wardpose pretrain` makes them."""
@@ -131,31 +133,51 @@ class PoseModel(nn.Module):
         """
         return self.from_features(x, strategy)
 
+    def front(self, strategy: Strategy) -> Front:
+        """Where the trained part begins under `strategy`; strategies of one front share their features.
+
+        Raises:
+            ValueError: as `trainable_names`.
+
+        """
+        names = trainable_names(self, strategy)
+        if all(name.startswith("head.") for name in names):
+            return "head"
+        return "last-stage" if all(name.startswith(("head.", "backbone.stages.3.")) for name in names) else "full"
+
     def frozen_features(self, x: Tensor, strategy: Strategy) -> Tensor:
         """Everything in front of the first layer that trains under `strategy`.
 
         Args:
             x: (B, 3, H, W) float.
-            strategy: for `last-stage-norms` and `full` nothing is frozen in front, so x itself is returned.
+            strategy: where nothing is frozen in front (`full`), x itself is returned.
 
         Returns:
             (B, C, h, w) features; records do not mix.
 
         """
-        if strategy in ("last-stage-norms", "full"):
+        front = self.front(strategy)
+        if front == "full":
             return x
         x = self.backbone.patch_embed(x)
         for stage in self.backbone.stages[:3]:
             x = stage(x)
-        if strategy == "head":
-            x = self.backbone.stages[3](x)
-        return x
+        return self.backbone.stages[3](x) if front == "head" else x
+
+    def frozen_state(self, strategy: Strategy) -> dict[str, Tensor]:
+        """Name every weight and buffer that decides `frozen_features`."""
+        front = self.front(strategy)
+        if front == "full":
+            return {}
+        behind = ("head.",) if front == "head" else ("head.", "backbone.stages.3.")
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(behind)}
 
     def from_features(self, features: Tensor, strategy: Strategy) -> tuple[Tensor, Tensor]:
         """Logits from what `frozen_features` returned; the same as `forward` of the crop itself."""
-        if strategy in ("last-stage-norms", "full"):
+        front = self.front(strategy)
+        if front == "full":
             features = self.backbone.forward_features(features)
-        elif strategy == "last-stage":
+        elif front == "last-stage":
             features = self.backbone.stages[3](features)
         logits: tuple[Tensor, Tensor] = self.head(features)
         return logits
@@ -216,17 +238,34 @@ def trainable_names(model: PoseModel, strategy: Strategy) -> tuple[str, ...]:
     """Names of the parameters that train under `strategy`, in the model's order; no buffer is among them.
 
     Raises:
-        ValueError: no such strategy.
+        ValueError: no such set, or a member of a list names no parameter.
 
     """
-    if strategy not in get_args(Strategy):
-        raise ValueError(f'strategy "{strategy}" is unknown (allowed: {", ".join(get_args(Strategy))})')
-    prefixes = {"head": ("head.",), "full": ("",)}.get(strategy, ("backbone.stages.3.", "head."))
-    return tuple(
-        name
-        for name, _ in model.named_parameters()
-        if name.startswith(prefixes) or (strategy == "last-stage-norms" and "norm" in name)
-    )
+    return _selected(tuple(name for name, _ in model.named_parameters()), strategy)
+
+
+@lru_cache(maxsize=64)
+def _selected(names: tuple[str, ...], strategy: Strategy) -> tuple[str, ...]:
+    return selected(names, strategy)
+
+
+def check_strategy(config: ModelConfig, strategy: Strategy) -> None:
+    """See that every member of a strategy's list names parameters; part of every plan's and order's validation.
+
+    Raises:
+        ValueError: names the member that does not.
+
+    """
+    if not isinstance(strategy, str):
+        selected(_names(config.backbone, config.skeleton), strategy)
+
+
+@lru_cache(maxsize=8)
+def _names(backbone: Backbone, skeleton: str) -> tuple[str, ...]:
+    """Names of the network's parameters, from one without memory."""
+    with torch.device("meta"):
+        model = PoseModel(ModelConfig.model_validate({"backbone": backbone, "skeleton": skeleton}))
+    return tuple(name for name, _ in model.named_parameters())
 
 
 def _in_own_precision(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -25,7 +25,8 @@ from wardpose.shared.errors import DataError
 from wardpose.shared.files import write_bytes
 from wardpose.shared.pose.codec import SimCC
 from wardpose.shared.pose.loss import simcc_loss
-from wardpose.shared.pose.model import PoseModel, Strategy, trainable_names
+from wardpose.shared.pose.model import PoseModel, trainable_names
+from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.pose.weights import state_hash
 
 Progress = Callable[[int, int, float], None]

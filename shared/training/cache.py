@@ -35,7 +35,8 @@ from wardpose.shared.data.crops import Affine, Augmentation, compose, crop_frame
 from wardpose.shared.data.dataset import ListDataset
 from wardpose.shared.data.records import Frame, PoseDataset, PoseRecord
 from wardpose.shared.errors import DataError
-from wardpose.shared.pose.model import ModelConfig, PoseModel, Strategy, trainable_names
+from wardpose.shared.pose.model import ModelConfig, PoseModel
+from wardpose.shared.pose.trainable import Strategy
 
 Precision = Literal["float16", "float32", "float64"]
 
@@ -107,7 +108,7 @@ def build_rows(
     """
     if views < 1 or (views > 1 and augmentation is None):
         raise ValueError(f"views is {views}; allowed: 1, or more together with an augmentation")
-    frozen = features and strategy in ("head", "last-stage")
+    frozen = features and model.front(strategy) != "full"
     height, width = model.config.input_size
     if frozen:
         shape, kind = _feature_shape(model.config, strategy), str(precision)
@@ -137,14 +138,12 @@ def build_rows(
 
 
 def trunk_hash(model: PoseModel, strategy: Strategy) -> str:
-    """Hexadecimal SHA-256 over every value that the strategy does not train."""
-    trained = set(trainable_names(model, strategy))
+    """Hexadecimal SHA-256 over every value that stands in front of the first layer that trains."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if name not in trained:
-            content = value.detach().cpu().contiguous()
-            digest.update(f"{name}:{content.dtype}:{tuple(content.shape)};".encode())
-            digest.update(content.numpy().data)
+    for name, value in sorted(model.frozen_state(strategy).items()):
+        content = value.detach().cpu().contiguous()
+        digest.update(f"{name}:{content.dtype}:{tuple(content.shape)};".encode())
+        digest.update(content.numpy().data)
     return digest.hexdigest()
 
 
@@ -274,7 +273,7 @@ def _key(job: _Job, trunk: str) -> str:
         "format": _FORMAT,
         "dataset": job.dataset.identity(),
         "pixels": job.dataset.pixels_marker() if isinstance(job.dataset, ListDataset) else "",
-        "strategy": job.strategy if trunk else "",
+        "front": job.model.front(job.strategy) if trunk else "",
         "trunk": trunk,
         "input_size": job.model.config.input_size,
         "kind": job.layout.kind,

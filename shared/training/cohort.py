@@ -12,7 +12,8 @@ from wardpose.shared.anonymize.public_view import PublicView
 from wardpose.shared.data.crops import to_tensor
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.pose.model import PoseModel, Strategy
+from wardpose.shared.pose.model import PoseModel
+from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.privacy.accounting import UnitKind
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.privacy.noise import RandomStream

@@ -27,7 +27,8 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from wardpose.shared.pose.codec import SimCC
 from wardpose.shared.pose.loss import simcc_loss
-from wardpose.shared.pose.model import PoseModel, Strategy, trainable_names
+from wardpose.shared.pose.model import PoseModel, trainable_names
+from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.vectors import Vector, map_vector
 
 _BYTES_OF_A_MICRO_BATCH_ON_CPU = 1.2e9  # beyond it page faults cost more than larger products gain

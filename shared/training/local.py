@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.pose.model import PoseModel, Strategy
+from wardpose.shared.pose.model import PoseModel
+from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.privacy.clipping import GRID
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.privacy.noise import Streams

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from wardpose.shared.data.crops import Augmentation
-from wardpose.shared.pose.model import Strategy
+from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.privacy.mechanisms import Mechanism
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -52,7 +52,7 @@ class LocalTraining(BaseModel):
     """Local training of one round.
 
     Attributes:
-        strategy: which parameters train.
+        strategy: which parameters train: a named set, or a list of sets and of patterns (`pose.trainable`).
         steps: noised gradients a site takes in a round.
         optimizer: of the site's steps.
         augmented_views: pre-rendered views per frame, the plain crop included; they belong to the same unit.

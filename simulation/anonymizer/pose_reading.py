@@ -17,7 +17,8 @@ from wardpose.shared.data.crops import to_tensor
 from wardpose.shared.data.records import Frame
 from wardpose.shared.pose.codec import SimCC
 from wardpose.shared.pose.loss import simcc_loss
-from wardpose.shared.pose.model import ModelConfig, PoseModel, Strategy, build_model, trainable_names
+from wardpose.shared.pose.model import ModelConfig, PoseModel, build_model, trainable_names
+from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.skeleton import COCO17, LSP14
 from wardpose.simulation.anonymizer.attacks import MoveNet
 from wardpose.simulation.anonymizer.feed import Sample

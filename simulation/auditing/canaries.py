@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wardpose.shared.pose.model import ModelConfig, PoseModel, Strategy, build_model
+from wardpose.shared.pose.model import ModelConfig, PoseModel, build_model
+from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.training.cache import Rows
 from wardpose.shared.training.cohort import load_bags
 from wardpose.shared.training.gradients import Bags, UnitGradients

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wardpose.shared.pose.model import PoseModel, Strategy, trainable_names
+from wardpose.shared.pose.model import PoseModel, trainable_names
+from wardpose.shared.pose.trainable import Strategy
 
 
 def patched(model: PoseModel, strategy: Strategy) -> PoseModel:

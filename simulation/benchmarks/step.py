@@ -23,7 +23,8 @@ from wardpose.shared.allocator import peak_resident_mib, tune_allocator
 from wardpose.shared.data.crops import to_tensor
 from wardpose.shared.pose.codec import SimCC
 from wardpose.shared.pose.loss import simcc_loss
-from wardpose.shared.pose.model import ModelConfig, PoseModel, Strategy, build_model, trainable_names
+from wardpose.shared.pose.model import ModelConfig, PoseModel, build_model, trainable_names
+from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.privacy.mechanisms import FeatureOptions, Mechanism, ProjectionOptions
 from wardpose.shared.privacy.noise import secure_streams
 from wardpose.shared.privacy.units import UnitIndex

@@ -12,7 +12,7 @@ _RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 
 app = typer.Typer(help="Measure what privacy and the federation cost, as ratios within one run.", no_args_is_help=True)
 
-Strategy = Annotated[str, typer.Option(help="head, last-stage, last-stage-norms or full.")]
+Strategy = Annotated[str, typer.Option(help="Which parameters train: maps, head, last-stage, full ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Save = Annotated[bool, typer.Option(help="Write the result into the package's benchmarks/results.")]
 
@@ -178,9 +178,9 @@ def secure_aggregation(
 
 
 def _strategy(name: str) -> Any:
-    from wardpose.shared.pose.model import Strategy as Known
+    from wardpose.shared.pose.trainable import ParameterSet
 
-    return _among("--strategy", name, get_args(Known))
+    return _among("--strategy", name, get_args(ParameterSet))
 
 
 def _precision(name: str) -> Any:

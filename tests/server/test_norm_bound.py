@@ -13,7 +13,7 @@ from support.engine import PRIVATE, head_engine, make_cohort, make_mechanism, ma
 from wardpose.server.norm_bound import _STRETCH, FAILURE, Trained, _bernstein, _chi, largest_norm
 from wardpose.shared.config import AdmissionConfig
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.pose.model import Strategy
+from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.privacy.accounting import UnitKind
 from wardpose.shared.privacy.mechanisms import Mechanism, ProjectionOptions
 from wardpose.shared.privacy.noise import seeded_streams

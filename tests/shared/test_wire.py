@@ -98,3 +98,11 @@ def test_a_refusal_carries_a_number_and_a_fixed_sentence_only() -> None:
     reply = refusal(Refusal.BUDGET, Message(RecordDict(), 100, "train"))
     assert (reply.error.code, reply.error.reason) == (1002, Refusal.BUDGET.sentence)
     assert len({code.sentence for code in Refusal}) == len(Refusal)
+
+
+def test_an_order_names_parameters_that_its_network_has() -> None:
+    few = LocalTraining(strategy=("film", "head.maps.*"))
+    again = RoundOrder.model_validate_json(order(training=few).model_dump_json())
+    assert again.training.strategy == ("film", "head.maps.*")
+    with pytest.raises(ValidationError, match=r'"backbone.stages.9.\*" names no parameter'):
+        order(training=LocalTraining(strategy=("maps", "backbone.stages.9.*")))

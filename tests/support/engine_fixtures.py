@@ -7,7 +7,8 @@ import pytest
 from support.engine import make_cohort, make_model, make_public
 
 from wardpose.shared.allocator import tune_allocator
-from wardpose.shared.pose.model import PoseModel, Strategy
+from wardpose.shared.pose.model import PoseModel
+from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.training.cohort import CohortData, PublicData
 
 

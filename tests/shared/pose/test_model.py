@@ -8,7 +8,8 @@ from torch.func import functional_call, grad, vmap
 
 from wardpose.shared.pose.codec import SimCC
 from wardpose.shared.pose.loss import simcc_loss
-from wardpose.shared.pose.model import ModelConfig, PoseModel, Strategy, build_model, trainable_names
+from wardpose.shared.pose.model import ModelConfig, PoseModel, build_model, trainable_names
+from wardpose.shared.pose.trainable import Strategy
 
 STRATEGIES: tuple[Strategy, ...] = ("head", "last-stage", "last-stage-norms", "full")
 SMALL = ModelConfig(weights="random", input_size=(64, 64))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wardpose.shared.data.crops import to_tensor
-from wardpose.shared.pose.model import PoseModel, Strategy, trainable_names
+from wardpose.shared.pose.model import PoseModel, trainable_names
+from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.privacy.clipping import MARGIN
 from wardpose.shared.privacy.mechanisms import (
     FeatureOptions,
@@ -120,7 +121,7 @@ def test_units_and_pairs_equal_a_loop(
         if name == "feature":
             expected = expected + 0.7 * public
         for micro, engine in engines.items():
-            for source in (data, cached) if strategy in ("head", "last-stage") else (data,):
+            for source in (data, cached) if model.front(strategy) != "full" else (data,):
                 step = StepGradient(
                     engine,
                     source,
@@ -136,6 +137,11 @@ def test_units_and_pairs_equal_a_loop(
             ]
         )
         torch.testing.assert_close(norms, contributions.norm(dim=1), rtol=1e-10, atol=0.0)
+
+
+@pytest.mark.parametrize("few", ["maps", ("film", "head.x.bias")])
+def test_few_numbers_equal_a_loop(few: Strategy, small_model: Callable[..., PoseModel], cohort: CohortFactory) -> None:
+    test_units_and_pairs_equal_a_loop(few, "patient", small_model, cohort)
 
 
 def _bags(engine: UnitGradients, data: CohortData, ids: np.ndarray, name: str) -> Bags:

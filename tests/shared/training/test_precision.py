@@ -8,7 +8,8 @@ import torch
 from support.engine import make_cohort, make_mechanism, make_model, make_public, make_step, private_sums
 
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.pose.model import PoseModel, Strategy
+from wardpose.shared.pose.model import PoseModel
+from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.privacy.mechanisms import ProjectionOptions
 from wardpose.shared.privacy.noise import seeded_streams
 from wardpose.shared.training.cohort import load_bags

@@ -30,6 +30,7 @@ from support.engine import (
 )
 
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.privacy.clipping import GRID, ClipSum, unit_norms
 from wardpose.shared.privacy.mechanisms import FeatureOptions, Mechanism, ProjectionOptions, ResidualOptions
 from wardpose.shared.privacy.noise import seeded_streams
@@ -252,6 +253,25 @@ def test_extreme_frames_stay_within_the_clip_norm_when_everything_trains(name: s
         assert share <= TOLERANCE
         found = max(found, share)
     assert found > 0.99
+
+
+@pytest.mark.parametrize("strategy", ["maps", ("film", "head.x.bias")])
+@pytest.mark.parametrize("name", ["dp-sgd", "feature"])
+def test_no_unit_moves_few_numbers_by_more_than_the_clip_norm(name: str, strategy: Strategy) -> None:
+    """Nor is anything summed that does not train."""
+    chosen = make_mechanism(name)
+    engine = UnitGradients(make_model(torch.float32), strategy, micro_batch=2)
+    data = make_cohort(chosen, (1, 1), engine=engine)
+    without = sums(engine, without_last_unit(data), chosen)
+    numbers = sum(value.numel() for value in engine.parameters().values())
+    found = 0.0
+    for kind in HOSTILE:
+        with_them = sums(engine, with_rows(data, hostile(kind, 1, last_rows(data)), public=False), chosen)
+        assert [query.total.numel() for query in with_them] == [numbers]
+        (share,) = moved(with_them, without)
+        assert share <= TOLERANCE, kind
+        found = max(found, share)
+    assert found > 0.9
 
 
 FEATURE = [name for name, chosen in VARIANTS.items() if chosen.uses_difference]
