@@ -8,7 +8,7 @@ each add all of it; `no noise` clips only. Masks and superfluous noise cancel ex
 
 Weights follow the sums by momentum and a cosine, which are post-processing.
 
-    python -m wardpose.simulation.experiments.secure_accuracy START.safetensors
+    python -m wardpose.simulation.experiments.secure_accuracy START.safetensors [PEOPLE]
 
 writes `results/secure_accuracy.json` and `.png` here; what is there is not run again.
 """
@@ -30,10 +30,16 @@ from torch.nn import functional
 
 from wardpose.server.initial import initial_model
 from wardpose.server.scoring import Arrays, arrays_of, load_arrays, open_all
-from wardpose.shared.config import FederationConfig, PartitionConfig, SecureConfig, changed, load_federation
+from wardpose.shared.config import (
+    FederationConfig,
+    PartitionConfig,
+    SecureConfig,
+    changed,
+    load_federation,
+    wardpose_home,
+)
 from wardpose.shared.data import crops as cropping
-from wardpose.shared.data.dataset import concatenate
-from wardpose.shared.data.records import PoseDataset
+from wardpose.shared.data.dataset import ListDataset, concatenate
 from wardpose.shared.data.source import open_source
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_json
@@ -136,7 +142,8 @@ class Comparison:
 
     Args:
         plan: the plan.
-        cache: folder where the people's features are kept; nowhere when absent.
+        people: units that are dealt to the hospitals, the first of the data set; all when absent.
+        cache: folder where the people's features are kept.
 
     Attributes:
         plan: its rounds are steps of everybody together.
@@ -145,11 +152,12 @@ class Comparison:
 
     """
 
-    def __init__(self, plan: FederationConfig, cache: Path | None = None) -> None:
+    def __init__(self, plan: FederationConfig, *, people: int | None = None, cache: Path) -> None:
         self.plan = plan
         with tempfile.TemporaryDirectory() as folder:
             self._model = initial_model(plan, Path(folder), reuse=False)
-        self._dataset = _private(plan)
+        private = _private(plan)
+        self._dataset = private.select(range(min(people or len(private), len(private))))
         self._start = arrays_of(self._model)
         test = open_all(plan.data.test, plan.model.skeleton)
         if test is None:
@@ -223,6 +231,7 @@ def measure(
     sites: Sequence[int] = (4, 10),
     epsilons: Sequence[float] = (0.8, 2.0),
     seeds: Sequence[int] = (1, 2, 3),
+    people: int | None = None,
     path: Path | None = None,
 ) -> dict[str, Any]:
     """Train every variant at every epsilon with every seed, and once without noise.
@@ -232,6 +241,7 @@ def measure(
         sites: numbers of them.
         epsilons: each at the plan's delta.
         seeds: of partition, coins and noise.
+        people: how many of the plan's people are dealt out; all when absent.
         path: where rows are kept as they come, and taken from.
 
     Returns:
@@ -240,7 +250,7 @@ def measure(
     """
     result: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {"rows": []}
     known = {(row["variant"], row["sites"], row["epsilon"], row["seed"]) for row in result["rows"]}
-    comparison = Comparison(plan, None if path is None else path.with_suffix(".cache"))
+    comparison = Comparison(plan, people=people, cache=wardpose_home() / "experiments" / "secure")
     described = {
         "before": comparison.before,
         "start": comparison.start,
@@ -295,7 +305,7 @@ def table(result: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _private(plan: FederationConfig) -> PoseDataset:
+def _private(plan: FederationConfig) -> ListDataset:
     """Return all private data of a plan, pooled."""
     skeleton = get_skeleton(plan.model.skeleton)
     sources = [entry.data for entry in plan.sites if entry.data is not None]
@@ -337,7 +347,8 @@ if __name__ == "__main__":
     RESULTS.parent.mkdir(exist_ok=True)
     plan = load_federation(PLAN)
     start = plan.model.model_copy(update={"weights": str(Path(sys.argv[1]).absolute())})
-    measured = measure(changed(plan, {"model": start.model_dump()}), path=RESULTS)
+    number = int(sys.argv[2]) if len(sys.argv) > 2 else None
+    measured = measure(changed(plan, {"model": start.model_dump()}), people=number, path=RESULTS)
     write_json(RESULTS, measured | {"table": table(measured)})
     draw(measured, RESULTS.with_suffix(".png"))
     for line in table(measured):

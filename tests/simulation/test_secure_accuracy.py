@@ -21,7 +21,8 @@ def plan(**changes: Any) -> FederationConfig:
     return changed(tiny_federation(("north",)), new | changes)
 
 
-def test_every_variant_is_trained_at_the_same_noise_and_drawn(tmp_path: Path) -> None:
+def test_every_variant_is_trained_at_the_same_noise_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARDPOSE_HOME", str(tmp_path / "home"))
     path = tmp_path / "scores.json"
     result = measure(plan(), sites=(3,), seeds=(1,), epsilons=(2.0,), path=path)
     assert [(row["variant"], row["sites"]) for row in result["rows"]] == [
@@ -54,13 +55,13 @@ def test_the_table_says_what_is_within_the_spread_and_what_is_not() -> None:
 
 
 @pytest.mark.parametrize("frames", [1, 2])
-def test_gradients_of_the_maps_are_those_of_the_engine(frames: int) -> None:
+def test_gradients_of_the_maps_are_those_of_the_engine(frames: int, tmp_path: Path) -> None:
     """Unit by unit, up to the roundings of float32."""
     federation = plan(
         training={"strategy": "maps", "steps": 1, "optimizer": {"name": "sgd"}},
         mechanism={"sample_rate": 0.5, "frames_per_unit": frames, "noise_multiplier": 3.0},
     )
-    comparison = Comparison(federation)
+    comparison = Comparison(federation, cache=tmp_path)
     model = comparison._model
     cohort = build_cohort(comparison._dataset, model, federation.mechanism, federation.training)
     bags = load_bags(
