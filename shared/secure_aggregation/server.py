@@ -142,7 +142,7 @@ class MaskedSum:
         for site in survivors if removed else ():
             parts += self._parts(site, {peer: shares.links[site] for peer, shares in usable.items()}, removed)
         masks.add_masks(self._total, taken)
-        removal.add_parts(self._total, self.session.bits, parts, self.session.identity, sign=-1)
+        removal.add_parts(self._total, self.session.bits, parts, sign=-1)
         return masks.centred(self._total, self.session.bits)
 
     def _own_mask(self, site: str, shares: Mapping[str, str]) -> tuple[bytes, int]:
@@ -162,7 +162,7 @@ class MaskedSum:
         ]
 
     def _parts(self, site: str, shares: Mapping[str, str], removed: int) -> list[tuple[bytes, int]]:
-        links = removal.chain(self.session.identity, self._secret(site, shares), removed)
+        links = removal.chain(self._secret(site, shares), removed)
         if links[0].hex() != self.keys[site].chain:
             raise WireError(f"the shares of site {site} do not give the chain that it announced")
         return list(zip(links[1:], self.session.scales[:removed], strict=True))

@@ -110,7 +110,7 @@ class Masker:
         session = self.session
         words = masks.as_words(vector, session.bits)
         parts = zip(self.links, session.scales, strict=True)
-        removal.add_parts(words, session.bits, parts, session.identity, sign=1)
+        removal.add_parts(words, session.bits, parts, sign=1)
         masks.add_masks(words, self.keys)
         return masks.pack(words, session.bits)
 
@@ -140,7 +140,7 @@ def advertise(
         masking=masks.public_of(masking),
         sealing=masks.public_of(sealing),
         commitment=masks.commitment(session.identity, seed),
-        chain=removal.chain(session.identity, root, len(session.scales))[0].hex(),
+        chain=removal.chain(root, len(session.scales))[0].hex(),
         signature="-",
     )
     signed = keys.model_copy(update={"signature": signer.sign(KEYS, keys.signed())})
@@ -177,7 +177,7 @@ def share(
     own = request.keys.get(site)
     if own is None or own.masking != masks.public_of(_bytes(state.masking)):
         raise WireError("secure aggregation: the keys under this site's name are not those that it sent")
-    links = removal.chain(session.identity, _bytes(state.root), len(session.scales))[1:]
+    links = removal.chain(_bytes(state.root), len(session.scales))[1:]
     held = _split((_bytes(state.seed), _bytes(state.masking), *links), session, request.keys)
     sealed = {
         name: masks.seal(_bytes(state.sealing), peer.sealing, session.identity, site, name, b"".join(held[name]))
@@ -237,7 +237,7 @@ def accept(state: SiteState, delivery: Delivery) -> tuple[SiteState, Masker]:
         key = masks.mask_key(_bytes(state.masking), keys.masking, session.identity, site, name)
         signed.append((key, sign_of(site, name)))
     own = (masks.seed_key(session.identity, _bytes(state.seed)), 1)
-    links = removal.chain(session.identity, _bytes(state.root), len(session.scales))[1:]
+    links = removal.chain(_bytes(state.root), len(session.scales))[1:]
     gone = {"masking": "", "sealing": "", "seed": "", "root": ""}
     after = state.model_copy(update={"stage": "masked", "shares": shares, **gone})
     return after, Masker(session=session, keys=(own, *signed), links=links)

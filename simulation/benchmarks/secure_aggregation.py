@@ -259,5 +259,5 @@ class _Round:
         kept = slice(session.removed(len(self.survivors)), None)
         words = as_words(np.zeros(len(vector), np.int64), session.bits)
         parts = zip(masker.links[kept], session.scales[kept], strict=True)
-        add_parts(words, session.bits, parts, session.identity, sign=1)
+        add_parts(words, session.bits, parts, sign=1)
         self.expected += centred(words, session.bits)

@@ -121,7 +121,7 @@ def test_a_kill_at_any_step_and_the_same_message_again_give_the_sum_and_take_the
     expected = 4 * vector
     for masker in (maskers["s00"], *(sites.maskers[name] for name in rest[:3])):  # four survivors keep all noise
         words = as_words(np.zeros(session.coordinates, np.int64), session.bits)
-        add_parts(words, session.bits, [(masker.links[0], session.scales[0])], session.identity, sign=1)
+        add_parts(words, session.bits, [(masker.links[0], session.scales[0])], sign=1)
         expected = expected + centred(words, session.bits)
     assert (server.unmask(revealed) == expected).all()
 

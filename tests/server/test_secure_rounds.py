@@ -95,6 +95,15 @@ def test_the_same_seeds_give_the_same_weights_whatever_the_masks_are(tmp_path: P
     assert moved(whole, initial(whole))
 
 
+@pytest.mark.slow
+@pytest.mark.guard
+def test_the_same_seeds_and_the_same_site_missing_give_the_same_noise(tmp_path: Path) -> None:
+    """Also of the noise that three survivors keep and four would not."""
+    for name in ("one", "other"):
+        run(tmp_path / name, [fault("straggle", TRAIN)], server=IMPATIENT)
+    assert not moved(tmp_path / "one", weights(tmp_path / "other"))
+
+
 def test_both_epsilons_are_shown_where_they_differ(whole: Path) -> None:
     own = load_site(whole / "sites" / "north" / "site.yaml")
     ledger = Ledger(own.ledger)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import dp_accounting
 import numpy as np
@@ -60,7 +59,7 @@ def kept_by(sites: Sites, name: str, survivors: int) -> NDArray[np.int64]:
     session, removed = sites.session, sites.session.removed(survivors)
     words = masks.as_words(np.zeros(session.coordinates, np.int64), session.bits)
     parts = list(zip(sites.maskers[name].links, session.scales, strict=True))[removed:]
-    removal.add_parts(words, session.bits, parts, session.identity, sign=1)
+    removal.add_parts(words, session.bits, parts, sign=1)
     return masks.centred(words, session.bits)
 
 
@@ -215,14 +214,14 @@ def test_attack_4_links_above_the_one_that_was_opened_stay_shut_whatever_colludi
     place = {name: session.place(name) for name in left}
     opened = shamir.combine({place[name]: int(answer.links[honest], 16) for name, answer in shown.items()})
     assert opened == links[removed - 1]
-    assert removal.chain(session.identity, opened, removed)[1:] == links[:removed]
+    assert removal.chain(opened, removed)[1:] == links[:removed]
     for above in range(removed + 1, len(links) + 1):
         held = {place[name]: int(sites.states[name].shares[honest][1 + above], 16) for name in left[:3]}
         mixed = held | {place[name]: int(shown[name].links[honest], 16) for name in left[3:7]}
         for shares in (held, mixed):
             with pytest.raises(ValueError, match="not of one secret"):  # but for 2^-265 of all polynomials
                 shamir.combine(shares)
-        assert links[above - 1] not in removal.chain(session.identity, opened, removed)
+        assert links[above - 1] not in removal.chain(opened, removed)
     total = server.unmask(shown)
     for name in left[:3]:  # the colluding sites take all of their own noise off the sum
         total = total - vectors[name] - kept_by(sites, name, len(left))
@@ -275,14 +274,13 @@ def test_whoever_reveals_other_links_than_the_list_opens_is_left_out() -> None:
         MaskedSum.unmask(server, {name: shown[name] for name in session.participants[:4]})
 
 
-def test_links_of_one_session_open_nothing_of_another() -> None:
-    link: Any = bytes(range(32))
-    one, other = (removal.chain(name * 64, link, 2) for name in "ab")
-    assert one[2] == other[2]
-    assert not set(one[:2]) & set(other[:2])
+def test_keys_of_parts_are_none_of_the_links_and_no_two_parts_are_alike() -> None:
+    """A part that the server draws again tells nothing of the chain, and parts are independent of one another."""
+    links = removal.chain(bytes(range(32)), 4)
     drawn = []
-    for session in ("a" * 64, "b" * 64):
-        words = masks.as_words(np.zeros(64, np.int64), 56)
-        removal.add_parts(words, 56, [(link, 1 << 20)], session, sign=1)
-        drawn.append(masks.centred(words, 56))
-    assert (drawn[0] != drawn[1]).any()
+    for link in links[1:]:
+        words = masks.as_words(np.zeros(4096, np.int64), 56)
+        removal.add_parts(words, 56, [(link, 1 << 20)], sign=1)
+        drawn.append(masks.centred(words, 56) / (1 << 20))
+    found = np.corrcoef(drawn)
+    assert np.abs(found - np.eye(4)).max() < 6.5 / math.sqrt(4096) + 1e-9
