@@ -20,9 +20,10 @@ from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
 from wardpose.server.aggregation import Arrays
+from wardpose.server.budget_service.alarms import ALARMS, Alarms
 from wardpose.server.contact import Contact
 from wardpose.server.exchange import Garbage
-from wardpose.server.heads import Heads
+from wardpose.server.heads import STATED, Heads
 from wardpose.server.journal import Reason
 from wardpose.server.norm_bound import Trained, largest_norm, largest_scores
 from wardpose.server.uplink import UplinkDecoder
@@ -307,11 +308,28 @@ class Admission:
             raise Rejected(Reason.FACTS, str(error)) from error
 
     def _check_head(self, site: str, stated: SiteAnswer, seal: OrderSeal, *, grown: bool) -> None:
+        head = (stated.ledger_sequence, stated.ledger_head)
         try:
-            self.heads.check(site, stated.ledger_sequence, stated.ledger_head, grown=grown, asked=seal.site_ledger)
+            self._check_stated(site, head, seal)
+            self.heads.check(site, *head, grown=grown, asked=seal.site_ledger)
         except LedgerError as error:
             self.contact.alarm(site, str(error))
             raise Rejected(Reason.LEDGER, str(error)) from error
+
+    def _check_stated(self, site: str, head: tuple[int, str], seal: OrderSeal) -> None:
+        """Hold a site's ledger against what was heard of it between rounds, at the Budget service of this ledger.
+
+        Raises:
+            LedgerError: what it stated there did not continue its ledger, and nobody settled it; or its ledger does
+                not continue what it stated.
+
+        """
+        folder = self.contact.ledger.path.parent
+        for alarm in Alarms(folder / ALARMS).of(site):
+            raise LedgerError(f"at the Budget service: {alarm.what} (to settle it: wardpose server accept-ledger)")
+        before = Heads(folder / STATED).last(site, before=seal.issued)
+        if before is not None:
+            Heads(folder / STATED).check(site, *head, grown=False, asked=before)
 
     def _forms(self, weights: Arrays) -> list[Mapping[str, ArrayForm]]:
         """Return what the arrays of a release may be: the update or, where it was ordered, its coefficients."""

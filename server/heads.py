@@ -5,12 +5,16 @@ head can tell. The coordinator remembers every head that it ever accepted, seque
 A ledger that says less than it did would let the site spend again what it has spent.
 """
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from wardpose.shared.errors import LedgerError
 from wardpose.shared.sqlite import as_rows, read_rows, transaction
+
+STATED = "stated-heads.sqlite"
+"""Beside the coordinator's ledger: heads that sites stated at the Budget service, between rounds."""
 
 _FOR_EVER = (1 << 63) - 1  # as many entries as SQLite can number
 _SCHEMA = """
@@ -54,13 +58,20 @@ class Heads:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def last(self, site: str) -> tuple[int, str] | None:
-        """Return sequence number and hash of the last head that was accepted of a site; `None` before the first."""
+    def last(self, site: str, *, before: float = math.inf) -> tuple[int, str] | None:
+        """Return sequence number and hash of the last head that was accepted of a site; `None` before the first.
+
+        Args:
+            site: whose ledger.
+            before: Unix time; what was accepted later does not count.
+
+        """
         rows = read_rows(
             self.path,
-            "SELECT sequence, hash FROM heads WHERE site = ? AND epoch = ? ORDER BY sequence DESC LIMIT 1",
+            "SELECT sequence, hash FROM heads WHERE site = ? AND epoch = ? AND seen < ? ORDER BY sequence DESC LIMIT 1",
             site,
             self._epoch(site),
+            before,
         )
         found = as_rows(_Head, rows, self.path)
         return (found[0].sequence, found[0].hash) if found else None

@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -176,7 +177,7 @@ def as_rows(kind: type[Row], rows: Iterable[dict[str, Any]], path: Path) -> list
         DamagedError: a row has other columns, or a value of another type.
 
     """
-    types, found = get_type_hints(kind), []
+    types, found = _types(kind), []
     with understood(path):
         for row in rows:
             for name, value in row.items():
@@ -184,3 +185,8 @@ def as_rows(kind: type[Row], rows: Iterable[dict[str, Any]], path: Path) -> list
                     raise TypeError(f"{name} is {type(value).__name__}")
             found.append(kind(**row))
     return found
+
+
+@lru_cache
+def _types(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)

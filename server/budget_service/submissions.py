@@ -15,13 +15,11 @@ import grpc
 
 from wardpose.server.budget_service.alarms import ALARMS, Alarms
 from wardpose.server.budget_service.identity import Refused
-from wardpose.server.heads import Heads
+from wardpose.server.heads import STATED, Heads
 from wardpose.shared.errors import ConfigError, LedgerError
 from wardpose.shared.head_statements import CLOCK_SECONDS, SITE_HEAD, SiteHead
 from wardpose.shared.privacy.entries import NOTHING
 from wardpose.shared.signing import PublicKey, SignatureError, load_public_key
-
-STATED = "stated-heads.sqlite"
 
 
 class Submissions:

@@ -223,6 +223,8 @@ class Chain:
                 raise
         if self._witness is not None:
             self._witness.remember(tally.count, tally.head)
+        if self._signer is not None and appender.added:
+            self._signed = tally.head
         self._keep(tally)
 
     def month(self, tally: Tally) -> str:

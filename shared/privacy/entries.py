@@ -43,9 +43,13 @@ Row = tuple[int, str, str, str, str]
 """Sequence, kind, body as text, previous, hash."""
 
 
+_quoted = json.JSONEncoder().encode
+
+
 def entry_hash(sequence: int, kind: str, text: str, previous: str) -> str:
     """Hexadecimal SHA-256 of an entry, its body as it is stored."""
-    return hashlib.sha256(json.dumps([sequence, kind, text, previous]).encode()).hexdigest()
+    written = f"[{sequence}, {_quoted(kind)}, {_quoted(text)}, {_quoted(previous)}]"  # as json.dumps
+    return hashlib.sha256(written.encode()).hexdigest()
 
 
 def next_entry(row: Row, count: int, head: str, where: object) -> Entry:

@@ -345,8 +345,11 @@ def spend_of(
     return spend
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
 def _text(events: list[Mapping[str, Any]]) -> str:
-    return json.dumps(events, sort_keys=True, separators=(",", ":"))
+    return _ENCODER.encode(events)
 
 
 @lru_cache(maxsize=16384)
