@@ -19,7 +19,7 @@ from wardpose.client.charging import charge_and_open
 from wardpose.client.contact import LedgersApartError, OutdatedOrderError, facts_hash
 from wardpose.client.evaluation import evaluate_cohort
 from wardpose.client.policy import charged_events, check_evaluation, check_order, check_weights
-from wardpose.client.release import at_declared_times, build_kept, build_release, build_status
+from wardpose.client.release import at_declared_times, build_kept, build_release, build_status, build_wanted
 from wardpose.client.secure_sum import answer_part, take_seat
 from wardpose.client.site import Site, locate_site, open_public_data, open_site
 from wardpose.client.training import train_round
@@ -33,6 +33,7 @@ from wardpose.shared.errors import (
     WardposeError,
     WireError,
 )
+from wardpose.shared.laps import Laps
 from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.signing import SignatureError
 from wardpose.shared.version import code_hash
@@ -145,41 +146,66 @@ def _answer(message: Message, locate: Callable[[], Path], handle: Callable[[Mess
 
 
 def _train(message: Message, path: Path) -> Message:
-    order, weights = unpack(message.content, RoundOrder)
-    if hash_arrays(weights) != order.weights_hash:
-        raise WireError("the weights are not those that the order names")
+    order, received = unpack(message.content, RoundOrder)
     site = open_site(path)
+    weights = site.kept_weights.assembled(order, received)
+    if weights is not None and hash_arrays(weights) != order.weights_hash:
+        raise WireError("the weights are not those that the order names")
     number = site.journal.received(
         run=order.run, round_number=order.round, federation=order.federation, mechanism=order.mechanism.name
     )
     if order.code_hash != code_hash():
         site.journal.finished(number, "refused", detail="the server runs other code")
         return refusal(Refusal.CODE, message)
+    if weights is None:
+        return Message(_want_weights(site, order, number, message.content), reply_to=message)
     with at_declared_times(site.config.answer_seconds):
         content = _round(site, path, order, weights, number, message.content)
     return Message(content, reply_to=message)
+
+
+def _want_weights(site: Site, order: RoundOrder, number: int, asked: RecordDict) -> RecordDict:
+    """Ask for the weights that did not come along, which says nothing about any patient; nothing is carried out."""
+    try:
+        ledger = site.ledger()
+        conversation = site.contact.opened(asked, site=site.config.site, kind=TRAIN, ledger=ledger, signer=site.signer)
+        site.contact.asks(conversation, run=order.run, round_number=order.round)
+        _check(site, order)
+        site.contact.refuse_unknown(order.course)
+        site.journal.finished(number, "wanted", detail="the weights that do not change are not here any more")
+        return build_wanted(site=site.config, ledger=ledger, conversation=conversation)
+    except WardposeError as error:
+        site.journal.finished(number, "refused", detail=str(error))
+        raise
 
 
 def _round(
     site: Site, path: Path, order: RoundOrder, weights: dict[str, Any], number: int, asked: RecordDict
 ) -> RecordDict:
     """Charge, train and build what leaves; the journal's entry `number` says how it ended."""
+    laps = Laps()
     try:
         ledger = site.ledger()
         conversation = site.contact.opened(asked, site=site.config.site, kind=TRAIN, ledger=ledger, signer=site.signer)
+        site.contact.asks(conversation, run=order.run, round_number=order.round)
         _check(site, order)
         check_weights(site.config, order, weights)
         check_paths(site.config.cohort.data, "cohort.data")
         site.contact.refuse_unknown(order.course)
         site.contact.refuse_unconfirmed(conversation)
+        if order.resident is None:
+            site.kept_weights.keep(order, weights)
         masker = take_seat(site, order)
         site.contact.begin(conversation)
+        laps.mark("checks")
         paid = charge_and_open(site, path, order, ledger)
+        laps.mark("charge")
         if paid.without:
             logger.warning(
                 "round %d: %d patients take no part, their own budget is spent", order.round, len(paid.without)
             )
         update = train_round(site, paid.data, order, weights, without=paid.without, sites=masker.sites if masker else 1)
+        laps.mark("train")
         ledger.commit(paid.reservation)
         content, size = build_release(
             site=site.config,
@@ -191,6 +217,8 @@ def _round(
             conversation=conversation,
         )
         site.contact.sent(facts_hash(content), order=conversation.seal.order, run=order.run, round_number=order.round)
+        laps.mark("release")
+        logger.info("%s", laps.line("order", order.round))
     except (PolicyViolation, BudgetExceeded, SignatureError, LedgersApartError) as error:
         site.journal.finished(number, "refused", detail=str(error))
         raise
@@ -247,6 +275,7 @@ def _preflight(message: Message, path: Path) -> Message:
     )
     ledger.begin()  # its first head tells it from any other that an empty place may hold later
     if isinstance(order, RoundOrder):
+        site.contact.asks(conversation, run=order.run, round_number=order.round)
         _check(site, order)
     else:
         check_evaluation(site.config, order)
@@ -257,7 +286,10 @@ def _preflight(message: Message, path: Path) -> Message:
         course=order.course,
     )
     site.contact.accept(order.course)
-    return Message(build_status(site=site.config, ledger=ledger, conversation=conversation), reply_to=message)
+    asked = order.resident if isinstance(order, RoundOrder) else None
+    resident = asked is not None and site.kept_weights.have(asked)
+    content = build_status(site=site.config, ledger=ledger, conversation=conversation, resident=resident)
+    return Message(content, reply_to=message)
 
 
 def _receipts(message: Message, path: Path) -> Message:

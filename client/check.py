@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wardpose.client.contact import open_alarms
+from wardpose.client.apart import open_alarms
 from wardpose.client.findings import Finding, finding
 from wardpose.client.journal import SiteJournal
 from wardpose.client.site import Site, open_site
@@ -41,6 +41,7 @@ _CROP_BYTES = 256 * 192 * 3  # one cached view of one record
 _SPARE_BYTES = 1 << 30
 _CLOCK_SECONDS = 300  # what Flower's node authentication tolerates
 _TIME_ERROR = 5  # return value of adjtimex(2) when the clock is not synchronised
+_DRIVER = Path("/proc/driver/nvidia/version")
 _FRAMES_READ = 5
 _TRIES = 5
 
@@ -152,7 +153,7 @@ def _keys(site: Site) -> Iterator[Finding]:
     coordinator = site.contact.coordinator
     yield _ok("keys", f"{site.config.coordinator_key}: orders of {coordinator.fingerprint[:16]} are carried out")
     if site.contact.path.exists():
-        with _copy_of(site.contact.path) as path:
+        with copy_of(site.contact.path) as path:
             for alarm in open_alarms(path):
                 yield _failure("keys", f"{alarm.what}; no order is carried out until both ledgers agree")
 
@@ -164,11 +165,11 @@ def _ledger(site: Site) -> Iterator[Finding]:
         yield _failure("ledger", f"{folder}: not writable by this user; orders will be refused")
     spent = 0.0
     whole = not names_patients(config.cohort.data)
-    with _copy_of(site.journal.path) as path:
+    with copy_of(site.journal.path) as path:
         journal = SiteJournal(path)
         known, paid = (journal.head(), journal.paid()) if path.exists() else (None, set())
     if config.ledger.exists():
-        with _copy_of(config.ledger) as copy:
+        with copy_of(config.ledger) as copy:
             ledger = Ledger(copy, readonly=True, signer=site.signer)
             ledger.verify(known)
             _refuse(ledger_state(copy, paid))
@@ -207,7 +208,7 @@ def _refuse(state: tuple[LedgerState, str]) -> None:
 
 
 @contextlib.contextmanager
-def _copy_of(path: Path) -> Iterator[Path]:
+def copy_of(path: Path) -> Iterator[Path]:
     """Copy a ledger and its log for as long as it is read: SQLite makes files beside whatever it opens.
 
     Raises:
@@ -243,9 +244,35 @@ def _state(path: Path) -> tuple[int, int] | None:
 
 
 def _device(site: Site) -> Iterator[Finding]:
+    if site.config.device == "cuda" and not torch.cuda.is_available():
+        yield _failure("device", f"device = cuda, but {_no_gpu()} (allowed: auto, which takes the processor)")
+        return
     device = site.device()
     torch.ones(1, device=device)
-    yield _ok("device", f"{device}, {torch.get_num_threads()} threads")
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        yield _ok(
+            "device",
+            f"{torch.cuda.get_device_name(device)}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free, driver {_driver()}, "
+            f"CUDA {torch.version.cuda}",
+        )
+        return
+    yield _ok("device", f"{device}, {torch.get_num_threads()} threads; {_no_gpu()}")
+
+
+def _no_gpu() -> str:
+    """Say why there is no GPU: none, no driver, or a torch without CUDA."""
+    built = "this torch is built without CUDA" if torch.version.cuda is None else f"torch for CUDA {torch.version.cuda}"
+    driver = _driver()
+    return f"no GPU can be used ({built}, {f'driver {driver}' if driver else 'no NVIDIA driver'})"
+
+
+def _driver() -> str:
+    """Return the version of NVIDIA's kernel driver; empty where there is none."""
+    with contextlib.suppress(OSError):
+        words = _DRIVER.read_text(errors="replace").splitlines()[0].split()
+        return next((word for word in words if word[:1].isdigit() and "." in word), "of unknown version")
+    return ""
 
 
 def _noise(site: Site) -> Iterator[Finding]:

@@ -1,4 +1,6 @@
-"""One message answered at a site, in a process of its own: `python -m wardpose.client.clientapp SITE.yaml ADDRESS`.
+"""One message answered at a site, in a process of its own: a fork of `client.zygote`.
+
+Where processes cannot be forked safely, it is started anew: `python -m wardpose.client.clientapp SITE.yaml ADDRESS`.
 
 This stands where Flower starts `flwr-clientapp`. That program unpacks the bundle of the run, puts its folder on
 `sys.path` and imports the module it names. Here nothing is unpacked or looked up: the bundle is checked in memory
@@ -17,8 +19,10 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from wardpose.client.bundle import BundleRefused, check_bundle
-from wardpose.client.children import log_to_stderr
 from wardpose.client.supernode import REFUSED
+from wardpose.shared.children import log_to_stderr
+from wardpose.shared.flower_pace import ask_soon_again
+from wardpose.shared.laps import Laps
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -49,6 +53,8 @@ def answer_task(site: Path, address: str, token: str) -> None:
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
+    laps = Laps()
+    ask_soon_again()
     retry = make_simple_http_retry_invoker()
     retry.max_time = _SECONDS
     client = RuntimeHttpClient.from_server_address(
@@ -64,8 +70,13 @@ def answer_task(site: Path, address: str, token: str) -> None:
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
     heartbeat.start()
     message, context, run, fab = pull_task_input(client)
-    push_message(client, answer(site, message, context, run, fab), context)
+    laps.mark("pull")
+    reply = answer(site, message, context, run, fab)
+    laps.mark("answer")
+    push_message(client, reply, context)
     push_task_output(client, context=None, sub_status=SubStatus.COMPLETED, details="")
+    laps.mark("push")
+    logger.info("%s", laps.line(message.metadata.message_type, message.metadata.group_id or "-"))
     heartbeat.stop()
     client.close()
 
@@ -135,7 +146,8 @@ def _note(site: Path, run: "Run", refused: BundleRefused) -> None:
         logger.exception("the refusal could not be written to the journal")
 
 
-def _stop(number: int, _frame: FrameType | None) -> None:
+def stop_by_signal(number: int, _frame: FrameType | None) -> None:
+    """End by an exception, so that the message in hand is answered for; further signals are not heard."""
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, signal.SIG_IGN)
     raise SystemExit(128 + number)
@@ -144,7 +156,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 if __name__ == "__main__":
     log_to_stderr()
     for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, _stop)
+        signal.signal(each, stop_by_signal)
     try:
         answer_task(Path(sys.argv[1]), sys.argv[2], sys.stdin.readline().strip())
     except Exception as error:

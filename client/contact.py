@@ -19,6 +19,7 @@ from pathlib import Path
 
 from flwr.app import RecordDict
 
+from wardpose.client.apart import Alarm, open_alarms
 from wardpose.client.journal import SiteJournal
 from wardpose.shared.errors import LedgerError
 from wardpose.shared.privacy.course import Course
@@ -45,6 +46,7 @@ CREATE TABLE IF NOT EXISTS sent (
 CREATE TABLE IF NOT EXISTS receipts (
     digest TEXT PRIMARY KEY, text TEXT NOT NULL, signature TEXT NOT NULL, received INTEGER NOT NULL
 );
+CREATE TABLE IF NOT EXISTS asked (run TEXT PRIMARY KEY, round INTEGER NOT NULL, issued REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS charges (reservation TEXT PRIMARY KEY, state TEXT NOT NULL, since INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS alarms (number INTEGER PRIMARY KEY, what TEXT NOT NULL, raised INTEGER NOT NULL,
     cleared INTEGER);
@@ -76,20 +78,6 @@ class Conversation:
     signer: Signer
     server_ledger: Head
     words: tuple[Word, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alarm:
-    """A disagreement that nobody has settled.
-
-    Attributes:
-        what: in a line.
-        raised: Unix time.
-
-    """
-
-    what: str
-    raised: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +164,29 @@ class Contact:
             )
         if self._settle(charge, _SERVED) != _SERVED:
             raise OutdatedOrderError(f"of charge {charge[:12]} this site has signed that nothing was released")
+
+    def asks(self, conversation: Conversation, *, run: str, round_number: int) -> None:
+        """Note which round of a run the coordinator is at, and see that an order is not of one that it has left.
+
+        A node that was cut off, or stood behind a long round, hands over what nobody waits for any more: carried out,
+        it would cost the patients a round, and its answer would be thrown away. What the coordinator signs after it
+        went back itself (a checkpoint that was restored) is newer, and holds.
+
+        Raises:
+            OutdatedOrderError: it asked about a later round of the run after it signed this.
+
+        """
+        issued = conversation.seal.issued
+        with transaction(self.path, _SCHEMA) as connection:
+            row = connection.execute("SELECT round, issued FROM asked WHERE run = ?", (run,)).fetchone()
+            if row is not None and issued < row["issued"]:
+                if round_number < row["round"]:
+                    raise OutdatedOrderError(
+                        f"round {round_number} of run {run} is over: the coordinator has asked about round "
+                        f"{row['round']} since"
+                    )
+                return
+            connection.execute("INSERT OR REPLACE INTO asked VALUES (?, ?, ?)", (run, round_number, issued))
 
     def _words(self, seal: OrderSeal, *, site: str, ledger: Ledger, signer: Signer) -> Iterator[Word]:
         """Sign what never began here, and see that it never does: once signed, such an order is not carried out."""
@@ -363,12 +374,6 @@ class Contact:
         if clears and self.alarms():
             with transaction(self.path, _SCHEMA) as connection:
                 connection.execute("UPDATE alarms SET cleared = ? WHERE cleared IS NULL", (int(time.time()),))
-
-
-def open_alarms(path: Path) -> list[Alarm]:
-    """Return the disagreements with a coordinator that a site has and that were not settled."""
-    rows = read_rows(path, "SELECT what, raised FROM alarms WHERE cleared IS NULL ORDER BY number")
-    return as_rows(Alarm, rows, path)
 
 
 def facts_hash(content: RecordDict) -> str:

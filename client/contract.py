@@ -1,17 +1,10 @@
 """The parts of Flower, beyond its public API, that a site's processes are made of, and what they rely on in each.
 
-`client.supernode`, `client.executor` and `client.clientapp` are put together from these parts, so a part that is gone
-stops them by itself. `check_flower` finds what would go wrong more quietly, a part that has changed, and says so with
-Flower's version before a site goes online.
+`client.supernode`, `client.executor` and `client.clientapp` are put together from these parts; `check_flower` finds one
+that has changed before a site goes online.
 """
 
-import dataclasses
-import inspect
-import pkgutil
-from importlib.metadata import version as distribution_version
-from typing import Any
-
-from wardpose.shared.errors import ConfigError
+from wardpose.shared.flower_contract import FlowerParts, check_parts
 
 # What is called or wrapped -> its parameters.
 CALLS = {
@@ -19,10 +12,22 @@ CALLS = {
         *("server_address", "insecure", "root_certificates", "authentication_keys", "max_retries", "max_wait_time"),
     ),
     "flwr.supernode.cli:flower_supernode": (),
+    "flwr.supernode.fleet_http_connection:HeartbeatSender": ("heartbeat_fn",),
     "flwr.supernode.runtime.run_clientapp:pull_task_input": ("client",),
     "flwr.supernode.runtime.run_clientapp:push_message": ("client", "message", "context"),
     "flwr.supernode.runtime.run_clientapp:push_task_output": ("client", "context", "sub_status", "details"),
+    "flwr.supercore.inflatable.inflatable_utils:pull_objects": (
+        *("object_ids", "pull_object_fn", "max_concurrent_pulls", "max_time", "max_tries_per_object"),
+        *("initial_backoff", "backoff_cap"),
+    ),
+    "flwr.supercore.inflatable.inflatable_utils:pull_and_inflate_object_from_tree": (
+        *("object_tree", "pull_object_fn", "confirm_object_received_fn", "return_type", "max_concurrent_pulls"),
+        *("max_time", "max_tries_per_object", "initial_backoff", "backoff_cap"),
+    ),
     "flwr.common.config:get_fused_config_from_fab": ("fab_file", "run"),
+    "flwr.supernode.node_auth_http_interceptor:NodeAuthHttpInterceptor": ("private_key", "public_key"),
+    "flwr.supernode.fleet_http_client:FleetHttpClient.ActivateNode": ("self", "request"),
+    "flwr.supercore.primitives.asymmetric:public_key_to_bytes": ("public_key",),
     "flwr.supercore.auth:load_superexec_auth_secret": ("secret_file",),
     "flwr.supercore.heartbeat:make_task_heartbeat_fn_http": ("client",),
     "flwr.supercore.heartbeat:HeartbeatSender": ("heartbeat_fn",),
@@ -44,6 +49,8 @@ FIELDS = {
 VALUES = {
     "flwr.supercore.constant:TaskType.CLIENT_APP": "flwr-clientapp",
     "flwr.common.constant:SubStatus.COMPLETED": "completed",
+    "flwr.supercore.error:ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL": "2003",
+    "flwr.supercore.error:ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED": "2004",
 }
 # How the SuperNode uses what is wrapped -> words of its source.
 SOURCES = {
@@ -54,6 +61,11 @@ SOURCES = {
         "get_fused_config_from_fab(fab.content, run_info)",
         "run_info.primary_task_type == TaskType.AGENT_APP",
         "state.store_fab(fab)",
+        "if (recv := receive()) is None:",
+    ),
+    "flwr.supernode.fleet_http_connection:http_request_response": (
+        "heartbeat_sender = HeartbeatSender(send_node_heartbeat)",
+        "node.node_id,",
     ),
     "flwr.supernode.servicer.runtime.runtime_handlers:pull_task_input": ("state.get_fab(run.fab_hash)",),
 }
@@ -72,46 +84,15 @@ def check_flower() -> None:
         ConfigError: a part is missing or has changed; names Flower's version and the part.
 
     """
-    for name, parameters in CALLS.items():
-        _expect(name, "parameters", tuple(inspect.signature(_part(name)).parameters), parameters)
-    for name, fields in FIELDS.items():
-        _expect(name, "fields", _fields(_part(name)), fields)
-    for name, value in VALUES.items():
-        _expect(name, "value", str(_part(name)), value)
-    run = "flwr.supercore.run:Run"
-    for field in RUN_FIELDS:
-        if field not in _fields(_part(run)):
-            raise _changed(run, f"has no field {field}")
-    for name, words in SOURCES.items():
-        text = inspect.getsource(_part(name))
-        for word in words:
-            if word not in text:
-                raise _changed(name, f'no longer does "{word}"')
     parser = "flwr.supernode.cli.flower_supernode:_parse_args_run_supernode"
-    known = _part(parser)().format_help()
-    for option in SUPERNODE_OPTIONS:
-        if option not in known:
-            raise _changed("flower-supernode", f"has no option {option}")
-
-
-def _part(name: str) -> Any:
-    try:
-        return pkgutil.resolve_name(name)
-    except (ImportError, AttributeError) as error:
-        raise _changed(name, "is missing") from error
-
-
-def _fields(part: Any) -> tuple[str, ...]:
-    if dataclasses.is_dataclass(part):
-        return tuple(field.name for field in dataclasses.fields(part))
-    return tuple(inspect.signature(part).parameters)
-
-
-def _expect(name: str, what: str, found: object, expected: object) -> None:
-    if found != expected:
-        raise _changed(name, f"has the {what} {found}, not {expected}")
-
-
-def _changed(name: str, text: str) -> ConfigError:
-    installed = distribution_version("flwr")
-    return ConfigError(f"flwr {installed}: {name} {text}; no site can be started safely (allowed: flwr 1.41 or 1.42)")
+    check_parts(
+        FlowerParts(
+            who="no site",
+            calls=CALLS,
+            fields=FIELDS,
+            some_fields={"flwr.supercore.run:Run": RUN_FIELDS},
+            values=VALUES,
+            sources=SOURCES,
+            options={parser: ("flower-supernode", SUPERNODE_OPTIONS)},
+        )
+    )

@@ -1,22 +1,24 @@
 """The site's Prometheus exporter: its ledger and its journal of orders, read at every scrape.
 
-Nothing here depends on a patient's data. What is shown follows from the orders (which the server knows), from
+Nothing at `/metrics` depends on a patient's data. What is shown follows from the orders (which the server knows), from
 site.yaml and from the ledger: no loss, no sample count, no duration of training (it varies with the frames
-drawn), no text of an error. `METRICS` is the catalogue; a test holds it against what is exposed, against the
-Grafana dashboard and against the alert rules.
+drawn), no text of an error. A hospital may therefore show it to others. What does depend on frames is at
+`/metrics/local`, which only the machine itself is shown (`local_exporter`). `METRICS` is the catalogue; a test holds it
+against what is exposed, against the Grafana dashboards and against the alert rules.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from prometheus_client.core import Metric
 
-from wardpose.client.contact import open_alarms
+from wardpose.client.apart import open_alarms
+from wardpose.client.facts import certified, rate_of, spent_of
 from wardpose.client.journal import SiteJournal
 from wardpose.client.spent import refuse_lost, state_of
-from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import DataError
+from wardpose.shared.expiry import certificate_ends
 from wardpose.shared.exposition import FileCollector, Samples, counter, gauge, state_samples, verified_sample
 from wardpose.shared.known_server import FILE, KnownServer
 from wardpose.shared.privacy.ledger import Ledger
@@ -45,6 +47,10 @@ METRICS = {
     "wardpose_site_orders_open": "Orders not answered (yet, or because the process died).",
     "wardpose_site_bytes_up_total": "Bytes of releases.",
     "wardpose_site_last_order_timestamp_seconds": "When the last order came.",
+    "wardpose_site_rounds_left": "More rounds like the last one that the cohort's budget bears, at most 10000.",
+    "wardpose_site_noise_multiplier": "Smallest sigma of the last round that the cohort was charged for.",
+    "wardpose_site_certificate_expiry_timestamp_seconds": "When a certificate of the site ends.",
+    "wardpose_site_public_view_certified_timestamp_seconds": "When the public view's certificate was made (none ends).",
 }
 
 
@@ -53,11 +59,13 @@ class SiteExporter:
 
     Attributes:
         path: the site.yaml; read anew at every scrape, so that an edited policy is shown at once.
+        certificates: by name, to see when they end.
 
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, certificates: Mapping[str, Path] | None = None) -> None:
         self.path = path
+        self._certificates = dict(certificates or {})
 
     def collector(self) -> FileCollector:
         """Return what `serve` needs."""
@@ -69,6 +77,8 @@ class SiteExporter:
                 "journal": self.journal,
                 "server": self.server,
                 "contact": self.contact,
+                "certificates": self.certificates,
+                "public_view": self.public_view,
             }
         )
 
@@ -107,13 +117,7 @@ class SiteExporter:
         ledger = Ledger(site.ledger, readonly=site.ledger.exists())
         names = dict.fromkeys([mine, *ledger.cohorts()])
         spent = {name: ledger.epsilon(name, policy.delta, adjacency=policy.adjacency) for name in names}
-        spent[mine] = ledger.account(
-            mine,
-            policy.delta,
-            adjacency=policy.adjacency,
-            whole_ledger=not names_patients(site.cohort.data),
-            unit=policy.unit,
-        ).epsilon
+        spent[mine] = spent_of(site, ledger)
         tiers = ledger.epsilon_by_tier(mine, policy.delta, adjacency=policy.adjacency)
         yield _gauge("wardpose_site_epsilon_spent", [({"cohort": name}, value) for name, value in spent.items()])
         yield _gauge("wardpose_site_epsilon_remaining", [(_label(site), max(0.0, policy.epsilon - spent[mine]))])
@@ -121,6 +125,9 @@ class SiteExporter:
         named = [({**_label(site), "tier": tier}, tiers.get(tier, tiers[""])) for tier in known]
         yield _gauge("wardpose_site_tier_epsilon_spent", named)
         yield _gauge("wardpose_site_ledger_entries", [({}, ledger.head()[0])])
+        rate = rate_of(site, ledger)
+        yield _gauge("wardpose_site_rounds_left", [(_label(site), rate.left)])
+        yield _gauge("wardpose_site_noise_multiplier", [(_label(site), rate.sigma)])
 
     def chain(self) -> Iterable[Metric]:
         """Check the ledger's file, its hash chain, and that it holds what the journal knows was charged.
@@ -183,6 +190,29 @@ class SiteExporter:
         """
         alarms = open_alarms(load_site(self.path).state / "contact.sqlite")
         yield _gauge("wardpose_site_ledgers_apart", [({}, float(bool(alarms)))])
+
+    def certificates(self) -> Iterable[Metric]:
+        """Read when the site's certificates end.
+
+        Raises:
+            DataError: one cannot be read.
+
+        """
+        yield _gauge(
+            "wardpose_site_certificate_expiry_timestamp_seconds",
+            [({"certificate": name}, end) for name, end in certificate_ends(self._certificates).items()],
+        )
+
+    def public_view(self) -> Iterable[Metric]:
+        """Read when the public view's certificate was made.
+
+        Raises:
+            ConfigError: site.yaml is missing or wrong.
+            DataError: the certificate cannot be read.
+
+        """
+        made = certified(load_site(self.path))
+        yield _gauge("wardpose_site_public_view_certified_timestamp_seconds", [({}, made)])
 
 
 def _gauge(name: str, samples: Samples) -> Metric:

@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS ledger_head (
 
 @dataclass(frozen=True, kw_only=True)
 class OrderRow:
-    """One order as the journal remembers it; `status` is `training`, `released`, `refused` or `failed`."""
+    """One order; `status` is `training`, `released`, `refused`, `failed`, or `wanted` (weights were asked for)."""
 
     run: str
     round: int

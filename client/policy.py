@@ -15,7 +15,8 @@ import torch
 
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import PolicyViolation, WireError
-from wardpose.shared.pose.model import ModelConfig, PoseModel
+from wardpose.shared.pose.model import ModelConfig, PoseModel, trainable_names
+from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.privacy.accounting import UNITS, Event, as_seeded
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.distributed import DistributedNoise
@@ -296,6 +297,17 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], np.dtype[An
     return {
         name: (tuple(value.shape), torch.empty(0, dtype=value.dtype).numpy().dtype) for name, value in state.items()
     }
+
+
+def trained_weights(order: RoundOrder) -> frozenset[str]:
+    """Return the names of the weights that a round of an order may change."""
+    return _trained(order.model.model_copy(update={"weights": "random"}), order.training.strategy)
+
+
+@lru_cache(maxsize=8)
+def _trained(config: ModelConfig, strategy: Strategy) -> frozenset[str]:
+    with torch.device("meta"):
+        return frozenset(trainable_names(PoseModel(config), strategy))
 
 
 Turner = Literal["site", "server, within the site's bounds", "nobody"]

@@ -49,6 +49,7 @@ from wardpose.shared.wire import (
     RoundOrder,
     SiteRelease,
     SiteStatus,
+    WeightsWanted,
     hash_arrays,
     pack,
 )
@@ -193,14 +194,20 @@ def build_scores(
     return pack(body, arrays, signer=conversation.signer), scores.nbytes
 
 
-def build_status(*, site: SiteConfig, ledger: Ledger, conversation: Conversation) -> RecordDict:
-    """Make the answer to a preflight: what the ledger and site.yaml say, nothing else."""
+def build_status(*, site: SiteConfig, ledger: Ledger, conversation: Conversation, resident: bool = False) -> RecordDict:
+    """Make the answer to a preflight: what the ledger and site.yaml say, and whether it has the `resident` weights."""
     declared = declared_units(site.cohort)
     body = SiteStatus(
         declared_units=declared if isinstance(declared, dict) else {"": declared},
+        resident=resident,
         **_facts(site, ledger, conversation),
     )
     return pack(body, signer=conversation.signer)
+
+
+def build_wanted(*, site: SiteConfig, ledger: Ledger, conversation: Conversation) -> RecordDict:
+    """Make the answer to an order whose resident weights are not here: nothing was charged, and nothing is released."""
+    return pack(WeightsWanted(**_facts(site, ledger, conversation)), signer=conversation.signer)
 
 
 def build_kept(*, site: SiteConfig, ledger: Ledger, conversation: Conversation) -> RecordDict:

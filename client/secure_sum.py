@@ -19,7 +19,7 @@ from wardpose.client.release import build_part
 from wardpose.client.site import Site
 from wardpose.client.training import site_seed
 from wardpose.shared.errors import DataError, PolicyViolation, WireError
-from wardpose.shared.files import write_bytes
+from wardpose.shared.files import private_folder, private_opener, write_bytes
 from wardpose.shared.privacy.noise import SeededStream
 from wardpose.shared.secure_aggregation.messages import (
     KeysRequest,
@@ -199,7 +199,7 @@ class SessionStates:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
+        private_folder(self.folder)
+        with open(self.folder / ".lock", "w", opener=private_opener) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

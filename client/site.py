@@ -13,6 +13,7 @@ import torch
 
 from wardpose.client.contact import Contact
 from wardpose.client.journal import SiteJournal
+from wardpose.client.models import KeptWeights
 from wardpose.client.spent import refuse_lost
 from wardpose.shared.anonymize.public_view import PublicView, open_public_view
 from wardpose.shared.data.dataset import concatenate
@@ -85,6 +86,11 @@ class Site:
 
         """
         return Contact(self.config.state / "contact.sqlite", load_public_key(self.config.coordinator_key), self.journal)
+
+    @cached_property
+    def kept_weights(self) -> KeptWeights:
+        """Weights that came with an earlier order and that no round changes."""
+        return KeptWeights(self.config.state / "models")
 
     @cached_property
     def node_keys(self) -> dict[str, PublicKey]:

@@ -5,9 +5,11 @@
 * A run's own settings are dropped: the executor is asked for the ClientApp and nothing else (Flower starts an
   AgentApp where the server says so), and no run config comes in.
 * How long the app took is not reported: releases say no time below a second.
+* The next message is asked for soon after the last one was answered, and less and less often after that; Flower asks
+  every three seconds, of which a round would wait half on average.
 * Flower 1.41 signs off after an answer it cannot deal with (HTTP 500 of a busy SuperLink) and then hangs: its loop
   returns while the thread of its own HTTP server goes on. Here the process ends with `SIGNED_OFF`, and whoever started
-  it starts it again.
+  it starts it again. So it does when the node hangs otherwise (`client.watchdog`).
 
 It sees no patient's data. That no other code runs does not depend on it: `client.clientapp` decides for itself.
 """
@@ -18,6 +20,7 @@ import io
 import logging
 import os
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -25,15 +28,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from wardpose.client.bundle import PYPROJECT, BundleRefused, check_bundle
+from wardpose.client.connection.why import why_not_taken_in
 from wardpose.client.contract import check_flower
+from wardpose.client.watchdog import Watchdog
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import private_process, refuse_readable
+from wardpose.shared.flower_pace import ask_soon_again
+from wardpose.shared.health import healthy
+from wardpose.shared.supervision import AGAIN
 
 if TYPE_CHECKING:
     from flwr.supercore.fab import Fab
     from flwr.supercore.run import Run
 
-SIGNED_OFF = 75  # exit status: the connection to the server ended; to be started again (EX_TEMPFAIL)
+SIGNED_OFF = AGAIN  # exit status: the connection to the server ended
 REFUSED = "refused"  # key of Flower's record of verifications under which the executor is told why
+_FASTEST_POLL, _SLOWEST_POLL = 0.1, 3.0  # seconds between two questions for a message; Flower's own are 3 apart
+_SHARE = 0.02  # of the time since the last message that the next one may have to wait
 _CALLBACKS = 8  # that Flower's connection yields: node, receive, send, get_run, get_fab and three more
 
 _EMPTY = """\
@@ -78,11 +89,18 @@ def run_supernode(
     ):
         if not file.is_file():
             raise ConfigError(f"{option} {file}: no such file")
+    for secret in (private_key, secret_file):
+        refuse_readable(secret)
+    private_process()
     check_flower()
+    ask_soon_again()
+    import flwr.supernode.fleet_http_connection as connection
     import flwr.supernode.start_client_internal as flower
     from flwr.supernode.cli import flower_supernode
 
-    vars(flower)["http_request_response"] = guard(vars(flower)["http_request_response"])
+    watchdog = Watchdog(lambda: healthy(superlink, root_certificates, seconds=10.0))
+    vars(flower)["http_request_response"] = guard(vars(flower)["http_request_response"], watchdog)
+    vars(connection)["HeartbeatSender"] = heard(vars(connection)["HeartbeatSender"], watchdog)
     sys.argv = [
         "flower-supernode",
         *("--superlink", superlink, "--root-certificates", str(root_certificates)),
@@ -90,22 +108,56 @@ def run_supernode(
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret_file)),
         *("--host", host, "--port", str(port)),
     ]
-    flower_supernode()
+    watchdog.start(SIGNED_OFF)
+    try:
+        flower_supernode()
+    except SystemExit as ended:
+        if ended.code:  # Flower has logged a number of its own, and one of the server's
+            logger.error("the SuperNode ended: %s", why_not_taken_in(superlink, root_certificates, private_key))
+        raise
     logger.error("the connection to %s ended; the SuperNode signed off", superlink)
     logging.shutdown()
     os._exit(SIGNED_OFF)  # Flower's HTTP server would keep the process for ever
 
 
-def guard(connect: Connect) -> Connect:
+def heard(sender: Callable[[Callable[[], bool]], Any], watchdog: Watchdog) -> Callable[[Callable[[], bool]], Any]:
+    """Wrap Flower's sender of heartbeats, so that the watchdog hears of each that the server took."""
+
+    def watched(heartbeat: Callable[[], bool]) -> Any:
+        def beat() -> bool:
+            taken = heartbeat()
+            if taken:
+                watchdog.spoke("heartbeat")
+            return taken
+
+        return sender(beat)
+
+    return watched
+
+
+def guard(connect: Connect, watchdog: Watchdog | None = None) -> Connect:
     """Wrap Flower's connection to the server, so that what comes through it is checked before Flower reads it."""
+
+    def spoken(callback: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            answer = callback(*arguments)
+            if watchdog is not None:
+                watchdog.spoke("loop")
+            return answer
+
+        return called
 
     @contextmanager
     def connected(*arguments: Any, **keywords: Any) -> Iterator[tuple[Any, ...]]:
-        with connect(*arguments, **keywords) as callbacks:
-            if len(callbacks) != _CALLBACKS:
-                raise ConfigError(f"Flower's connection has {len(callbacks)} callbacks (allowed: {_CALLBACKS})")
-            node, receive, send, get_run, get_fab, *rest = callbacks
+        with connect(*arguments, **keywords) as yielded:
+            if len(yielded) != _CALLBACKS:
+                raise ConfigError(f"Flower's connection has {len(yielded)} callbacks (allowed: {_CALLBACKS})")
+            node, *callbacks = yielded
+            receive, send, get_run, get_fab, *rest = (spoken(callback) for callback in callbacks)
             runs: dict[int, Run] = {}
+
+            def receive_soon() -> Any:
+                return wait_for_message(receive)
 
             def send_untimed(message: Any, tree: Any, _seconds: float) -> Any:
                 return send(message, tree, 0.0)
@@ -119,9 +171,25 @@ def guard(connect: Connect) -> Connect:
                 runs.pop(run_id).fab_hash = fab.hash_str  # Flower looks the bundle up by it
                 return fab
 
-            yield node, receive, send_untimed, get_plain_run, get_checked_fab, *rest
+            yield node, receive_soon, send_untimed, get_plain_run, get_checked_fab, *rest
 
     return connected
+
+
+def wait_for_message(receive: Callable[[], Any], *, sleep: Callable[[float], None] = time.sleep) -> Any:
+    """Ask for a message until there is one; what asking raises, Flower's loop meets as before.
+
+    Args:
+        receive: Flower's; `None` where there is no message.
+        sleep: between two questions.
+
+    """
+    waited = 0.0
+    while (received := receive()) is None:
+        pause = min(_SLOWEST_POLL, max(_FASTEST_POLL, _SHARE * waited))
+        sleep(pause)
+        waited += pause
+    return received
 
 
 def plain_run(run: "Run") -> "Run":

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from wardpose.client.site import Site, network, open_public_data
+from wardpose.client.telemetry import Observer, keep, observed
 from wardpose.client.tiers import declared_units, patient_tiers
 from wardpose.shared.data.records import PoseDataset, patients_named
 from wardpose.shared.data.source import names_patients
@@ -48,11 +49,13 @@ def train_round(
         WireError: the weights do not fit the ordered network.
 
     """
-    config = site.config
+    config, observer, device = site.config, Observer(), site.device()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     seed = config.simulation_seed
     streams = secure_streams() if seed is None else seeded_streams(site_seed(seed, config.site, order.round))
     self_test(streams)
-    model = network(order.model, site.device())
+    model = network(order.model, device)
     state = {name: torch.from_numpy(array) for name, array in weights.items()}
     try:
         model.load_state_dict(state, strict=True)
@@ -64,7 +67,7 @@ def train_round(
         order.mechanism,
         order.training,
         cache_folder=config.cache_folder,
-        public_view=site.public_view if order.mechanism.uses_public_views else None,
+        public_view=observed(site.public_view, observer) if order.mechanism.uses_public_views else None,
         multi_owner=config.cohort.multi_owner,
         tiers=patient_tiers(config.cohort, everybody(data)),
         without=without,
@@ -75,7 +78,8 @@ def train_round(
     if order.mechanism.uses_basis and order.mechanism.projection.source == "public":
         known = open_public_data(config.public_data, order.model.skeleton)
         public = build_public(known, model, strategy=order.training.strategy, cache_folder=config.cache_folder)
-    return local_update(
+    observer.begin()
+    update = local_update(
         model,
         cohort,
         order.mechanism,
@@ -85,7 +89,12 @@ def train_round(
         streams=streams,
         declared_units=declared_units(config.cohort),
         public=public,
+        observer=observer,
     )
+    gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    norm = order.mechanism.max_grad_norm
+    keep(config.state, observer.row(run=order.run, round_number=order.round, max_grad_norm=norm, gpu_bytes=gpu))
+    return update
 
 
 def patients_of(cohort: CohortConfig, data: PoseDataset) -> dict[str, str] | None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from wardpose.client import exporter as site_exporter
+from wardpose.client import local_exporter
 from wardpose.server import exporter as server_exporter
 from wardpose.server.coordinator import CoordinatorConfig
 from wardpose.shared import seals, wire
@@ -244,6 +245,11 @@ def metrics() -> str:
             f"`{command}`",
             _table(("metric", "meaning"), [(f"`{n}`", m) for n, m in module.METRICS.items()]),
         ]
+    parts += [
+        "## Site, for its own machine alone",
+        "At `/metrics/local`, on loopback: made of patients' frames, never noised, and never sent to anybody.",
+        _table(("metric", "meaning"), [(f"`{n}`", m) for n, m in local_exporter.LOCAL_METRICS.items()]),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -47,6 +47,7 @@ from wardpose.shared.wire import (
     SiteAnswer,
     SiteRelease,
     SiteStatus,
+    WeightsWanted,
     check_signed,
     hash_arrays,
     unpack_arrays,
@@ -166,6 +167,21 @@ class Admission:
         signed_by = self._check_signed(content, kept, seal, key)
         self._check_head(site, kept, seal, grown=False)
         self._hears(kept, signed_by)
+
+    def wants_weights(self, answer: Message, *, site: str, seal: OrderSeal, key: PublicKey | None) -> None:
+        """Read a site's word that it lacks the weights that did not come along, and has carried out nothing.
+
+        Raises:
+            Rejected: the answer is not that, or is not believed.
+
+        """
+        with _reading(Reason.PAYLOAD):
+            wanted = unpack_body(answer.content, WeightsWanted, arrays=False)
+        if wanted.site != site:
+            raise Rejected(Reason.SENDER, f'asked as "{site}", it gives another name')
+        signed_by = self._check_signed(answer.content, wanted, seal, key)
+        self._check_head(site, wanted, seal, grown=False)
+        self._hears(wanted, signed_by)
 
     def release(
         self,

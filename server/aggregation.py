@@ -6,9 +6,13 @@ update before they are handed over. The weight of a site is a number from federa
 A mean follows whoever is longest: one of five sites that sends ten times its update turned round undoes all the others.
 `clip_to_median` takes that away for any rule. It looks at nothing but releases, so that it costs no privacy, and
 changes nothing where sites' noise is alike. The median and the trimmed mean go further, coordinate by coordinate.
+
+A mean of many is taken in parts (`_PART` sites at a time, then the mean of their means by their weights), so that
+memory does not grow with the number of sites. Rules that compare sites with each other need all of them at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +26,7 @@ from wardpose.shared.errors import WireError
 
 Arrays = dict[str, NDArray[np.float32]]
 _WEIGHT = "weight"
+_PART = 16
 
 
 class Aggregator:
@@ -57,13 +62,7 @@ class Aggregator:
                 not finite.
 
         """
-        names = sorted(next(iter(updates.values()))[0])
-        for site, (update, _) in updates.items():
-            fits = sorted(update) == names and all(
-                name in weights and update[name].shape == weights[name].shape for name in names
-            )
-            if not fits:
-                raise WireError(f'release of site "{site}" does not have the names and shapes of the trained weights')
+        names = sorted(name for name in updates[next(iter(updates))][0] if name in weights)
         before = self.state()
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # found out just below
@@ -85,17 +84,40 @@ class Aggregator:
         request: Message,
     ) -> Arrays:
         current = {name: weights[name] for name in names}
-        replies = []
-        for _, (update, weight) in sorted(updates.items()):
-            arrays = ArrayRecord({name: Array(current[name] + update[name]) for name in names})
-            content = RecordDict({"arrays": arrays, "metrics": MetricRecord({_WEIGHT: float(weight)})})
-            replies.append(Message(content, reply_to=request))
+        each = self._replies(current, updates, request)
+        mean = type(self._strategy) in (FedAvg, FedAdam)  # the others are kinds of FedAvg by name alone
+        replies = self._means(each, round_number, request) if mean else list(each)
         if isinstance(self._strategy, FedAdam):
             self._strategy.current_arrays = dict(current)
         result, _ = self._strategy.aggregate_train(round_number, replies)
         if result is None:
             raise WireError("no release could be aggregated")
         return {name: np.asarray(array.numpy(), np.float32) for name, array in result.items()}
+
+    def _replies(
+        self, current: Arrays, updates: Mapping[str, tuple[Arrays, float]], request: Message
+    ) -> Iterator[Message]:
+        """Yield each site's weights as Flower's strategies know them."""
+        for site in sorted(updates):
+            update, weight = updates[site]
+            fits = set(update) == set(current) and all(update[name].shape == current[name].shape for name in current)
+            if not fits:
+                raise WireError(f'release of site "{site}" does not have the names and shapes of the trained weights')
+            yield _reply({name: Array(current[name] + update[name]) for name in current}, weight, request)
+
+    def _means(self, replies: Iterator[Message], round_number: int, request: Message) -> list[Message]:
+        """Return replies whose weighted mean is that of all: the replies themselves where they are few."""
+        few = list(islice(replies, _PART))
+        while further := list(islice(replies, _PART - 1)):
+            few = [self._mean(few, round_number, request), *further]
+        return few
+
+    def _mean(self, replies: list[Message], round_number: int, request: Message) -> Message:
+        result, _ = FedAvg(weighted_by_key=_WEIGHT).aggregate_train(round_number, replies)
+        if result is None:
+            raise WireError("no release could be aggregated")
+        weight = sum(float(cast(Any, reply.content.metric_records["metrics"][_WEIGHT])) for reply in replies)
+        return _reply(dict(result), weight, request)
 
     def state(self) -> Arrays:
         """Return what a checkpoint must remember, by name (empty for rules without memory)."""
@@ -116,6 +138,11 @@ class Aggregator:
                 kind, _, name = key.partition("/")
                 moments[kind][name] = value
             self._strategy.m_t, self._strategy.v_t = moments["m"] or None, moments["v"] or None
+
+
+def _reply(arrays: Mapping[str, Array], weight: float, request: Message) -> Message:
+    metrics = MetricRecord({_WEIGHT: float(weight)})
+    return Message(RecordDict({"arrays": ArrayRecord(dict(arrays)), "metrics": metrics}), reply_to=request)
 
 
 def clip_to_median(norms: Mapping[str, float]) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """The Flower ServerApp of the coordinator: set the run up, or take it up again, and run its rounds.
 
 Run config: `federation` is a federation.yaml or the name of a bundled one, `run-directory` the coordinator's folder
-(journal, checkpoint, model), `resume` goes on with the run whose checkpoint lies there. The ledger is the coordinator's
-own (`coordinator`), whatever a run says.
+(journal, checkpoint, model), `resume` goes on with the run whose checkpoint lies there. `preflight` is `strict` where a
+site that refuses ends the run before anything is charged, `only` where it ends there in any case; else the run goes on
+with the others. The ledger is the coordinator's own (`coordinator`), whatever a run says.
 """
 
 import json
@@ -20,7 +21,9 @@ from wardpose.server.card import epsilon_sentence, model_card
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.coordinator import Accounts, coordinator_accounts, folder_accounts, load_coordinator
 from wardpose.server.course import declare
+from wardpose.server.ending import End, failed
 from wardpose.server.evaluation import PRIVATE, PUBLIC, scores_on_patients
+from wardpose.server.exchange import nodes_of
 from wardpose.server.folder import held, set_aside
 from wardpose.server.forecast import refuse_crossing
 from wardpose.server.initial import INITIAL, initial_model
@@ -51,7 +54,7 @@ logger = logging.getLogger("wardpose.server")
 app = ServerApp()
 
 CHECKPOINT = "checkpoint.safetensors"
-_MAY_CHANGE = {"rounds", "server"}
+_MAY_CHANGE = {"rounds", "server", "deployment"}
 
 
 @app.main()
@@ -68,7 +71,14 @@ def main(grid: Grid, context: Context) -> None:
         simulated=simulated,
     )
     accounts = folder_accounts(folder) if simulated else coordinator_accounts(load_coordinator())
-    run_federation(grid, config, folder, resume=bool(context.run_config.get("resume", False)), accounts=accounts)
+    run_federation(
+        grid,
+        config,
+        folder,
+        resume=bool(context.run_config.get("resume", False)),
+        accounts=accounts,
+        preflight=str(context.run_config.get("preflight", "")),
+    )
 
 
 def is_simulated(grid: Grid) -> bool:
@@ -97,7 +107,13 @@ def run_directory(configured: str, federation: str, *, run_id: int, simulated: b
 
 
 def run_federation(
-    grid: Grid, config: FederationConfig, folder: Path, *, resume: bool, accounts: Accounts | None = None
+    grid: Grid,
+    config: FederationConfig,
+    folder: Path,
+    *,
+    resume: bool,
+    accounts: Accounts | None = None,
+    preflight: str = "",
 ) -> None:
     """Run a federation's rounds, with scores before and after.
 
@@ -107,6 +123,7 @@ def run_federation(
         folder: where journal, checkpoint and model are; no other coordinator may be at work in it.
         resume: go on with the run whose checkpoint is in `folder`; start one where there is none.
         accounts: where charges are kept; in `folder`, for simulated sites, when absent.
+        preflight: what the first preflight decides: `strict`, `only`, or empty (see above).
 
     Raises:
         BudgetExceeded: the plan's rounds would cross a limit of the coordinator; nothing was charged.
@@ -124,7 +141,7 @@ def run_federation(
         model = initial_model(config, folder, reuse=resume)
         state = starting_state(config, folder, journal, model, resume=resume)
         ledger = accounts.ledger()
-        accounts.bind_registered(ledger, grid.get_nodes(), [entry.name for entry in config.sites])
+        accounts.bind_registered(ledger, nodes_of(grid), [entry.name for entry in config.sites])
         course = declare(config, ledger, run=state.run, rounds_done=state.round, before=state.course)
         _say_both(course, config)
         if accounts.config is not None:
@@ -132,15 +149,17 @@ def run_federation(
         state.course = course.model_dump_json()
         state.save(folder / CHECKPOINT)
         _start(journal, config, state, course.mechanism, accounts)
-        status = "failed"
         try:
-            status = _train(grid, config, folder, journal, state, course, model, accounts)
-        except KeyboardInterrupt:
-            status = "interrupted"
+            end = _train(grid, config, folder, journal, state, course, model, accounts, preflight)
+        except BaseException as error:
+            _write_end(journal, state.run, failed(error))
             raise
-        finally:
-            journal.finish(state.run, status)
+        _write_end(journal, state.run, end)
         write_text(folder / "latest-run", state.run + "\n")
+
+
+def _write_end(journal: RunJournal, run: str, end: End) -> None:
+    journal.finish(run, end.status, reason=end.reason or "", detail=end.detail)
 
 
 def _say_both(course: Course, config: FederationConfig) -> None:
@@ -234,13 +253,18 @@ def _train(
     course: Course,
     model: PoseModel,
     accounts: Accounts,
-) -> str:
+    preflight: str,
+) -> End:
     """Score, take the rounds that are left, score again and keep the model; returns how the run ended."""
     scorer = Scorer(config, model)
     if (journal.run(state.run) or {}).get("score_initial") is None:
         journal.score(state.run, "initial", scorer.test(state.weights) or {})
     coordinator = Coordinator(grid, config, folder, state=state, course=course, scorer=scorer, accounts=accounts)
+    turned_back = coordinator.ask_sites(preflight)
+    if turned_back is not None:
+        return turned_back
     status = coordinator.run()
+    end = coordinator.end(status)
     measured, start = None, state.weights
     if course.evaluation is not None and state.round:
         start = arrays_of(load_model(folder / INITIAL))
@@ -262,7 +286,7 @@ def _train(
             place = folder / ("model.safetensors" if name == chosen else f"model-{name}.safetensors")
             _save_model(model, place, about | told)
     write_text(folder / CARD, card)
-    return status
+    return end
 
 
 def _score(journal: RunJournal, run: str, final: dict[str, Any] | None, measured: EvaluationRow | None) -> None:
@@ -287,9 +311,25 @@ def _save_model(model: PoseModel, path: Path, facts: dict[str, str]) -> None:
 
 def _same_plan(config: FederationConfig, before: str, path: Path) -> None:
     old, new = json.loads(before), config.model_dump(mode="json")
-    changed = sorted(key for key in new if key not in _MAY_CHANGE and new[key] != old.get(key))
+    allowed = _MAY_CHANGE | ({"sites"} if _grown(config, old) else set())
+    changed = sorted(key for key in new if key not in allowed and new[key] != old.get(key))
     if changed:
         raise ConfigError(
             f"{path}: the run was started with another {', '.join(changed)} "
-            f"(allowed to change: {', '.join(sorted(_MAY_CHANGE))})"
+            f"(allowed to change: {', '.join(sorted(_MAY_CHANGE))}, and sites may be added)"
         )
+
+
+def _grown(config: FederationConfig, old: dict[str, Any]) -> bool:
+    """Tell whether a plan has all the sites that it had, as they were, and others beside them, as the course allows.
+
+    Nothing that a site was promised changes by it. What a site pays follows from the course, which is the same as
+    before, and from the rounds that it takes part in; whoever joins pays for the rounds from then on. The federation's
+    epsilon is the maximum over all sites, or the composition of as many as a patient may be at (`privacy.overlap`; all
+    of them, the new ones included, where the plan does not say), of what each was charged. Under secure aggregation a
+    site's share of the noise follows from the number of sites that the course was declared for, and so does who may
+    sign which list of survivors: there the number of sites stands for the whole run.
+    """
+    new = {entry.name: entry.model_dump(mode="json") for entry in config.sites}
+    before = {entry["name"]: entry for entry in old["sites"]}
+    return config.server.aggregation.secure is None and all(new.get(name) == before[name] for name in before)

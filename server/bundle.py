@@ -27,21 +27,31 @@ clientapp = "wardpose.client.app:app"
 federation = "demo"
 run-directory = ""
 resume = false
+preflight = ""
 """
 
 
+def bundle_files() -> dict[str, str]:
+    """Return the files that `flwr run` takes, by name; every machine runs the package it has installed."""
+    return {
+        "pyproject.toml": _BUNDLE.format(version=version()),
+        "README.md": "Wardpose without code: every machine runs what it has installed.\n",
+    }
+
+
 def write_bundle(folder: Path) -> Path:
-    """Write the folder that `flwr run` takes, and return it; every machine runs the package it has installed."""
-    write_text(folder / "pyproject.toml", _BUNDLE.format(version=version()))
-    write_text(folder / "README.md", "Wardpose without code: every machine runs what it has installed.\n")
+    """Write the folder that `flwr run` takes, and return it."""
+    for name, text in bundle_files().items():
+        write_text(folder / name, text)
     return folder
 
 
-def run_config(plan: Path, directory: Path | None, *, resume: bool) -> str:
-    """Return Flower's run config of a plan, as TOML."""
+def run_config(plan: Path, directory: Path | None, *, resume: bool, preflight: str = "") -> str:
+    """Return Flower's run config of a plan, as TOML; its keys are explained in `server.app`."""
     settings: dict[str, str | bool] = {
         "federation": str(plan.resolve()),
         "run-directory": "" if directory is None else str(directory.resolve()),
         "resume": resume,
+        "preflight": preflight,
     }
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())

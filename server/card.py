@@ -8,6 +8,7 @@ does not: public data, declared facts, charged epsilons.
 from typing import Any
 
 from wardpose.shared.config import FederationConfig
+from wardpose.shared.status_view import score_label
 
 NAME = "model-card.md"
 
@@ -111,9 +112,9 @@ def _scores(summary: dict[str, Any], scores: dict[str, Any] | None) -> list[str]
     ]
     if scores["by_group"]:
         groups = [f"| {_cell(name)} | {_number(score)} |" for name, score in scores["by_group"].items()]
-        lines += ["", "| group | PCK@0.2 |", "| --- | --- |", *groups]
+        lines += ["", f"| group | {score_label(summary['score_name'])} |", "| --- | --- |", *groups]
     joints = [f"| {name.replace('_', ' ')} | {_number(score)} |" for name, score in scores["per_joint"].items()]
-    return [*lines, "", "| joint | PCK@0.2 |", "| --- | --- |", *joints]
+    return [*lines, "", f"| joint | {score_label(summary['score_name'])} |", "| --- | --- |", *joints]
 
 
 def _source(source: Any) -> str:

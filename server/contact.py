@@ -18,6 +18,7 @@ from pathlib import Path
 
 from flwr.app import RecordDict
 
+from wardpose.server.apart import open_alarms
 from wardpose.server.heads import Heads
 from wardpose.server.ledger import ServerLedger
 from wardpose.shared.errors import LedgerError
@@ -53,6 +54,9 @@ CREATE TABLE IF NOT EXISTS receipts (
     number INTEGER PRIMARY KEY, site TEXT NOT NULL, digest TEXT NOT NULL UNIQUE, text TEXT NOT NULL,
     signature TEXT NOT NULL, acknowledged REAL
 );
+CREATE TABLE IF NOT EXISTS spent (
+    site TEXT PRIMARY KEY, epsilon REAL NOT NULL, delta REAL NOT NULL, seen REAL NOT NULL
+);
 CREATE TABLE IF NOT EXISTS alarms (
     number INTEGER PRIMARY KEY, site TEXT NOT NULL, what TEXT NOT NULL, raised REAL NOT NULL, cleared REAL
 );
@@ -60,19 +64,21 @@ CREATE TABLE IF NOT EXISTS alarms (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Alarm:
-    """A disagreement with a site that nobody has settled.
+class Stated:
+    """What a site's own ledger said when it last answered.
 
     Attributes:
-        site: with whom.
-        what: in a line.
-        raised: Unix time.
+        site: whose.
+        epsilon: of its cohort, as its ledger has it.
+        delta: at which that is.
+        seen: Unix time.
 
     """
 
     site: str
-    what: str
-    raised: float
+    epsilon: float
+    delta: float
+    seen: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +90,6 @@ class _Key:
 class _Head:
     sequence: int
     hash: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Waiting:
-    site: str
-    receipts: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +185,10 @@ class Contact:
             )
         ]
 
+    def unanswered(self, site: str) -> list[Charge]:
+        """Return the charges of this run that no answer came to: they stay, unless the site signs that none began."""
+        return [charge for charge in self._unanswered(site, settled=True) if charge.run == self.run]
+
     def check_key(self, site: str, stated: str, registered: PublicKey | None) -> PublicKey:
         """Return the key that a site's answers must be signed with.
 
@@ -228,6 +232,8 @@ class Contact:
         with transaction(self.path, _SCHEMA) as connection:
             connection.execute("INSERT OR IGNORE INTO keys VALUES (?, ?, ?)", (site, key.text, time.time()))
             connection.execute("INSERT OR REPLACE INTO confirmed VALUES (?, ?, ?)", (site, *seen))
+            stated = (site, answer.epsilon_spent, answer.delta, time.time())
+            connection.execute("INSERT OR REPLACE INTO spent VALUES (?, ?, ?, ?)", stated)
             for digest in answer.receipts:
                 connection.execute(
                     "UPDATE receipts SET acknowledged = ? WHERE site = ? AND digest = ? AND acknowledged IS NULL",
@@ -295,14 +301,7 @@ class Contact:
         return head if head is not None and self.ledger.contains(head) else None
 
 
-def open_alarms(path: Path) -> list[Alarm]:
-    """Return the disagreements that were not settled."""
-    return as_rows(
-        Alarm, read_rows(path, "SELECT site, what, raised FROM alarms WHERE cleared IS NULL ORDER BY number"), path
-    )
-
-
-def receipts_waiting(path: Path) -> dict[str, int]:
-    """Return how many receipts each site has not acknowledged; sites without any are left out."""
-    rows = read_rows(path, "SELECT site, count(*) AS receipts FROM receipts WHERE acknowledged IS NULL GROUP BY site")
-    return {row.site: row.receipts for row in as_rows(_Waiting, rows, path)}
+def stated_spent(path: Path) -> dict[str, Stated]:
+    """Return what each site's own ledger said last; none in a file of an earlier version."""
+    rows = read_rows(path, "SELECT site, epsilon, delta, seen FROM spent", added="spent")
+    return {row.site: row for row in as_rows(Stated, rows, path)}

@@ -46,14 +46,17 @@ class CoordinatorConfig(Limits):
     witness: Path | None = None
 
 
-def load_coordinator() -> CoordinatorConfig:
+def load_coordinator(path: Path | None = None) -> CoordinatorConfig:
     """Read the coordinator's configuration; defaults, all in Wardpose's home, where there is none.
 
+    Args:
+        path: the file; the environment's when absent.
+
     Raises:
-        ConfigError: the file is wrong, or the one that the environment names is missing.
+        ConfigError: the file is wrong, or the one that is named is missing.
 
     """
-    named = os.environ.get(VARIABLE)
+    named = os.environ.get(VARIABLE) if path is None else str(path)
     path = Path(named).expanduser().resolve() if named else wardpose_home() / _NAME
     if named or path.exists():
         return load_yaml(path, CoordinatorConfig)

@@ -10,23 +10,19 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 
-from pydantic import ValidationError
-
 from wardpose.server.ledger import ServerLedger
 from wardpose.shared.config import FederationConfig
-from wardpose.shared.errors import BudgetExceeded, ConfigError
+from wardpose.shared.errors import BudgetExceeded
+from wardpose.shared.first_course import LARGEST_SIGMA, declared_evaluation, unspent_sigma, with_noise
 from wardpose.shared.privacy import filters
-from wardpose.shared.privacy.accounting import Event, calibrate, epsilon
+from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.course import Course
-from wardpose.shared.privacy.evaluation import Evaluation
 from wardpose.shared.privacy.filters import Charged
-from wardpose.shared.privacy.mechanisms import Mechanism, with_values
-from wardpose.shared.yaml_config import describe
+from wardpose.shared.privacy.mechanisms import Mechanism
 
 logger = logging.getLogger("wardpose.server")
 
 _DIGITS = 4
-_LARGEST = 2.0**19
 
 
 def declare(
@@ -87,57 +83,6 @@ def declare(
     return course(with_noise(mechanism, sigma))
 
 
-def declared_evaluation(config: FederationConfig, *, first: int) -> Evaluation | None:
-    """Return what a course from round `first` on declares of evaluations; `None` where the plan asks for none.
-
-    Raises:
-        ConfigError: no noise is enough.
-
-    """
-    plan = config.server.evaluation
-    if plan is None:
-        return None
-    times = len(rounds_between(config, first=first)) + 1
-    mechanism, sigma = config.mechanism, plan.noise_multiplier
-    if plan.epsilon is not None:
-        sigma = calibrate(
-            epsilon=plan.epsilon,
-            delta=filters.COURSE_SHARE * config.privacy.delta,
-            sample_rate=1.0,
-            steps=times,
-            noise="discrete-gaussian" if mechanism.discrete else "gaussian",
-            adjacency=mechanism.adjacency,
-        )
-    try:
-        evaluation = Evaluation.model_validate(
-            {
-                "metric": config.server.score,
-                "noise_multiplier": sigma,
-                "times": times,
-                "frames": plan.frames,
-                "loss_clip": plan.loss_clip,
-            }
-        )
-    except ValidationError as error:
-        raise ConfigError(f"server.evaluation: {describe(error)}") from error
-    event = evaluation.event(times, unit=mechanism.unit, adjacency=mechanism.adjacency, noise="gaussian")
-    alone = epsilon([event], delta=filters.COURSE_SHARE * config.privacy.delta, adjacency=mechanism.adjacency)
-    if alone >= config.privacy.epsilon:
-        raise ConfigError(
-            f"server.evaluation.noise_multiplier = {evaluation.noise_multiplier}: {times} evaluations cost epsilon "
-            f"{alone:.3g} by themselves (allowed: less than privacy.epsilon = {config.privacy.epsilon})"
-        )
-    return evaluation
-
-
-def rounds_between(config: FederationConfig, *, first: int) -> tuple[int, ...]:
-    """Return the rounds, from `first` on, after which the plan evaluates; it does so after the last one, too."""
-    plan = config.server.evaluation
-    if plan is None or plan.every == "final":
-        return ()
-    return tuple(number for number in range(first, config.rounds) if number % plan.every == 0)
-
-
 def _holds(course: Course, spent: Mapping[str, Sequence[Charged]], rounds: int) -> bool:
     """Tell whether a declared course still has so many rounds for every site."""
     rounds_events = course.training()
@@ -164,15 +109,7 @@ def _sigma(
     """
     privacy, mechanism, steps = config.privacy, config.mechanism, rounds * config.training.steps
     if not any(charge.events for charges in spent.values() for charge in charges):
-        return calibrate(
-            epsilon=privacy.epsilon,
-            delta=filters.COURSE_SHARE * privacy.delta,
-            sample_rate=mechanism.largest_sample_rate,
-            steps=steps,
-            spent=aside,
-            noise=mechanism.events(1)[0].noise,
-            adjacency=mechanism.adjacency,
-        )
+        return unspent_sigma(config, mechanism, steps=steps, aside=aside)
     worst = max(spent.values(), key=lambda charges: _cost(charges, config, first_order))
 
     def cost(sigma: float) -> float:
@@ -180,12 +117,12 @@ def _sigma(
         return _cost([*worst, new], config, first_order)
 
     already = _cost(worst, config, first_order)
-    if already >= privacy.epsilon or cost(_LARGEST) > privacy.epsilon:
+    if already >= privacy.epsilon or cost(LARGEST_SIGMA) > privacy.epsilon:
         raise BudgetExceeded(
             f"epsilon {already:.4g} is spent already, of {privacy.epsilon:.4g} at delta {privacy.delta:g}, and a new "
             "course is bounded by the Rényi filter: no noise is enough"
         )
-    low, high = 2.0**-10, _LARGEST
+    low, high = 2.0**-10, LARGEST_SIGMA
     while high / low > 1 + 10.0**-_DIGITS:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if cost(middle) <= privacy.epsilon else (middle, high)
@@ -196,28 +133,3 @@ def _cost(charges: Sequence[Charged], config: FederationConfig, first_order: int
     return filters.account(
         charges, delta=config.privacy.delta, adjacency=config.mechanism.adjacency, first_order=first_order
     ).renyi_filter
-
-
-def with_noise(mechanism: Mechanism, sigma: float, *, checked: bool = True) -> Mechanism:
-    """Return the mechanism whose queries together amount to sigma.
-
-    Raises:
-        ConfigError: the residual's noise spends the budget alone.
-
-    """
-    residual = mechanism.projection.residual if mechanism.uses_basis else None
-    if residual is not None:
-        rest = sigma**-2 - residual.noise_multiplier**-2
-        if rest <= 0:
-            if not checked:  # a search may pass where a plan may not: as little as the residual alone
-                return mechanism.model_copy(update={"noise_multiplier": _LARGEST})
-            raise ConfigError(
-                f"mechanism.projection.residual.noise_multiplier = {residual.noise_multiplier}: "
-                f"spends the budget alone (allowed: above {sigma:g})"
-            )
-        sigma = rest**-0.5
-    return (
-        with_values(mechanism, noise_multiplier=sigma)
-        if checked
-        else mechanism.model_copy(update={"noise_multiplier": sigma})
-    )

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from wardpose.server.admission import Admission, Rejected
 from wardpose.server.aggregation import Arrays
 from wardpose.server.budget import GlobalBudget
-from wardpose.server.course import rounds_between
 from wardpose.server.estimates import Estimate, Scores, scores_of
 from wardpose.server.exchange import Answer, exchange
 from wardpose.server.journal import EvaluationRow, Reason, RunJournal
 from wardpose.server.roll import LEAVES, Member, Roll, error_code, sentence
 from wardpose.shared.config import FederationConfig
+from wardpose.shared.first_course import rounds_between
 from wardpose.shared.privacy.accounting import as_seeded
 from wardpose.shared.privacy.budget import evaluations_made
 from wardpose.shared.privacy.course import Course
@@ -31,7 +31,7 @@ from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.seals import Head, OrderSeal, Receipt, body_text, text_hash
 from wardpose.shared.skeleton import get_skeleton
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import EVALUATE, EvaluationOrder, Refusal, hash_arrays, pack, pair_arrays
+from wardpose.shared.wire import EVALUATE, EvaluationOrder, Refusal, hash_arrays, pack, pack_together, pair_arrays
 
 logger = logging.getLogger("wardpose.server")
 
@@ -116,7 +116,8 @@ class Evaluator:
         answers: dict[int, Answer] = {}
         seals: dict[str, OrderSeal] = {}
         if members:
-            content, seconds = pack(order, arrays), self._config.server.deadline_seconds
+            content, seconds = pack(order), self._config.server.deadline_seconds
+            content["arrays"] = pack_together(arrays)
             group = f"{EVALUATION}-{order.number}"
             sealed = {
                 member.name: self._admission.contact.sealed(

@@ -1,23 +1,26 @@
-"""The coordinator's Prometheus exporter: run journal, ledger and SuperLink database, read at every scrape.
+"""The coordinator's Prometheus exporter: run journals, ledger and SuperLink database, read at every scrape.
 
 It is a process of its own: a ServerApp lives for one run only. `METRICS` is the catalogue; a test holds it
-against what is exposed, against the Grafana dashboard and against the alert rules.
+against what is exposed, against the Grafana dashboards and against the alert rules. What it shows is what the
+coordinator knows anyway: releases' facts, its own scores on public data, what patients were charged for, and what it
+saw of the network.
 """
 
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from prometheus_client.core import Metric
 
-from wardpose.server.budget import GlobalBudget
+from wardpose.server.apart import open_alarms, receipts_waiting
 from wardpose.server.budget_service.alarms import ALARMS, Alarms
-from wardpose.server.contact import open_alarms, receipts_waiting
-from wardpose.server.journal import Reason, RunJournal, SiteRow
-from wardpose.server.spent import ledger_of, refuse_lost, state_of
+from wardpose.server.facts import Places, Runs, late_in_a_row, read_runs, read_spending
+from wardpose.server.journal import Ending, Reason, SiteRow
+from wardpose.server.spent import ledger_of, state_of
 from wardpose.server.superlink import registered_nodes
 from wardpose.shared.errors import DataError
+from wardpose.shared.expiry import certificate_ends
 from wardpose.shared.exposition import (
     FileCollector,
     Samples,
@@ -28,9 +31,11 @@ from wardpose.shared.exposition import (
     summary,
     verified_sample,
 )
+from wardpose.shared.refusals import Refusal
 from wardpose.shared.version import version
 
 RUN_STATES = ("running", "completed", "stopped", "interrupted", "failed")
+REFUSALS = (*(refusal.name.lower() for refusal in Refusal), "other")
 FAILURES = ("refused", "rejected", "failed", "late", "absent")
 _SHOWN_BEFORE_ROUNDS = ("refused", "rejected")  # by what a preflight met for good; the others may still be made up for
 
@@ -67,9 +72,25 @@ METRICS = {
     "wardpose_ledger_alarms": "Ledgers that a site stated and that do not continue the one seen before, not settled.",
     "wardpose_ledgers_apart": "1 for a site whose ledger and the coordinator's do not agree; it takes no part.",
     "wardpose_receipts_waiting": "Receipts that a site has not acknowledged yet.",
-    "wardpose_sites_online": "Registered SuperNodes with a good heartbeat.",
+    "wardpose_run_end_reason": "1 for why the latest run did not complete; 0 for all while it runs or where it did.",
+    "wardpose_rounds_without_release_total": "Finished rounds in which no site's release came, all runs.",
+    "wardpose_round_releases": "Releases of the last finished round of the latest run.",
+    "wardpose_sites_refused_total": "Orders that a site refused, by site and reason, all runs.",
+    "wardpose_site_late_rounds": "Rounds in a row, up to its last one in the latest run, that a site was late in.",
+    "wardpose_rounds_left": "More rounds like its last one that a site's budget bears, at most 10000.",
+    "wardpose_noise_multiplier": "Smallest sigma of the last round that a site was charged for in the latest run.",
+    "wardpose_evaluations_total": "Evaluations on patients in the latest run.",
+    "wardpose_evaluation_score": "Score on patients at the last evaluation of the latest run, by model.",
+    "wardpose_evaluation_score_error": "Standard error of that score.",
+    "wardpose_evaluation_noise_multiplier": "Sigma of the last evaluation at each site.",
+    "wardpose_evaluation_sites": "What became of sites in the last evaluation.",
+    "wardpose_certificate_expiry_timestamp_seconds": "When a certificate of the server ends.",
+    "wardpose_disk_free_bytes": "Free bytes of the disk that holds the runs.",
+    "wardpose_disk_size_bytes": "Size of the disk that holds the runs.",
+    "wardpose_sites_online": "Registered SuperNodes whose last heartbeat is not overdue.",
     "wardpose_sites_registered": "Registered SuperNodes.",
-    "wardpose_site_online": "1 when a registered SuperNode has a good heartbeat.",
+    "wardpose_site_online": "1 when a registered SuperNode's last heartbeat is not overdue: 0 within 35 s of a kill.",
+    "wardpose_site_last_seen_timestamp_seconds": "A SuperNode's last heartbeat, at the latest.",
 }
 
 
@@ -77,26 +98,28 @@ class ServerExporter:
     """Read a coordinator's folder for Prometheus.
 
     Attributes:
-        directory: the run directory; its journal says where the ledger is.
-        superlink: the SuperLink's database file, if it may be read.
+        places: where its files are.
 
     """
 
-    def __init__(self, directory: Path, superlink: Path | None = None) -> None:
-        self.directory = directory
-        self.superlink = superlink
-        self._journal = RunJournal(directory / "journal.sqlite")
+    def __init__(
+        self, directory: Path, superlink: Path | None = None, certificates: Mapping[str, Path] | None = None
+    ) -> None:
+        self.places = Places(directory=directory, superlink=superlink, certificates=certificates or {})
 
     def collector(self) -> FileCollector:
         """Return what `serve` needs."""
         sources: dict[str, Source] = {
             "journal": self.journal,
+            "evaluations": self.evaluations,
             "ledger": self.ledger,
             "chain": self.chain,
             "contact": self.contact,
             "alarms": self.alarms,
+            "certificates": self.certificates,
+            "disk": self.disk,
         }
-        if self.superlink is not None:
+        if self.places.superlink is not None:
             sources["superlink"] = self.nodes
         return FileCollector(sources)
 
@@ -104,68 +127,39 @@ class ServerExporter:
         """Read runs, rounds, bytes, sites and scores.
 
         Raises:
-            DataError: there is no journal, or no run in it, yet.
-            sqlite3.Error: the journal is locked or broken.
+            DataError: there is no journal, or no run in it, yet; or it is locked or broken.
 
         """
-        runs = self._runs()
-        last = runs[-1]
-        rounds = [row for run in runs for row in self._journal.rounds(run["run"])]
-        latest = [row for row in rounds if row.run == last["run"]]
-        sites = [row for run in runs for row in self._journal.sites(run["run"])]
-        here = [row for row in sites if row.run == last["run"]]
-        names = _names(last)
-        about = {
-            **{key: last[key] for key in ("run", "federation", "mechanism", "unit")},
-            "version": version(),
-        }
-        states = Counter(run["status"] for run in runs)
-        failures = Counter((row.site, row.status) for row in sites if _is_failure(row))
-        rejected = Counter((row.site, row.reason) for row in sites if row.status == "rejected")
-        released = Counter(row.site for row in sites if row.status == "released")
-        everybody = sorted({*names, *(row.site for row in sites)})
-        yield _gauge("wardpose_run_info", [(about, 1.0)])
-        yield _gauge(
-            "wardpose_run_status",
-            [({"status": state}, float(state == last["status"])) for state in RUN_STATES],
-        )
-        yield _gauge("wardpose_run_secure", [({}, float(all(row.secure is not False for row in here)))])
-        yield _gauge("wardpose_runs", [({"status": state}, states[state]) for state in RUN_STATES])
-        yield _counter("wardpose_rounds_total", [({}, len(rounds))])
-        yield _gauge("wardpose_rounds_planned", [({}, last["rounds"])])
-        yield _gauge("wardpose_round", [({}, latest[-1].round if latest else 0)])
-        yield summary(
-            "wardpose_round_duration_seconds",
-            METRICS["wardpose_round_duration_seconds"],
-            count=len(rounds),
-            total=sum(row.seconds for row in rounds),
-        )
-        yield _gauge("wardpose_round_duration_last_seconds", [({}, rounds[-1].seconds if rounds else None)])
-        yield _gauge(
-            "wardpose_round_last_timestamp_seconds",
-            [({}, rounds[-1].started + rounds[-1].seconds if rounds else None)],
-        )
-        yield _counter("wardpose_bytes_up_total", [({}, sum(row.bytes_up for row in rounds))])
-        yield _counter("wardpose_bytes_down_total", [({}, sum(row.bytes_down for row in rounds))])
-        yield _gauge("wardpose_sites_planned", [({}, len(names))])
-        yield _gauge("wardpose_sites_answered", [({}, _answered(here))])
-        yield _counter(
-            "wardpose_sites_failed_total",
-            [({"site": site, "reason": reason}, failures[site, reason]) for site in everybody for reason in FAILURES],
-        )
-        yield _counter(
-            "wardpose_releases_rejected_total",
-            [({"site": site, "reason": reason}, rejected[site, reason]) for site in everybody for reason in Reason],
-        )
-        yield _counter("wardpose_sites_released_total", [({"site": site}, released[site]) for site in everybody])
-        score = {"score": last["score_name"]}
-        scores = [row.score for row in latest if row.score is not None]
+        runs = read_runs(self.places.directory)
+        yield from _of_runs(runs)
+        yield from _of_rounds(runs)
+        yield from _of_sites(runs)
+        score, last = {"score": runs.last["score_name"]}, runs.last
+        scores = [row.score for row in runs.last_rounds if row.score is not None]
         yield _gauge("wardpose_score", [(score, scores[-1] if scores else None)])
         tests = [
             ({**score, "moment": moment}, (last[f"score_{moment}"] or {}).get("score"))
             for moment in ("initial", "final")
         ]
         yield _gauge("wardpose_test_score", tests)
+
+    def evaluations(self) -> Iterable[Metric]:
+        """Read what patients were charged to measure.
+
+        Raises:
+            DataError: there is no run yet, or the journal is locked or broken.
+
+        """
+        made = read_runs(self.places.directory).evaluations
+        yield _counter("wardpose_evaluations_total", [({}, len(made))])
+        models = made[-1].scores["models"] if made and made[-1].scores else []
+        named = list(zip(("private", "public-only"), (model["score"] for model in models), strict=False))
+        for metric, key in (("", "value"), ("_error", "error")):
+            yield _gauge(f"wardpose_evaluation_score{metric}", [({"model": name}, of[key]) for name, of in named])
+        sigma = made[-1].noise_multiplier if made else None
+        yield _gauge("wardpose_evaluation_noise_multiplier", [({}, sigma)])
+        became = Counter(made[-1].sites.values() if made else ())
+        yield _gauge("wardpose_evaluation_sites", [({"status": status}, count) for status, count in became.items()])
 
     def ledger(self) -> Iterable[Metric]:
         """Read epsilons of sites and federation, from the server's ledger.
@@ -175,31 +169,21 @@ class ServerExporter:
             LedgerError: the ledger is missing, empty, locked, broken or rolled back.
 
         """
-        last = self._runs()[-1]
-        refuse_lost(self.directory)
-        ledger = ledger_of(self.directory).open()
-        budget_of_all = GlobalBudget(ledger, delta=last["delta"], overlap=last["overlap"], unit=last["unit"])
-        names = _names(last)
-        rows = [row for run in self._journal.runs() for row in self._journal.sites(run["run"])]
-        spent, budgets, deltas, remaining = [], [], [], []
-        for name in names:
-            label = {"site": name}
-            budget, delta, stated = _stated(last, [row for row in rows if row.site == name], name)
-            value = max(stated, budget_of_all.epsilon(name, delta=delta))
-            spent.append((label, value))
-            budgets.append((label, budget))
-            deltas.append((label, delta))
-            remaining.append((label, max(0.0, budget - value)))
-        yield _gauge("wardpose_epsilon_spent", spent)
-        yield _gauge("wardpose_epsilon_budget", budgets)
-        yield _gauge("wardpose_epsilon_remaining", remaining)
-        yield _gauge("wardpose_epsilon_delta", deltas)
-        yield _gauge("wardpose_epsilon_federation", _federation(budget_of_all, names))
-        yield _gauge("wardpose_ledger_entries", [({}, ledger.head()[0])])
+        spending = read_spending(read_runs(self.places.directory))
+        sites = [({"site": site.name}, site) for site in spending.sites]
+        yield _gauge("wardpose_epsilon_spent", [(label, site.spent) for label, site in sites])
+        yield _gauge("wardpose_epsilon_budget", [(label, site.budget) for label, site in sites])
+        yield _gauge("wardpose_epsilon_remaining", [(label, site.remaining) for label, site in sites])
+        yield _gauge("wardpose_epsilon_delta", [(label, site.delta) for label, site in sites])
+        yield _gauge("wardpose_rounds_left", [(label, site.rounds_left) for label, site in sites])
+        yield _gauge("wardpose_noise_multiplier", [(label, site.sigma) for label, site in sites])
+        both = [({"assumption": "disjoint"}, spending.disjoint), ({"assumption": "overlap"}, spending.overlap)]
+        yield _gauge("wardpose_epsilon_federation", both)
+        yield _gauge("wardpose_ledger_entries", [({}, spending.entries)])
 
     def chain(self) -> Iterable[Metric]:
         """Check the ledger's file, its hash chain, and that it holds what the journal knows was charged."""
-        state, _ = state_of(self.directory)
+        state, _ = state_of(_folder(self.places.directory))
         yield _gauge("wardpose_ledger_verified", verified_sample(state))
         yield _gauge("wardpose_ledger_state", state_samples(state))
 
@@ -210,7 +194,8 @@ class ServerExporter:
             DamagedError: the file cannot be read.
 
         """
-        found = Counter(alarm.site for alarm in Alarms(ledger_of(self.directory).path.with_name(ALARMS)).of())
+        path = ledger_of(_folder(self.places.directory)).path.with_name(ALARMS)
+        found = Counter(alarm.site for alarm in Alarms(path).of())
         yield _gauge("wardpose_ledger_alarms", [({"site": site}, number) for site, number in sorted(found.items())])
 
     def contact(self) -> Iterable[Metric]:
@@ -220,12 +205,37 @@ class ServerExporter:
             DataError: there is no run yet, or the record of contacts cannot be read.
 
         """
-        path = ledger_of(self.directory).path.with_name("contact.sqlite")
-        names, apart, waiting = _names(self._runs()[-1]), open_alarms(path), receipts_waiting(path)
-        everybody = sorted({*names, *(alarm.site for alarm in apart)})
+        runs = read_runs(self.places.directory)
+        path = ledger_of(runs.folder).path.with_name("contact.sqlite")
+        apart, waiting = open_alarms(path), receipts_waiting(path)
+        everybody = sorted({*runs.names, *(alarm.site for alarm in apart)})
         alarmed = {alarm.site for alarm in apart}
         yield _gauge("wardpose_ledgers_apart", [({"site": name}, float(name in alarmed)) for name in everybody])
         yield _gauge("wardpose_receipts_waiting", [({"site": name}, waiting.get(name, 0)) for name in everybody])
+
+    def certificates(self) -> Iterable[Metric]:
+        """Read when the server's certificates end.
+
+        Raises:
+            DataError: one cannot be read.
+
+        """
+        ends = certificate_ends(self.places.certificates)
+        yield _gauge(
+            "wardpose_certificate_expiry_timestamp_seconds",
+            [({"certificate": name}, end) for name, end in ends.items()],
+        )
+
+    def disk(self) -> Iterable[Metric]:
+        """Ask how much room is left where the runs are.
+
+        Raises:
+            OSError: the folder is not there.
+
+        """
+        usage = shutil.disk_usage(self.places.directory)
+        yield _gauge("wardpose_disk_free_bytes", [({}, usage.free)])
+        yield _gauge("wardpose_disk_size_bytes", [({}, usage.total)])
 
     def nodes(self) -> Iterable[Metric]:
         """Read which sites are connected.
@@ -234,16 +244,79 @@ class ServerExporter:
             sqlite3.Error: the database is missing, locked or not a SuperLink's.
 
         """
-        nodes = registered_nodes(self.superlink or Path())
+        nodes = registered_nodes(self.places.superlink or Path())
+        named = [({"site": node.name}, node) for node in nodes if node.name]
         yield _gauge("wardpose_sites_online", [({}, sum(node.online for node in nodes))])
         yield _gauge("wardpose_sites_registered", [({}, len(nodes))])
-        yield _gauge("wardpose_site_online", [({"site": node.name}, float(node.online)) for node in nodes if node.name])
+        yield _gauge("wardpose_site_online", [(label, float(node.online)) for label, node in named])
+        yield _gauge("wardpose_site_last_seen_timestamp_seconds", [(label, node.last_seen) for label, node in named])
 
-    def _runs(self) -> list[dict[str, Any]]:
-        runs = self._journal.runs()
-        if not runs:
-            raise DataError(f"{self._journal.path}: holds no run")
-        return runs
+
+def _folder(directory: Path) -> Path:
+    """Return the folder of the latest run; the directory itself where there is none, or it cannot be told."""
+    try:
+        return read_runs(directory).folder
+    except DataError:
+        return directory
+
+
+def _of_runs(runs: Runs) -> Iterable[Metric]:
+    last = runs.last
+    about = {**{key: last[key] for key in ("run", "federation", "mechanism", "unit")}, "version": version()}
+    states = Counter(run["status"] for run in runs.runs)
+    ended = last.get("reason", "")
+    yield _gauge("wardpose_run_info", [(about, 1.0)])
+    yield _gauge("wardpose_run_status", [({"status": state}, float(state == last["status"])) for state in RUN_STATES])
+    yield _gauge("wardpose_run_end_reason", [({"reason": reason}, float(reason == ended)) for reason in Ending])
+    yield _gauge("wardpose_run_secure", [({}, float(all(row.secure is not False for row in runs.here())))])
+    yield _gauge("wardpose_runs", [({"status": state}, states[state]) for state in RUN_STATES])
+
+
+def _of_rounds(runs: Runs) -> Iterable[Metric]:
+    rounds, latest = runs.rounds, runs.last_rounds
+    releases = Counter((row.run, row.round) for row in runs.sites if row.status == "released")
+    empty = sum(not releases[row.run, row.round] for row in rounds)
+    yield _counter("wardpose_rounds_total", [({}, len(rounds))])
+    yield _counter("wardpose_rounds_without_release_total", [({}, empty)])
+    yield _gauge("wardpose_round_releases", [({}, releases[latest[-1].run, latest[-1].round] if latest else None)])
+    yield _gauge("wardpose_rounds_planned", [({}, runs.last["rounds"])])
+    yield _gauge("wardpose_round", [({}, latest[-1].round if latest else 0)])
+    name = "wardpose_round_duration_seconds"
+    yield summary(name, METRICS[name], count=len(rounds), total=sum(row.seconds for row in rounds))
+    yield _gauge("wardpose_round_duration_last_seconds", [({}, rounds[-1].seconds if rounds else None)])
+    ended = rounds[-1].started + rounds[-1].seconds if rounds else None
+    yield _gauge("wardpose_round_last_timestamp_seconds", [({}, ended)])
+    yield _counter("wardpose_bytes_up_total", [({}, sum(row.bytes_up for row in rounds))])
+    yield _counter("wardpose_bytes_down_total", [({}, sum(row.bytes_down for row in rounds))])
+
+
+def _of_sites(runs: Runs) -> Iterable[Metric]:
+    failures = Counter((row.site, row.status) for row in runs.sites if _is_failure(row))
+    rejected = Counter((row.site, row.reason) for row in runs.sites if row.status == "rejected")
+    refused = Counter((row.site, _refusal(row)) for row in runs.sites if row.status == "refused")
+    released = Counter(row.site for row in runs.sites if row.status == "released")
+    everybody = sorted({*runs.names, *(row.site for row in runs.sites)})
+    yield _gauge("wardpose_sites_planned", [({}, len(runs.names))])
+    yield _gauge("wardpose_sites_answered", [({}, _answered(runs.here()))])
+    yield _counter(
+        "wardpose_sites_failed_total",
+        [({"site": site, "reason": reason}, failures[site, reason]) for site in everybody for reason in FAILURES],
+    )
+    yield _counter(
+        "wardpose_releases_rejected_total",
+        [({"site": site, "reason": reason}, rejected[site, reason]) for site in everybody for reason in Reason],
+    )
+    yield _counter(
+        "wardpose_sites_refused_total",
+        [({"site": site, "reason": reason}, refused[site, reason]) for site in everybody for reason in REFUSALS],
+    )
+    yield _counter("wardpose_sites_released_total", [({"site": site}, released[site]) for site in everybody])
+    late = [({"site": site}, late_in_a_row(runs.here(site))) for site in runs.names]
+    yield _gauge("wardpose_site_late_rounds", late)
+
+
+def _refusal(row: SiteRow) -> str:
+    return Refusal(row.code).name.lower() if row.code in set(Refusal) else "other"
 
 
 def _gauge(name: str, samples: Samples) -> Metric:
@@ -254,10 +327,6 @@ def _counter(name: str, samples: Samples) -> Metric:
     return counter(name, METRICS[name], samples)
 
 
-def _names(run: dict[str, Any]) -> list[str]:
-    return [entry["name"] for entry in run["config"]["sites"]]
-
-
 def _is_failure(row: SiteRow) -> bool:
     """Count what will not be taken back: a preflight that was late today is ready when it is asked again."""
     return row.status in (FAILURES if row.round > 0 else _SHOWN_BEFORE_ROUNDS)
@@ -266,23 +335,3 @@ def _is_failure(row: SiteRow) -> bool:
 def _answered(rows: list[SiteRow]) -> int:
     last = max((row.round for row in rows), default=0)
     return sum(row.round == last and row.status in ("ready", "released") for row in rows)
-
-
-def _stated(run: dict[str, Any], rows: list[SiteRow], site: str) -> tuple[float, float, float]:
-    """Return the budget and delta that the site last stated (else the plan's) and its highest epsilon."""
-    plan = next(entry for entry in run["config"]["sites"] if entry["name"] == site)
-    privacy = run["config"]["privacy"]
-    budgets = [row.epsilon_budget for row in rows if row.epsilon_budget is not None]
-    deltas = [row.delta for row in rows if row.delta is not None]
-    budget = budgets[-1] if budgets else plan["epsilon"] or privacy["epsilon"]
-    return (
-        budget,
-        deltas[-1] if deltas else run["delta"],
-        max((row.epsilon_spent or 0.0 for row in rows), default=0.0),
-    )
-
-
-def _federation(budget: GlobalBudget, names: Sequence[str]) -> Samples:
-    disjoint, overlap = budget.federation(names)
-    yield {"assumption": "disjoint"}, disjoint
-    yield {"assumption": "overlap"}, overlap

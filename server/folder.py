@@ -2,19 +2,21 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.files import storage_error
+from wardpose.shared.files import TOKEN, private_folder, private_opener, storage_error
 from wardpose.shared.signing import Signer, ensure_key_pair
 
 LOCK = "coordinator.lock"
+_TRIES, _PAUSE = 4, 0.05  # seconds
 _MODELS = ("checkpoint.safetensors", "model.safetensors", "initial.safetensors")
 _WRITTEN = (*_MODELS, "model-card.md", "pretrain.checkpoint", "latest-run")
-_SUFFIX = "?" * 8  # that `shared.files.write_bytes` gives to a file until it is whole
+_SUFFIX = "?" * TOKEN  # that `shared.files.write_bytes` gives to a file until it is whole
 
 
 @contextmanager
@@ -28,8 +30,8 @@ def held(folder: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(FileIO(folder / LOCK, "a+"))
+            private_folder(folder)
+            file = stack.enter_context(FileIO(folder / LOCK, "a+", opener=private_opener))
             _hold(file, folder)
         except OSError as error:
             raise storage_error(error, folder / LOCK) from error
@@ -39,7 +41,13 @@ def held(folder: Path) -> Iterator[None]:
 
 def _hold(file: FileIO, folder: Path) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for _ in range(_TRIES):  # whoever only looks whether somebody is at work holds it for an instant
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(_PAUSE)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
         holder = file.read().decode(errors="replace").strip() or "unknown"
@@ -61,8 +69,8 @@ def shared_use(folder: Path, *, alone: bool = False) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(FileIO(folder / LOCK, "a+"))
+            private_folder(folder)
+            file = stack.enter_context(FileIO(folder / LOCK, "a+", opener=private_opener))
             fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             who = "a run is at work" if alone else "its ledger is being mended"

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from wardpose.server.course import with_noise
 from wardpose.server.ledger import ServerLedger
 from wardpose.server.limits import Limits
 from wardpose.shared.errors import BudgetExceeded, ConfigError
+from wardpose.shared.first_course import with_noise
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.budget import Budget, OverlapBudget, Window
 from wardpose.shared.privacy.course import Course
@@ -114,7 +114,7 @@ def forecast(
     if rounds_done >= last:
         return []
     demands = list(_demands(limits, ledger, course, accounts))
-    whole = _charges(course, first, last)
+    whole = charges_of(course, first, last)
     crossed = [demand for demand in demands if demand.spent(whole) > demand.allowed]
     if not crossed:
         return []
@@ -155,8 +155,8 @@ def _demands(limits: Limits, ledger: ServerLedger, course: Course, accounts: Seq
                 )
 
 
-def _charges(course: Course, first: int, last: int) -> list[Charged]:
-    """Return what rounds cost, as the ledger would hold it."""
+def charges_of(course: Course, first: int, last: int) -> list[Charged]:
+    """Return what the rounds of a course from `first` to `last` cost a site, as the ledger would hold it."""
     rounds = Counter[tuple[Event, ...]](course.events(number) for number in range(first, last + 1))
     aside = course.set_aside()
     return [
@@ -168,7 +168,7 @@ def _first_round(demand: _Demand, course: Course, first: int) -> int:
     low, high = first, course.last_round
     while low < high:
         middle = (low + high) // 2
-        if demand.spent(_charges(course, first, middle)) > demand.allowed:
+        if demand.spent(charges_of(course, first, middle)) > demand.allowed:
             high = middle
         else:
             low = middle + 1
@@ -188,7 +188,7 @@ def _sigma(demands: Sequence[_Demand], course: Course, first: int) -> float | No
             return False  # the residual's noise spends more alone
         other = course.model_copy(update={"mechanism": noisier, "first_round": first})
         other = Course.model_validate(other.model_dump())
-        charges = _charges(other, first, course.last_round)
+        charges = charges_of(other, first, course.last_round)
         return all(demand.spent(charges) <= demand.allowed for demand in demands)
 
     if not fits(_LARGEST):

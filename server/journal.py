@@ -20,7 +20,8 @@ CREATE TABLE IF NOT EXISTS runs (
     run TEXT PRIMARY KEY, federation TEXT NOT NULL, mechanism TEXT NOT NULL, unit TEXT NOT NULL, delta REAL NOT NULL,
     overlap INTEGER NOT NULL, rounds INTEGER NOT NULL, config TEXT NOT NULL, score_name TEXT NOT NULL,
     started REAL NOT NULL, ended REAL, status TEXT NOT NULL, score_initial TEXT, score_final TEXT,
-    ledger TEXT NOT NULL DEFAULT '', witness TEXT NOT NULL DEFAULT ''
+    ledger TEXT NOT NULL DEFAULT '', witness TEXT NOT NULL DEFAULT '',
+    reason TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE IF NOT EXISTS rounds (
     run TEXT NOT NULL, round INTEGER NOT NULL, started REAL NOT NULL, seconds REAL NOT NULL, score REAL,
@@ -39,7 +40,8 @@ CREATE TABLE IF NOT EXISTS evaluations (
     sites TEXT NOT NULL, scores TEXT NOT NULL, chosen TEXT, PRIMARY KEY (run, number)
 );
 """
-_ADDED = {"sites": ("reason", "detail"), "runs": ("ledger", "witness")}  # columns that journals of 0.1 may lack
+# columns that journals of 0.1 may lack
+_ADDED = {"sites": ("reason", "detail"), "runs": ("ledger", "witness", "reason", "detail")}
 
 
 class Reason(StrEnum):
@@ -54,6 +56,21 @@ class Reason(StrEnum):
     NORM = "norm"
     LEDGER = "ledger"
     SIGNATURE = "signature"
+
+
+class Ending(StrEnum):
+    """Why a run did not complete; a label of the metrics."""
+
+    BUDGET = "budget"
+    REFUSED = "refused"
+    ABSENT = "absent"
+    LEDGER = "ledger"
+    CONFIGURATION = "configuration"
+    DATA = "data"
+    STORAGE = "storage"
+    DEFECT = "defect"
+    INTERRUPTED = "interrupted"
+    KILLED = "killed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +190,22 @@ class _StoredEvaluation:
     chosen: str | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class LastRound:
+    """What a deadline is taken from.
+
+    Attributes:
+        seconds: that a round took.
+        late: sites that missed its deadline.
+        released: sites whose release was believed.
+
+    """
+
+    seconds: float
+    late: int
+    released: int
+
+
 class RunJournal:
     """Write and read one or many runs of a coordinator."""
 
@@ -200,13 +233,18 @@ class RunJournal:
         it is the folder's own.
         """
         with self._writing() as connection:
-            connection.execute("UPDATE runs SET status = 'interrupted' WHERE status = 'running' AND run != ?", (run,))
+            connection.execute(
+                "UPDATE runs SET status = 'interrupted', reason = ?, detail = 'its process ended before it did' "
+                "WHERE status = 'running' AND run != ?",
+                (Ending.KILLED, run),
+            )
             connection.execute(
                 "INSERT INTO runs "
                 "(run, federation, mechanism, unit, delta, overlap, rounds, config, score_name, started, ledger, "
                 "witness, status) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'running') "
                 "ON CONFLICT (run) DO UPDATE SET "
-                "status = 'running', ended = NULL, rounds = excluded.rounds, config = excluded.config, "
+                "status = 'running', ended = NULL, reason = '', detail = '', rounds = excluded.rounds, "
+                "config = excluded.config, overlap = excluded.overlap, "
                 "ledger = excluded.ledger, witness = excluded.witness",
                 (
                     run,
@@ -230,10 +268,21 @@ class RunJournal:
         with self._writing() as connection:
             connection.execute(f"UPDATE runs SET {column} = ? WHERE run = ?", (json.dumps(scores), run))  # noqa: S608 (fixed names)
 
-    def finish(self, run: str, status: str) -> None:
-        """Write down how the run ended: `completed`, `stopped` (too few sites left), `interrupted` or `failed`."""
+    def finish(self, run: str, status: str, *, reason: str = "", detail: str = "") -> None:
+        """Write down how the run ended.
+
+        Args:
+            run: its identity.
+            status: `completed`, `stopped` (too few sites left), `interrupted` or `failed`.
+            reason: of another end than `completed`, one of `Ending`.
+            detail: a line about it.
+
+        """
         with self._writing() as connection:
-            connection.execute("UPDATE runs SET status = ?, ended = ? WHERE run = ?", (status, time.time(), run))
+            connection.execute(
+                "UPDATE runs SET status = ?, ended = ?, reason = ?, detail = ? WHERE run = ?",
+                (status, time.time(), reason, detail, run),
+            )
 
     def site(self, *rows: SiteRow) -> None:
         """Write down what became of sites in a round; a later row of the same site and round replaces the earlier."""
@@ -285,6 +334,15 @@ class RunJournal:
         """Return the finished rounds of a run."""
         rows = read_rows(self.path, "SELECT * FROM rounds WHERE run = ? ORDER BY round", run)
         return as_rows(RoundRow, rows, self.path)
+
+    def last_rounds(self, run: str, number: int) -> list[LastRound]:
+        """Return the last finished rounds of a run, the newest first."""
+        count = "(SELECT count(*) FROM sites s WHERE s.run = r.run AND s.round = r.round AND s.status = '{0}') AS {0}"
+        query = (
+            f"SELECT seconds, {count.format('late')}, {count.format('released')} "  # noqa: S608 (fixed names)
+            "FROM rounds r WHERE run = ? ORDER BY round DESC LIMIT ?"
+        )
+        return as_rows(LastRound, read_rows(self.path, query, run, number), self.path)
 
     def evaluations(self, run: str) -> list[EvaluationRow]:
         """Return the evaluations of a run, in order; none in a journal of an earlier version."""

@@ -71,16 +71,32 @@ class FederationLimits(Strict):
     sites: tuple[Name, ...] = ()
 
 
+class NoiseLimits(Strict):
+    """Beyond which a run costs patients what is left and learns nothing, so that it is refused when it is submitted.
+
+    Attributes:
+        largest_multiplier: of a sigma that is calibrated. The noise of a step is, along every direction, as long as the
+            clipped gradients of sigma patients who all agree; a hospital's batch is some tens of patients.
+        smallest_share: of the plan's epsilon that must be left at every site.
+
+    """
+
+    largest_multiplier: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    smallest_share: float = Field(default=0.1, ge=0, lt=1)
+
+
 class Limits(Strict):
     """All limits of a coordinator.
 
     Attributes:
+        noise: beyond which a run is refused when it is submitted, unless it is said to spend the rest.
         budget: of every site that is not named in `sites`.
         sites: limits of single accounts; what one does not say is as in `budget`.
         federations: limits of single federations; with any, a federation that is not named may not run.
 
     """
 
+    noise: NoiseLimits = NoiseLimits()
     budget: DefaultLimits = DefaultLimits()
     sites: dict[Name, SiteLimits] = Field(default={})
     federations: dict[Name, FederationLimits] = Field(default={})

@@ -17,9 +17,10 @@ from flwr.serverapp import Grid
 
 from wardpose.server.admission import Admission, Rejected
 from wardpose.server.budget import GlobalBudget
-from wardpose.server.exchange import Answer, exchange
+from wardpose.server.exchange import Answer, exchange, nodes_of
 from wardpose.server.journal import Reason, SiteRow
 from wardpose.shared.config import FederationConfig
+from wardpose.shared.flower_codes import reply_in_words
 from wardpose.shared.seals import OrderSeal
 from wardpose.shared.signing import PublicKey, read_public_key
 from wardpose.shared.wire import (
@@ -56,7 +57,10 @@ class Member:
         epsilon_budget: as the site stated it last.
         delta: as the site stated it last.
         epsilon_spent: highest figure that the server's or the site's ledger showed.
+        stated_epsilon: as the site's own ledger said last.
         secure: whether its noise is cryptographically secure.
+        has_resident: whether it has the weights that no round changes.
+        forgets: it asked for them although it had them; in this process they go along with every order.
 
     """
 
@@ -68,10 +72,14 @@ class Member:
     delta: float
     epsilon_spent: float
     secure: bool
+    stated_epsilon: float = 0.0
+    has_resident: bool = False
+    forgets: bool = False
 
     def hears(self, stated: SiteStatus | SiteRelease | EvaluationRelease) -> None:
         """Take over what the site last said of its budget and its noise."""
         self.epsilon_budget, self.delta, self.secure = stated.epsilon_budget, stated.delta, stated.secure
+        self.stated_epsilon = stated.epsilon_spent
         self.epsilon_spent = max(self.epsilon_spent, stated.epsilon_spent)
 
 
@@ -104,9 +112,16 @@ class Roll:
 
     def members(self) -> list[Member]:
         """Return the sites that may be ordered now, in the plan's order; those that went offline are asked again."""
-        online = {node.node_id for node in self.grid.get_nodes()}
+        online = {node.node_id for node in nodes_of(self.grid)}
         self.present -= {name for name in self.present if self.known[name].node_id not in online}
         return [self.known[entry.name] for entry in self.config.sites if entry.name in self.present]
+
+    def reachable(self) -> list[Member]:
+        """Return the sites that ever answered, have not left the run and are online, whether they may be ordered."""
+        online = {node.node_id for node in nodes_of(self.grid)}
+        return [
+            member for member in self.known.values() if member.name not in self.dropped and member.node_id in online
+        ]
 
     def missing(self) -> list[str]:
         """Return the sites of the plan that have not left the run and may not be ordered now."""
@@ -229,6 +244,7 @@ class Roll:
         site = status_of.site
         if site not in wanted or site in self.present:
             return None
+        before = self.known.get(site)
         self.known[site] = Member(
             name=site,
             node_id=node,
@@ -238,6 +254,9 @@ class Roll:
             delta=status_of.delta,
             epsilon_spent=max(status_of.epsilon_spent, self.budget.epsilon(site)),
             secure=status_of.secure,
+            stated_epsilon=status_of.epsilon_spent,
+            has_resident=status_of.resident and not (before is not None and before.forgets),
+            forgets=before is not None and before.forgets,
         )
         self.present.add(site)
         return self.row(0, site, "ready")
@@ -249,7 +268,7 @@ class Roll:
         taken = {self.known[name].node_id for name in self.present}
         until = time.monotonic() + (self.config.server.wait_seconds if wait else 0.0)
         while True:
-            nodes = {node.node_id: (node.name, _key(node)) for node in self.grid.get_nodes()}
+            nodes = {node.node_id: (node.name, _key(node)) for node in nodes_of(self.grid)}
             named = {name for name, _ in nodes.values() if name}
             simulated = bool(nodes) and not named  # Flower's simulation has all its nodes from the start
             if simulated or named >= wanted or time.monotonic() >= until:
@@ -275,4 +294,4 @@ def error_code(answer: Answer) -> int | None:
 
 def sentence(code: int) -> str:
     """Say what an error reply's number means; never what the site wrote beside it."""
-    return Refusal(code).sentence if code in set(Refusal) else f"error {code}"
+    return Refusal(code).sentence if code in set(Refusal) else reply_in_words(code)

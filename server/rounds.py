@@ -7,11 +7,10 @@ checkpoint after each round and can go on from it. A round is: call the roll, ch
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -20,24 +19,29 @@ from wardpose.server.aggregation import Aggregator, Arrays, clip_to_median
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.coordinator import Accounts
+from wardpose.server.delivery import Delivery, resident_hash
+from wardpose.server.ending import SPENT, End, stopped
 from wardpose.server.evaluation import Evaluator
-from wardpose.server.exchange import Answer, exchange
-from wardpose.server.journal import Reason, RoundRow, RunJournal, SiteRow
+from wardpose.server.exchange import Answer, exchange, nodes_of
+from wardpose.server.journal import Ending, LastRound, Reason, RoundRow, RunJournal, SiteRow
 from wardpose.server.roll import LEAVES, Member, Roll, error_code, sentence
 from wardpose.server.scoring import Scorer
 from wardpose.server.secure_round import SecureRound
+from wardpose.server.updates import Shortened, Updates
 from wardpose.server.uplink import UplinkDecoder
-from wardpose.shared.config import FederationConfig
+from wardpose.shared.config import FederationConfig, ServerConfig
 from wardpose.shared.errors import WireError
+from wardpose.shared.laps import Laps
 from wardpose.shared.privacy.accounting import as_seeded
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.seals import Head, OrderSeal, Receipt
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import RECEIPTS, TRAIN, ArrayForm, ReceiptsOrder, Refusal, RoundOrder, hash_arrays, pack
+from wardpose.shared.wire import RECEIPTS, ArrayForm, ReceiptsOrder, Refusal, RoundOrder, hash_arrays, pack
 
 logger = logging.getLogger("wardpose.server")
 
 _RECEIPT_SECONDS = 30.0  # longest wait for the answers to a run's last receipts
+_LOOKED_AT, _PATIENCE = 3, 4.0  # rounds that a deadline is taken from, and how many times the longest it is
 _SUSPICIOUS = 0.5  # an update that is shortened by more is told
 
 
@@ -98,7 +102,7 @@ class Coordinator:
 
     def run(self) -> str:
         """Take the rounds that are left; return `completed`, or `stopped` when too few sites are left."""
-        first = True
+        first = not self.roll.known
         while self.state.round < self.config.rounds:
             order = self.order(self.state.round + 1)
             patient = first or len(self.roll.members()) < self.quorum
@@ -110,6 +114,32 @@ class Coordinator:
             first = False
         self.deliver_receipts()
         return "completed"
+
+    def ask_sites(self, preflight: str) -> End | None:
+        """Ask all sites, before anything is charged, whether they would take part; how the run ends, if it does here.
+
+        Args:
+            preflight: `strict`, where a site that refuses ends the run; `only`, where it ends here in any case; nothing
+                is asked where it is empty.
+
+        """
+        if not preflight or self.state.round >= self.config.rounds:
+            return None
+        self.journal.site(*self.roll.call(self.order(self.state.round + 1), patient=True))
+        refused = "; ".join(f"{site}: {reason}" for site, reason in self.roll.dropped.items())
+        if not refused and preflight != "only":
+            return None
+        detail = f"nothing was charged: {refused or 'no site refuses the plan'}"
+        return End(status="stopped", reason=Ending.REFUSED if refused else None, detail=detail)
+
+    def end(self, status: str) -> End:
+        """Say how the rounds ended, and why if they did early."""
+        if status != "stopped":
+            return End(status=status)
+        roll = self.roll
+        return stopped(
+            round_number=self.state.round + 1, quorum=self.quorum, dropped=roll.dropped, missing=roll.missing()
+        )
 
     @property
     def quorum(self) -> int:
@@ -128,6 +158,7 @@ class Coordinator:
             weights_hash=hash_arrays(self.state.weights),
             code_hash=code_hash(),
             public_data=self.uplink.public_data,
+            resident=resident_hash(self.state.weights, self.admission.trained(self.state.weights)),
         )
 
     def round(self, order: RoundOrder) -> bool:
@@ -135,37 +166,45 @@ class Coordinator:
         if self.mechanism.distributed is not None:
             return SecureRound(self, order, self.mechanism.distributed).run()
         started = time.time()
+        laps = Laps()
         members = self.charge(order)
+        laps.mark("charge")
         if not members:
             return False
         away = [self.roll.row(order.round, site, "absent") for site in self.roll.missing()]
-        weights = self.state.weights
-        content = pack(order, weights)
-        sealed = [
-            self.contact.sealed(
-                content,
-                site=member.name,
-                kind=TRAIN,
-                charge=self.budget.charge(member.name, order.run, order.round),
-            )
-            for member in members
-        ]
-        deadline = self.config.server.deadline_seconds
-        messages = [
-            Message(body, member.node_id, TRAIN, group_id=str(order.round), ttl=deadline)
-            for member, (body, _) in zip(members, sealed, strict=True)
-        ]
-        answers = exchange(self.grid, messages, seconds=deadline)
-        judged = [
-            self.judge(order, member, answers[member.node_id], seal)
-            for member, (_, seal) in zip(members, sealed, strict=True)
-        ]
-        admitted = {member.name: release for member, (_, release) in zip(members, judged, strict=True) if release}
-        self.give_receipts([row for row, _ in judged], admitted, sealed[0][1].order)
-        weights = self.combine(admitted, order.round, request=messages[0])
-        rows = [*(row for row, _ in judged), *away]
-        self.close(order.round, weights, rows, started=started, ordered=len(members), released=len(admitted))
+        delivery = self.delivery()
+        with Updates(self.folder) as updates:
+            rows = []
+            laps.mark("prepare")
+            for member, answer in delivery.exchange(dict.fromkeys((m.name for m in members), order), members):
+                laps.mark("wait")
+                row, admitted = self.judge(order, member, answer, delivery.seals[member.name])
+                self.give_receipt(row, admitted, delivery.seals[member.name].order)
+                rows.append(row)
+                if admitted is not None:
+                    updates.keep(member.name, admitted.update, norm=admitted.norm)
+                laps.mark("judge")
+            weights = self.combine(updates, order.round, request=delivery.request)
+        laps.mark("aggregate")
+        self.close(order.round, weights, [*rows, *away], started=started, delivery=delivery)
+        laps.mark("close")
+        logger.info("%s", laps.line("round", order.round))
         return True
+
+    def deadline(self) -> float:
+        """Return the seconds that the next round may take."""
+        return deadline(self.config.server, self.journal.last_rounds(self.state.run, _LOOKED_AT))
+
+    def delivery(self) -> Delivery:
+        """Return how the present weights go to the sites."""
+        return Delivery(
+            grid=self.grid,
+            admission=self.admission,
+            budget=self.budget,
+            weights=self.state.weights,
+            trained=self.admission.trained(self.state.weights),
+            seconds=self.deadline(),
+        )
 
     def charge(self, order: RoundOrder) -> list[Member]:
         """Charge every site that can take part for a round about to be ordered; empty, and no charge, below the quorum.
@@ -180,7 +219,7 @@ class Coordinator:
         }
         for name, limit in limits.items():
             if not self.budget.affords(name, events, epsilon=limit, course=order.course):
-                self.roll.drop(name, "its privacy budget is spent")
+                self.roll.drop(name, SPENT)
         able = self.roll.members()
         if len(able) < self.quorum:
             logger.warning("round %d: %d able sites, %d are needed", order.round, len(able), self.quorum)
@@ -190,32 +229,34 @@ class Coordinator:
             if not self.budget.reserve(
                 member.name, paid, course=order.course, round_number=order.round, epsilon=limits[member.name]
             ):
-                self.roll.drop(member.name, "its privacy budget is spent")
+                self.roll.drop(member.name, SPENT)
             member.epsilon_spent = max(member.epsilon_spent, self.budget.epsilon(member.name))
         return [member for member in able if member.name in self.roll.present]
 
-    def give_receipts(self, rows: Sequence[SiteRow], admitted: Mapping[str, Admitted], order: str) -> None:
-        """Sign for each site that was ordered what became of its round; `order` is the order's hash."""
-        head = Head(*self.budget.ledger.head())
-        self.contact.give(
-            [
-                Receipt(
-                    site=row.site,
-                    run=row.run,
-                    round=row.round,
-                    order=order,
-                    release=admitted[row.site].facts if row.site in admitted else None,
-                    outcome=row.status,
-                    ledger=head,
-                    issued=time.time(),
-                )
-                for row in rows
-            ]
+    def give_receipt(self, row: SiteRow, admitted: Admitted | None, order: str) -> None:
+        """Sign for a site that was ordered what became of its round; `order` is the order's hash."""
+        receipt = Receipt(
+            site=row.site,
+            run=row.run,
+            round=row.round,
+            order=order,
+            release=None if admitted is None else admitted.facts,
+            outcome=row.status,
+            ledger=Head(*self.budget.ledger.head()),
+            issued=time.time(),
         )
+        self.contact.give([receipt])
 
     def deliver_receipts(self) -> None:
-        """Bring the last receipts to the sites that are there; those that are not get them at the next contact."""
-        members = [member for member in self.roll.members() if self.contact.undelivered(member.name)]
+        """Bring the last receipts to the sites that are there; those that are not get them at the next contact.
+
+        Sites that were late are asked too: of what they never began they sign that nothing was released.
+        """
+        members = [
+            member
+            for member in self.roll.reachable()
+            if self.contact.undelivered(member.name) or self.contact.unanswered(member.name)
+        ]
         body = pack(ReceiptsOrder(run=self.state.run))
         seconds = min(self.config.server.wait_seconds, _RECEIPT_SECONDS)
         sealed = {member.node_id: self.contact.sealed(body, site=member.name, kind=RECEIPTS) for member in members}
@@ -232,11 +273,27 @@ class Coordinator:
                 self.admission.kept(answer, site=member.name, seal=sealed[member.node_id][1], key=member.key)
             except Rejected as error:
                 logger.warning("site %s: %s", member.name, error)
+        self.tell_apart()
+
+    def tell_apart(self) -> None:
+        """Say where the coordinator has charged a site more than its own ledger says, and for which rounds."""
+        for member in self.roll.known.values():
+            charged = self.budget.epsilon(member.name, delta=member.delta)
+            open_rounds = sorted({charge.round for charge in self.contact.unanswered(member.name)})
+            if open_rounds:
+                logger.warning(
+                    "site %s: epsilon %.4g is charged here, its own ledger says %.4g: no answer came to round %s "
+                    "(the charge stays until the site signs that it never began)",
+                    member.name,
+                    charged,
+                    member.stated_epsilon,
+                    ", ".join(map(str, open_rounds)),
+                )
 
     def bind(self) -> None:
         """Bind accounts to the keys that sites are registered with; who comes with another's leaves the run."""
         names = {member.name for member in self.roll.members()}
-        refused = self.accounts.bind_registered(self.budget.ledger, self.grid.get_nodes(), names)
+        refused = self.accounts.bind_registered(self.budget.ledger, nodes_of(self.grid), names)
         for name, why in refused.items():
             self.roll.drop(name, why)
 
@@ -279,29 +336,29 @@ class Coordinator:
             return self.roll.row(number, name, "rejected", error=error, steps=steps), None
         self.roll.released(name)
         member.hears(admitted.release)
+        member.has_resident = not member.forgets
         return self.roll.row(number, name, "released", steps=steps, bytes_up=admitted.size), admitted
 
-    def combine(self, admitted: Mapping[str, Admitted], round_number: int, *, request: Message) -> Arrays:
+    def combine(self, updates: Updates, round_number: int, *, request: Message | None) -> Arrays:
         """Return the next global weights: the present ones where too few releases came, or theirs do not combine."""
-        if len(admitted) < self.config.server.minimum_sites:
+        if len(updates) < self.config.server.minimum_sites or request is None:
             logger.warning(
                 "round %d: %d releases, server.minimum_sites = %d: weights unchanged",
                 round_number,
-                len(admitted),
+                len(updates),
                 self.config.server.minimum_sites,
             )
             return self.state.weights
-        public = {entry.name: entry.weight for entry in self.config.sites}
-        factors = dict.fromkeys(admitted, 1.0)
+        factors = dict.fromkeys(updates, 1.0)
         if self.config.server.admission.clip_to_median:
-            factors = clip_to_median({site: release.norm for site, release in admitted.items()})
-        updates = {}
-        for site, release in admitted.items():
-            if factors[site] < _SUSPICIOUS:
-                logger.warning("site %s: its update is %.1f times the median's length", site, 1 / factors[site])
-            updates[site] = (_times(release.update, factors[site]), public[site])
+            factors = clip_to_median(updates.norms)
+        for site, factor in factors.items():
+            if factor < _SUSPICIOUS:
+                logger.warning("site %s: its update is %.1f times the median's length", site, 1 / factor)
+        public = {entry.name: entry.weight for entry in self.config.sites}
+        shortened = Shortened(updates, factors, public)
         try:
-            return self.aggregator.combine(self.state.weights, updates, round_number=round_number, request=request)
+            return self.aggregator.combine(self.state.weights, shortened, round_number=round_number, request=request)
         except WireError as error:
             logger.warning("round %d: %s: weights unchanged", round_number, error)
             return self.state.weights
@@ -313,20 +370,18 @@ class Coordinator:
         rows: Sequence[SiteRow],
         *,
         started: float,
-        ordered: int,
-        released: int,
+        delivery: Delivery | None,
     ) -> None:
         """Score the round's weights and write it down: first the checkpoint, which holds the journal's rows too."""
         score = self.scorer.validation(weights)
         disjoint, overlap = self.budget.federation([entry.name for entry in self.config.sites])
-        size = sum(array.nbytes for array in weights.values())
         summary = RoundRow(
             run=self.state.run,
             round=number,
             started=started,
             seconds=time.time() - started,
             score=score,
-            bytes_down=size * ordered,
+            bytes_down=0 if delivery is None else delivery.bytes_down,
             bytes_up=sum(row.bytes_up for row in rows),
             epsilon_disjoint=disjoint,
             epsilon_overlap=overlap,
@@ -342,14 +397,21 @@ class Coordinator:
             self.config.server.score,
             "-" if score is None else f"{score:.3f}",
             disjoint,
-            released,
-            ordered,
+            sum(row.status == "released" for row in rows),
+            sum(row.status != "absent" for row in rows),
             extra={"round": summary, "sites": list(rows)},
         )
 
 
-def _times(update: Arrays, factor: float) -> Arrays:
-    return update if factor == 1 else {name: value * np.float32(factor) for name, value in update.items()}
+def deadline(server: ServerConfig, last: Sequence[LastRound]) -> float:
+    """Return the seconds that a round may take: several times what the last ones took, within the plan's bounds.
+
+    Where a site was late in one of them, it is the plan's: what was too short must not stay so.
+    """
+    if not last or any(row.late or not row.released for row in last):
+        return server.deadline_seconds
+    longest = max(row.seconds for row in last)
+    return min(server.deadline_seconds, max(server.minimum_deadline_seconds, _PATIENCE * longest))
 
 
 def catch_up(journal: RunJournal, state: Checkpoint) -> None:

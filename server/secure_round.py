@@ -17,6 +17,7 @@ from flwr.app import Message
 from numpy.typing import NDArray
 
 from wardpose.server.aggregation import Arrays
+from wardpose.server.delivery import Delivery
 from wardpose.server.exchange import Garbage, exchange
 from wardpose.server.journal import SiteRow
 from wardpose.server.roll import Member, error_code, sentence
@@ -41,7 +42,6 @@ from wardpose.shared.wire import (
     SECURE_SHARES,
     SECURE_SURVIVORS,
     SECURE_UNMASK,
-    TRAIN,
     ArrayForm,
     Refusal,
     RoundOrder,
@@ -83,15 +83,13 @@ class SecureRound:
         if len(members) < coordinator.quorum:
             logger.warning("round %d: %d able sites, %d are needed", number, len(members), coordinator.quorum)
             return False
-        ordered = released = 0
+        delivery = coordinator.delivery()
         weights = self._weights
         masked = MaskedSum(self._session(members))
         try:
             self._agree(masked, members)
             members = [member for member in coordinator.charge(self._order) if member.name in masked.deliveries()]
-            ordered = len(members)
-            request = self._collect(masked, members)
-            released = len(masked.survivors)
+            request = self._collect(delivery, masked, members)
             total = self._unmask(masked, members)
             weights = self._combine(total, [m for m in members if m.name in masked.survivors], request)
         except WireError as error:
@@ -99,7 +97,7 @@ class SecureRound:
         told = {row.site for row in self._rows}
         away = [name for name in coordinator.roll.missing() if name not in told]
         self._rows += [coordinator.roll.row(number, name, "absent") for name in away]
-        coordinator.close(number, weights, self._rows, started=started, ordered=ordered, released=released)
+        coordinator.close(number, weights, self._rows, started=started, delivery=delivery)
         return True
 
     def _session(self, members: Sequence[Member]) -> Session:
@@ -125,35 +123,24 @@ class SecureRound:
         self._ask(SECURE_SHARES, members, masked.shares_request(), SealedShares, masked.add_shares, needed=True)
         masked.deliveries()
 
-    def _collect(self, masked: MaskedSum, members: list[Member]) -> Message:
+    def _collect(self, delivery: Delivery, masked: MaskedSum, members: list[Member]) -> Message:
         """Order, and add up the masked sums that come; returns one of the messages."""
-        coordinator, deadline = self._coordinator, self._coordinator.config.server.deadline_seconds
+        coordinator = self._coordinator
         if not members:
             raise WireError("no site can be ordered")
-        deliveries, group = masked.deliveries(), str(self._order.round)
-        orders = {name: self._order.model_copy(update={"secure": delivery}) for name, delivery in deliveries.items()}
-        sealed = [
-            coordinator.contact.sealed(
-                pack(orders[member.name], self._weights),
-                site=member.name,
-                kind=TRAIN,
-                charge=coordinator.budget.charge(member.name, self._order.run, self._order.round),
-            )
-            for member in members
-        ]
-        messages = [
-            Message(content, member.node_id, TRAIN, group_id=group, ttl=deadline)
-            for member, (content, _) in zip(members, sealed, strict=True)
-        ]
+        deliveries = masked.deliveries()
+        orders = {name: self._order.model_copy(update={"secure": shares}) for name, shares in deliveries.items()}
         form = ArrayForm(shape=(self._coordinates, masked.session.bits // 8), dtype=np.dtype(np.uint8))
-        answers = exchange(coordinator.grid, messages, seconds=deadline)
-        for member, (_, seal) in zip(members, sealed, strict=True):
-            row, admitted = coordinator.judge(self._order, member, answers.pop(member.node_id), seal, form)
+        for member, answer in delivery.exchange(orders, members):
+            seal = delivery.seals[member.name]
+            row, admitted = coordinator.judge(self._order, member, answer, seal, form)
             self._rows.append(row)
-            coordinator.give_receipts([row], {} if admitted is None else {member.name: admitted}, seal.order)
+            coordinator.give_receipt(row, admitted, seal.order)
             if admitted is not None:
                 masked.add(member.name, admitted.update[MASKED].view(np.uint8))
-        return messages[0]
+        if delivery.request is None:
+            raise WireError("no site can be ordered")
+        return delivery.request
 
     def _unmask(self, masked: MaskedSum, members: Iterable[Member]) -> NDArray[np.int64]:
         """Have the survivors sign who they are, and take the masks off their sum."""

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from wardpose.server.budget import GlobalBudget
+from wardpose.server.contact import Stated, stated_spent
 from wardpose.server.journal import EvaluationRow, RunJournal, SiteRow
 from wardpose.server.ledger import ServerLedger
 from wardpose.server.spent import ledger_of, refuse_lost
@@ -36,8 +37,12 @@ def summarise(folder: Path, run: str | None = None) -> dict[str, Any]:
     rows = journal.sites(chosen["run"])
     rounds = journal.rounds(chosen["run"])
     names = [entry["name"] for entry in chosen["config"]["sites"]]
-    budget = GlobalBudget(
+    ledger, stated = (
         ServerLedger(place.path, witness=place.witness),
+        stated_spent(place.path.with_name("contact.sqlite")),
+    )
+    budget = GlobalBudget(
+        ledger,
         delta=chosen["delta"],
         overlap=chosen["overlap"],
         unit=chosen["unit"],
@@ -68,6 +73,8 @@ def summarise(folder: Path, run: str | None = None) -> dict[str, Any]:
                 [row for row in rows if row.site == name],
                 steps=budget.steps(name, chosen["run"]),
                 spent=budget.epsilon(name) if made else 0.0,
+                stated=stated.get(name),
+                unanswered=[each.round for each in ledger.open_reservations(name) if each.run == chosen["run"]],
             )
             for name in names
         ],
@@ -132,14 +139,25 @@ def not_private(mechanism: str, rows: list[SiteRow]) -> str | None:
     return None
 
 
-def _site(name: str, rows: list[SiteRow], *, steps: int, spent: float) -> dict[str, Any]:
+def _site(
+    name: str,
+    rows: list[SiteRow],
+    *,
+    steps: int,
+    spent: float,
+    stated: Stated | None,
+    unanswered: Sequence[int],
+) -> dict[str, Any]:
+    """Say what became of a site, and where its own ledger says less than is charged here: for which rounds."""
     last = rows[-1] if rows else None
-    stated = next((row for row in reversed(rows) if row.delta is not None), None)
+    known = next((row for row in reversed(rows) if row.delta is not None), None)
     return {
         "name": name,
         "epsilon_spent": finite(max([spent, *(row.epsilon_spent or 0.0 for row in rows)])),
-        "epsilon_budget": finite(stated.epsilon_budget) if stated else None,
-        "delta": stated.delta if stated else None,
+        "epsilon_at_site": finite(stated.epsilon) if stated else None,
+        "rounds_unanswered": sorted(set(unanswered)),
+        "epsilon_budget": finite(known.epsilon_budget) if known else None,
+        "delta": known.delta if known else None,
         "steps": steps,
         "bytes_up": sum(row.bytes_up for row in rows),
         "rounds_released": sum(row.status == "released" for row in rows),

@@ -1,15 +1,18 @@
-"""What Flower's SuperLink knows about nodes and runs, read from its SQLite database without touching it.
+"""Which nodes are there, as Flower's SuperLink knows, read from its SQLite database without touching it.
 
-Flower has no metrics of its own. The two tables read here (`node`, `task`) are internal to it: names are
-checked by a test against the installed version, and nothing but monitoring and `wardpose dev` depends on
-them.
+Flower has no metrics of its own. The table read here (`node`) is internal to it: names are checked by a test against
+the installed version, and nothing but what is shown to people depends on them.
 """
 
+import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from wardpose.shared.sqlite import reading
+
+_PATIENCE = 2  # heartbeats that Flower waits for (flwr.common.constant.HEARTBEAT_PATIENCE; a test compares them)
+_LATE = 5.0  # seconds that a heartbeat's call may take (HEARTBEAT_CALL_TIMEOUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +21,16 @@ class Node:
 
     Attributes:
         name: the site's name, as registered.
-        online: whether its heartbeat is still good.
+        online: whether its last heartbeat is younger than the time within which the next one was due. A node that was
+            killed is found out when it misses that one, at most 35 s later; Flower itself waits for two.
+        last_seen: Unix time of its last heartbeat; of one that is offline, the latest at which that can have been;
+            `None` for one that was never there.
 
     """
 
     name: str
     online: bool
+    last_seen: float | None = None
 
 
 def registered_nodes(database: Path) -> list[Node]:
@@ -35,27 +42,14 @@ def registered_nodes(database: Path) -> list[Node]:
     """
     with reading(database) as connection:
         rows = connection.execute(
-            "SELECT name, status, online_until FROM node WHERE status IN ('registered', 'online', 'offline')"
+            "SELECT name, status, online_until, heartbeat_interval FROM node "
+            "WHERE status IN ('registered', 'online', 'offline')"
         ).fetchall()
-    now = time.time()
-    nodes = [
-        Node(name=row["name"] or "", online=row["status"] == "online" and (row["online_until"] or 0) > now)
-        for row in rows
-    ]
-    return sorted(nodes, key=lambda node: node.name)
+    return sorted((_node(row, time.time()) for row in rows), key=lambda node: node.name)
 
 
-def run_ended(database: Path, run_id: int) -> bool:
-    """Return whether a run's ServerApp has ended, well or not.
-
-    Raises:
-        sqlite3.Error: the database is missing, locked or not a SuperLink's.
-
-    """
-    signed = run_id - (1 << 64) if run_id >= 1 << 63 else run_id  # SQLite has no unsigned numbers
-    with reading(database) as connection:
-        row = connection.execute(
-            "SELECT finished_at FROM run JOIN task ON task_id = primary_task_id WHERE run.run_id = ?",
-            (signed,),
-        ).fetchone()
-    return row is not None and row["finished_at"] is not None
+def _node(row: sqlite3.Row, now: float) -> Node:
+    until, interval = row["online_until"], row["heartbeat_interval"] or 0.0
+    seen = until - _PATIENCE * interval if row["status"] == "online" and until is not None else until
+    online = row["status"] == "online" and until is not None and now < until and now <= seen + interval + _LATE
+    return Node(name=row["name"] or "", online=online, last_seen=seen)

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from wardpose.shared.anonymize.public_view import PublicViewConfig
 from wardpose.shared.data.source import DataSource
+from wardpose.shared.deployment import DeploymentConfig
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import ModelConfig, check_strategy
 from wardpose.shared.pose.pretrain import PretrainConfig
@@ -222,7 +223,10 @@ class ServerConfig(Strict):
         aggregation: the server's rule.
         admission: which releases are believed.
         minimum_sites: releases a round needs; with fewer able sites the run stops, cleanly, with a checkpoint.
-        deadline_seconds: after which a round goes on without the sites that have not answered.
+        deadline_seconds: after which a round goes on without the sites that have not answered, at the longest. Once
+            rounds are known to be shorter, four times the longest of the last three is enough, as long as no site was
+            late in them.
+        minimum_deadline_seconds: the shortest that such a deadline may become.
         wait_seconds: how long to wait for the sites to come online, and before a later round for those that were
             missing.
         score: what is reported each round, on `data.validation`, and by evaluations.
@@ -235,6 +239,7 @@ class ServerConfig(Strict):
     admission: AdmissionConfig = AdmissionConfig()
     minimum_sites: int = Field(default=1, ge=1)
     deadline_seconds: float = Field(default=3600, gt=0)
+    minimum_deadline_seconds: float = Field(default=300, gt=0)
     wait_seconds: float = Field(default=120, gt=0)
     score: Literal["pck@0.2", "pckh@0.5"] = "pck@0.2"
     evaluation: EvaluationConfig | None = None
@@ -255,6 +260,7 @@ class FederationConfig(Strict):
         training: local training of one round, as every order carries it.
         server: the round loop.
         public_view: what simulated sites declare as phi; a real site declares its own.
+        deployment: where the machines of a real federation find each other, for `wardpose provision`; no part of a run.
         seed: makes a simulation repeatable; the run is then stamped "not private". Real sites refuse seeds.
 
     """
@@ -270,6 +276,7 @@ class FederationConfig(Strict):
     training: LocalTraining = LocalTraining()
     server: ServerConfig = ServerConfig()
     public_view: PublicViewConfig | None = None
+    deployment: DeploymentConfig | None = None
     seed: int | None = None
 
     @model_validator(mode="after")

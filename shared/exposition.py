@@ -1,23 +1,17 @@
-"""How both exporters speak to Prometheus: metric families from durable files, read at every scrape.
+"""How both exporters speak to Prometheus: metric families from durable files, read at every scrape (`status_server`).
 
 Nothing is counted in memory, so a restarted exporter shows what it showed before. A source that is missing,
 locked or broken costs its own metrics and sets `wardpose_exporter_up` to 0; the scrape itself always
 succeeds.
 """
 
-import ipaddress
 import logging
-import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import FrameType
 
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
-from wardpose.shared.errors import ConfigError
 from wardpose.shared.ledger_state import LEDGER_STATES, LedgerState
 
 logger = logging.getLogger("wardpose.exporter")
@@ -68,11 +62,13 @@ class FileCollector(Collector):
 
     Attributes:
         sources: name of a source -> its reader.
+        prefix: of the two metrics that say which sources could be read.
 
     """
 
-    def __init__(self, sources: Mapping[str, Source]) -> None:
+    def __init__(self, sources: Mapping[str, Source], *, prefix: str = "wardpose_exporter") -> None:
         self.sources = dict(sources)
+        self.prefix = prefix
         self._lock = threading.Lock()  # two scrapers at once must not compute the same epsilons twice
 
     def describe(self) -> Iterable[Metric]:
@@ -92,47 +88,9 @@ class FileCollector(Collector):
                     continue
                 up[name] = True
                 yield from families
-        yield gauge("wardpose_exporter_up", "1 when every source could be read.", [({}, float(all(up.values())))])
+        yield gauge(f"{self.prefix}_up", "1 when every source could be read.", [({}, float(all(up.values())))])
         yield gauge(
-            "wardpose_exporter_source_up",
+            f"{self.prefix}_source_up",
             "1 when the source could be read.",
             [({"source": name}, float(value)) for name, value in up.items()],
         )
-
-
-def url(host: str, port: int) -> str:
-    """Return the address as one types it: an IPv6 address stands in brackets, its zone escaped (RFC 3986, RFC 6874)."""
-    try:
-        if ipaddress.ip_address(host).version == 6:
-            host = f"[{host.replace('%', '%25')}]"
-    except ValueError:
-        pass  # a name
-    return f"http://{host}:{port}/"
-
-
-def serve(collector: Collector, *, host: str, port: int) -> None:
-    """Serve `/metrics` until the process is told to stop (SIGTERM or Ctrl-C).
-
-    Raises:
-        ConfigError: the address cannot be bound.
-
-    """
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
-    stop = threading.Event()
-
-    def leave(_signal: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    host = host.removeprefix("[").removesuffix("]")
-    try:
-        server, thread = start_http_server(port, addr=host, registry=registry)
-    except OSError as error:
-        raise ConfigError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error})") from error
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, leave)
-    print(f"metrics on {url(host, server.server_port)}metrics", file=sys.stderr, flush=True)
-    stop.wait()
-    server.shutdown()
-    server.server_close()
-    thread.join()

@@ -1,27 +1,96 @@
-"""Files that matter: after a crash there is the old one or the new one, never a part of one."""
+"""Files that matter: after a crash there is the old one or the new one, never a part of one.
+
+Whatever a site or a coordinator writes is for its owner alone, in folders that are, whatever the umask says: ledgers,
+messages and models say something of patients, and whoever forgets to say so must not be the one who leaks them. Only
+what a user asked for by name (a prediction, an export, a report) says `ASKED_FOR` and gets what their umask gives.
+"""
 
 import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from wardpose.shared.errors import DataError, StorageError
+from wardpose.shared.errors import ConfigError, DataError, StorageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says of a disk, a quota or a file that can take no more."""
 
+PRIVATE = 0o600
+"""Mode of a file that its owner alone may read."""
+
+PRIVATE_FOLDER = 0o700
+
+ASKED_FOR = None
+"""Mode of a file that a user asked for by name: their umask decides."""
+
+OTHERS = 0o077
+"""What anybody but the owner may do."""
+
+TOKEN = 8
+"""Letters at the end of the name of a file that is not whole yet."""
+
 _LARGE = 1 << 16  # bytes, for which room is claimed before they are written
 
 
+def private_process() -> None:
+    """Let whatever this process and its children write be for their owner alone, Flower's and SQLite's files too."""
+    os.umask(OTHERS)
+
+
+def private_folder(folder: Path) -> Path:
+    """Make a folder, and those above it that are missing, for their owner alone; one that is there stays as it is.
+
+    Raises:
+        OSError: it cannot be made.
+
+    """
+    if not folder.is_dir():
+        private_folder(folder.parent)
+        folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+    return folder
+
+
+def private_opener(path: str, flags: int) -> int:
+    """Open for `open(..., opener=private_opener)`: a file that is new is its owner's alone."""
+    return os.open(path, flags, PRIVATE)
+
+
+def keep_private(path: Path) -> None:
+    """Take away what others may do with a file of this user's that an older release left readable."""
+    with suppress(OSError):  # of somebody else, or gone: whoever opens it says so
+        mode = path.stat().st_mode
+        if mode & OTHERS:
+            path.chmod(mode & 0o700)
+
+
+def refuse_readable(path: Path) -> None:
+    """See that a secret is its owner's alone.
+
+    Raises:
+        ConfigError: it is not there, or others may read or change it; the line says what to run.
+
+    """
+    try:
+        mode = path.stat().st_mode & 0o777
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    if mode & OTHERS:
+        raise ConfigError(f"{path}: may be read by others (mode {mode:o}; allowed: 600; chmod 600 {path})")
+
+
 @contextmanager
-def written_whole(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+def written_whole(path: Path, *, mode: int | None = PRIVATE) -> Iterator[BinaryIO]:
     """Give a file to write piece by piece, which becomes `path` when the block ends without an error.
+
+    Args:
+        path: of the file; parents are created.
+        mode: its permissions, or `ASKED_FOR`.
 
     Raises:
         StorageError: the disk is full or the folder is not writable; `path` is then as it was.
@@ -29,14 +98,11 @@ def written_whole(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
     """
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
+        descriptor, temporary = _temporary(path, mode)
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(mode)
         temporary.replace(path)
         _sync(path.parent)
     except StorageError:  # of another file, which the block wrote
@@ -49,8 +115,13 @@ def written_whole(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
                 temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+def write_bytes(path: Path, content: bytes, *, mode: int | None = PRIVATE) -> None:
     """Replace `path` by `content`, atomically and durably; parents are created.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        mode: its permissions, or `ASKED_FOR`.
 
     Raises:
         StorageError: the disk is full or the folder is not writable; `path` is then as it was.
@@ -58,16 +129,13 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
+        descriptor, temporary = _temporary(path, mode)
         with os.fdopen(descriptor, "wb") as file:
             if len(content) >= _LARGE:
                 _allocate(file.fileno(), len(content))
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(mode)
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
@@ -76,6 +144,38 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path, mode: int | None) -> tuple[int, Path]:
+    """Make and open the file under another name that nobody knows; it has its permissions from its first byte on."""
+    if mode is ASKED_FOR:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        private_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(TOKEN // 2)}")
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else PRIVATE)
+    if mode not in (ASKED_FOR, PRIVATE):
+        os.fchmod(descriptor, mode)
+    return descriptor, temporary
+
+
+def hand_over(source: Path, target: Path) -> None:
+    """Move a finished file to the name that a user asked for, with the permissions that their umask gives.
+
+    Raises:
+        OSError: it cannot be written; `source` is still there.
+
+    """
+    descriptor, empty = _temporary(target, ASKED_FOR)
+    try:
+        source.chmod(os.fstat(descriptor).st_mode & 0o777)
+        source.replace(target)
+    except OSError:  # on another disk: copied there under another name first
+        write_bytes(target, source.read_bytes(), mode=ASKED_FOR)
+        source.unlink()
+    finally:
+        os.close(descriptor)
+        empty.unlink(missing_ok=True)
 
 
 def storage_error(error: OSError, path: Path, *, needed: int | None = None) -> StorageError:
@@ -129,14 +229,14 @@ def storing(path: Path, hint: str = "") -> Iterator[None]:
         raise DataError(f"{error.filename or path}: cannot be read or written ({error.strerror}){rest}") from error
 
 
-def write_text(path: Path, content: str) -> None:
+def write_text(path: Path, content: str, *, mode: int | None = PRIVATE) -> None:
     """Replace `path` by UTF-8 `content`, as `write_bytes`."""
-    write_bytes(path, content.encode())
+    write_bytes(path, content.encode(), mode=mode)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, *, mode: int | None = PRIVATE) -> None:
     """Replace `path` by `content` as indented JSON, as `write_bytes`."""
-    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n", mode=mode)
 
 
 def sha256_file(path: Path) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from wardpose.shared.files import write_text
+from wardpose.shared.files import ASKED_FOR, write_text
 from wardpose.shared.ledger_views import CohortView
 from wardpose.shared.version import version
 
@@ -162,7 +162,7 @@ def write_statement(path: Path, content: dict[str, Any]) -> None:
     page = environment.get_template("statement.html").render(
         content=content, pictures=pictures, unit_words=_UNIT_WORDS, rule_words=_RULE_WORDS
     )
-    write_text(path, page)
+    write_text(path, page, mode=ASKED_FOR)
 
 
 def _picture(cohort: dict[str, Any]) -> str:

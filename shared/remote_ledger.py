@@ -23,6 +23,7 @@ from cryptography.x509.oid import NameOID
 from wardpose.shared.budget_wire import budget_pb2 as wire
 from wardpose.shared.budget_wire import budget_pb2_grpc
 from wardpose.shared.errors import ConfigError, LedgerError, WardposeError, one_line
+from wardpose.shared.files import refuse_readable
 from wardpose.shared.head_statements import SERVER_HEAD, SITE_HEAD, ServerHead, SiteHead
 from wardpose.shared.known_server import KnownServer
 from wardpose.shared.privacy.entries import NOTHING, Entry, next_entry
@@ -69,6 +70,7 @@ def connect(address: str, *, authority: Path, certificate: Path, key: Path) -> I
 
     """
     content = [_content(path) for path in (authority, key, certificate)]
+    refuse_readable(key)
     credentials = grpc.ssl_channel_credentials(*content)
     options = [("grpc.max_receive_message_length", _ANSWER_BYTES), ("grpc.enable_retries", 0)]
     with grpc.secure_channel(address, credentials, options=options) as channel:

@@ -18,10 +18,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from wardpose.shared.errors import ConfigError, WardposeError
-from wardpose.shared.files import write_bytes
+from wardpose.shared.files import refuse_readable, write_bytes
 
 _PREFIX = b"wardpose signature v1\0"
-_OTHERS = 0o077
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
 _LARGEST_KEY_FILE = 1 << 14
 
@@ -78,17 +77,18 @@ class Signer:
     """A private key: signs.
 
     Attributes:
+        key: for protocols that sign in their own way, as Flower's does.
         public: its public half.
 
     """
 
     def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
-        self._key = key
+        self.key = key
         self.public = PublicKey(key.public_key())
 
     def sign(self, purpose: str, content: bytes) -> str:
         """Sign bytes for a purpose; returns base64 text."""
-        return base64.b64encode(self._key.sign(_signed(purpose, content), ec.ECDSA(hashes.SHA384()))).decode()
+        return base64.b64encode(self.key.sign(_signed(purpose, content), ec.ECDSA(hashes.SHA384()))).decode()
 
 
 def _signed(purpose: str, content: bytes) -> bytes:
@@ -135,9 +135,7 @@ def load_signer(path: Path) -> Signer:
 
     """
     data = _content(path)
-    mode = path.stat().st_mode
-    if mode & _OTHERS:
-        raise ConfigError(f"{path}: may be read by others (mode {mode & 0o777:o}; allowed: 600; chmod 600 {path})")
+    refuse_readable(path)
     try:
         openssh = b"OPENSSH" in data.partition(b"\n")[0]
         load = serialization.load_ssh_private_key if openssh else serialization.load_pem_private_key

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from wardpose.shared.errors import DamagedError, StorageError
+from wardpose.shared.files import PRIVATE, keep_private, private_folder
 
 Row = TypeVar("Row")
 
@@ -24,14 +25,14 @@ _TEMPORARY = 8  # random bytes in the name of a file that is being made
 
 
 @contextmanager
-def making(path: Path, *, private: bool = False) -> Iterator[sqlite3.Connection]:
+def making(path: Path) -> Iterator[sqlite3.Connection]:
     """Fill a new file under a name that nobody knows, and give it its own at the end of the block.
 
-    Where another process was first, its file stays. What killed processes left half-made goes.
+    Where another process was first, its file stays. What killed processes left half-made goes. Only the owner may read
+    it, and the files that SQLite puts beside it, which have its permissions.
 
     Args:
         path: of the file, whose folder exists.
-        private: only the owner may read it.
 
     Raises:
         OSError: the folder cannot be written.
@@ -40,9 +41,8 @@ def making(path: Path, *, private: bool = False) -> Iterator[sqlite3.Connection]
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(_TEMPORARY)}")
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))  # empty: SQLite fills it
         with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
-            if private:
-                temporary.chmod(0o600)
             connection.execute("PRAGMA synchronous = FULL")
             yield connection
         with suppress(FileExistsError):
@@ -79,6 +79,12 @@ def _sweep(path: Path) -> None:
 _ENDINGS = ("", "-journal", "-wal", "-shm")
 
 
+def keep_database_private(path: Path) -> None:
+    """Take away what others may do with a database and the files beside it, which an older release left readable."""
+    for ending in _ENDINGS:
+        keep_private(path.with_name(f"{path.name}{ending}"))
+
+
 @contextmanager
 def transaction(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
     """Open the file (made with `schema` when new) for one write transaction; an error rolls it back.
@@ -88,12 +94,13 @@ def transaction(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
 
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(path.parent)
     except OSError as error:
         raise StorageError(error.errno, error.strerror, str(path)) from error
     try:
         if path.exists():
             sweep(path)
+            keep_database_private(path)
         else:
             with making(path) as connection:
                 connection.execute("PRAGMA journal_mode=WAL")
@@ -177,7 +184,8 @@ def as_rows(kind: type[Row], rows: Iterable[dict[str, Any]], path: Path) -> list
         DamagedError: a row has other columns, or a value of another type.
 
     """
-    types, found = _types(kind), []
+    plain: Any = kind  # mypy does not know that classes are hashable
+    types, found = _types(plain), []
     with understood(path):
         for row in rows:
             for name, value in row.items():

@@ -26,6 +26,16 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
+def installed_files() -> dict[str, tuple[int, int]]:
+    """Return size and time of change of each file that `code_hash` covers: other values mean that code has changed."""
+    found = {}
+    for package in _PACKAGES:
+        for path in (_SHARED.parent / package).rglob("*.py"):
+            status = path.stat()
+            found[str(path)] = (status.st_size, status.st_mtime_ns)
+    return found
+
+
 def versions() -> dict[str, str]:
     """Versions of what decides a result, for reports."""
     names = ("wardpose", "flwr", "torch", "timm", "dp-accounting", "numpy")

@@ -10,7 +10,6 @@ never the text of an exception.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from io import BytesIO
 from typing import Annotated, Any, Self, TypeVar
 
@@ -18,6 +17,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors.numpy import load, save
 
 from wardpose.shared.errors import ConfigError, WireError
 from wardpose.shared.pose.model import ModelConfig, check_strategy
@@ -25,6 +25,7 @@ from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.evaluation import Evaluation, Layout
 from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.refusals import Refusal as Refusal
 from wardpose.shared.seals import MOST_CHARGES, MOST_RECEIPTS, Digest, Head, Word, body_text
 from wardpose.shared.secure_aggregation.messages import Delivery
 from wardpose.shared.signing import PublicKey, Signer
@@ -42,6 +43,9 @@ SECURE_SURVIVORS, SECURE_UNMASK = "query.survivors", "query.unmask"
 SECURE_PARTS = (SECURE_KEYS, SECURE_SHARES, SECURE_SURVIVORS, SECURE_UNMASK)
 """Messages of secure aggregation beside the order, in turn."""
 PROTOCOL = 3
+TOGETHER = "together"
+"""Name of the one array that holds all arrays of an order: each that travels by itself costs several requests."""
+
 COEFFICIENTS = "coefficients"
 MASKED = "masked"
 SCORES = "scores"
@@ -60,38 +64,6 @@ Entries = Annotated[int, Field(ge=0, le=2**53)]
 Units = Annotated[int, Field(ge=0, le=10**9)]
 
 
-class Refusal(IntEnum):
-    """Why a site did not train; the number and the sentence are all that the server hears."""
-
-    POLICY = 1001
-    BUDGET = 1002
-    CODE = 1003
-    ORDER = 1004
-    SITE = 1005
-    FAILED = 1006
-    SEAL = 1007
-    APART = 1008
-    OUTDATED = 1009
-
-    @property
-    def sentence(self) -> str:
-        """Return the fixed text that goes with the number."""
-        return _SENTENCES[self]
-
-
-_SENTENCES = {
-    Refusal.POLICY: "the site's policy does not allow this order",
-    Refusal.BUDGET: "the site's privacy budget does not allow this round",
-    Refusal.CODE: "the site runs other code than the server",
-    Refusal.ORDER: "the order cannot be read",
-    Refusal.SITE: "the site's configuration cannot be used",
-    Refusal.FAILED: "the site failed; its own journal says why",
-    Refusal.SEAL: "the order is not one that the site's coordinator signed for it, once, in a course it accepted",
-    Refusal.APART: "the coordinator's ledger and the site's do not agree",
-    Refusal.OUTDATED: "the order was overtaken by something else that the coordinator said; it may ask again",
-}
-
-
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
@@ -105,9 +77,11 @@ class RoundOrder(_Body):
         round: counted from 1; of the course.
         model: the network, without weights.
         training: how the site trains locally, from the plan.
-        weights_hash: SHA-256 of the weights that come along.
+        weights_hash: SHA-256 of all weights that the round starts from.
         code_hash: SHA-256 of the server's code.
         public_data: identity of the public data that a coefficient uplink refers to.
+        resident: SHA-256 of the weights that do not come along, because no round changes them and the site has them
+            from an earlier order; absent where all come along. A preflight asks by it whether the site has them.
         secure: of secure aggregation: what the other sites sealed for this one; absent in preflights.
 
     """
@@ -120,6 +94,7 @@ class RoundOrder(_Body):
     weights_hash: Hash
     code_hash: Hash
     public_data: Hash | None = None
+    resident: Hash | None = None
     secure: Delivery | None = None
 
     @model_validator(mode="after")
@@ -246,6 +221,15 @@ class SiteRelease(SiteAnswer):
     ledger_sequence: Entries = Field(ge=1)
 
 
+class WeightsWanted(SiteAnswer):
+    """A site's answer to an order whose resident weights it lacks: nothing was carried out, and nothing charged.
+
+    It is signed like every answer and names the seal that it answers, which is used up by it: whoever gets the whole
+    order under the same charge afterwards may still get no more than one release for it. Its attributes are those of
+    every answer.
+    """
+
+
 class EvaluationOrder(_Body):
     """What the server asks of a site in one evaluation on private patients.
 
@@ -326,12 +310,13 @@ class SiteStatus(SiteAnswer):
 
     Attributes:
         declared_units: the numbers of units that its site.yaml declares, by consent tier (the plain tier is ""): what
-            noised sums are divided by, hence what decides how long its updates can be. The other attributes are those
-            of every answer.
+            noised sums are divided by, hence what decides how long its updates can be.
+        resident: whether it has the weights that the order calls so. The other attributes are those of every answer.
 
     """
 
     declared_units: dict[str, Units]
+    resident: bool = False
 
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -383,8 +368,19 @@ def pack(
         fields["signature"] = signer.sign(type(body).__name__, text.encode())
     records: dict[str, ArrayRecord | ConfigRecord] = {"body": ConfigRecord(dict(fields))}
     if arrays is not None:
-        records["arrays"] = ArrayRecord({name: Array(np.ascontiguousarray(value)) for name, value in arrays.items()})
+        records["arrays"] = pack_arrays(arrays)
     return RecordDict(records)  # type: ignore[arg-type]  # Flower annotates an invariant dict of the union
+
+
+def pack_arrays(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """Express arrays in Flower's record."""
+    return ArrayRecord({name: Array(np.ascontiguousarray(value)) for name, value in arrays.items()})
+
+
+def pack_together(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """Express arrays in Flower's record as one, which holds them as a safetensors file does, bit by bit."""
+    plain = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    return ArrayRecord({TOGETHER: Array(np.frombuffer(save(plain), np.uint8))})
 
 
 def unpack(content: RecordDict, kind: type[Body]) -> tuple[Body, dict[str, NDArray[np.float32]]]:
@@ -419,7 +415,12 @@ def _arrays(content: RecordDict) -> dict[str, NDArray[np.float32]]:
             arrays[name] = value.numpy()
         except Exception as error:  # whatever numpy makes of bytes that somebody else wrote
             raise WireError(f'array "{name[:_LONGEST_NAME]}" cannot be read ({type(error).__name__})') from error
-    return arrays
+    if set(arrays) != {TOGETHER}:
+        return arrays
+    try:
+        return dict(load(arrays[TOGETHER].tobytes()))
+    except Exception as error:  # likewise safetensors
+        raise WireError(f"the arrays cannot be read ({type(error).__name__})") from error
 
 
 @dataclass(frozen=True, kw_only=True)

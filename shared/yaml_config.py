@@ -4,6 +4,7 @@ Unknown keys are refused, and every error names the file, the key, the value and
 nothing.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -13,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from wardpose.shared.data.source import find_data_root
 from wardpose.shared.errors import ConfigError, WardposeError, one_line
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
+Name = Annotated[str, Field(pattern=f"^{_NAME}$")]
 Model = TypeVar("Model", bound=BaseModel)
 _LARGEST = 1 << 20  # bytes of a configuration
 _DEEPEST = 32
@@ -21,6 +23,20 @@ _MOST_VALUES = 100_000
 _MOST_FINDINGS = 10
 _DATA_VARIABLE = "${WARDPOSE_DATA}"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times faster, where PyYAML was built with it
+
+
+def checked_name(value: str, where: str) -> str:
+    """Return a name of a site or a federation that did not come in a file.
+
+    Raises:
+        ConfigError: it is none.
+
+    """
+    if re.fullmatch(_NAME, value) is None:
+        raise ConfigError(
+            f"{where} is {one_line(value)!r} (allowed: letters, digits and _.- , a letter or digit first)"
+        )
+    return value
 
 
 class Strict(BaseModel):

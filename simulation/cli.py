@@ -6,12 +6,12 @@ import sys
 import typer
 
 from wardpose.client.commands import anonymize, data, evaluate, label, predict, site, vault
-from wardpose.server.commands import server
+from wardpose.server.commands import provision, server
 from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.commands import export, ledger
 from wardpose.shared.errors import WardposeError, one_line
 from wardpose.shared.files import FULL
-from wardpose.simulation.commands import anonymizer, audit, benchmark, dev, plan, pretrain, simulate
+from wardpose.simulation.commands import anonymizer, audit, benchmark, dev, plan, pretrain, simulate, watch
 
 _REFUSED = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)  # the machine's matter, not a defect
 
@@ -24,9 +24,10 @@ app = typer.Typer(
 app.add_typer(site.app, name="site", help="What a hospital engineer does.")
 app.add_typer(server.app, name="server", help="What a coordinator does.")
 _OF_HOSPITALS = (predict, evaluate, label, data, anonymize, vault)
-_OF_ALL = (export, ledger)
+_OF_COORDINATORS = (provision,)
+_OF_ALL = (export, ledger, watch)
 _OF_RESEARCHERS = (anonymizer, audit, benchmark, dev, plan, pretrain, simulate)
-for _group in (*_OF_HOSPITALS, *_OF_ALL, *_OF_RESEARCHERS):
+for _group in (*_OF_HOSPITALS, *_OF_COORDINATORS, *_OF_ALL, *_OF_RESEARCHERS):
     _group.register(app)
 
 

@@ -1,32 +1,37 @@
-"""A deployment on one machine: real SuperLink, SuperNodes and SuperExecs on loopback, with TLS and node keys.
+"""A deployment on one machine: real SuperLink, SuperNodes and their executors on loopback, with TLS and node keys.
 
 It differs from a hospital's deployment in two things only: everything is on 127.0.0.1, and the patients are simulated.
-The folder holds `federation.yaml`, `authority/`, `superlink/`, `operator/` (Flower's connection settings), `app/` (the
-bundle without code), `coordinator.yaml`, `coordinator/` (the ledger), `server/` (the run directory), `sites/NAME/`,
-`logs/` and `processes.json`.
+The folder is a server's home (`server.home`), so that every `wardpose server` command works on it with `--home`; beside
+what a home holds there are `authority/`, `sites/NAME/`, `logs/` and `processes.json`.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wardpose.server.bundle import run_config, write_bundle
-from wardpose.server.journal import RoundRow, RunJournal
-from wardpose.server.superlink import registered_nodes, run_ended
+import yaml
+
+from wardpose.server.home import FILE, ServerHome, open_server_home
+from wardpose.server.link_state import run_state
+from wardpose.server.nodes import register
+from wardpose.server.operator import environment, program, write_connection
+from wardpose.server.outcome import Outcome, finished
+from wardpose.server.provision.certificates import (
+    create_authority,
+    create_node_key,
+    create_secret,
+    create_server_certificate,
+)
+from wardpose.server.runs import Run, find_run
+from wardpose.server.superlink import registered_nodes
+from wardpose.shared.deployment import ServerPorts
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_text
-from wardpose.simulation.flower import (
-    LOOPBACK,
-    ask,
-    environment,
-    free_ports,
-    healthy,
-    program,
-    write_connection,
-)
-from wardpose.simulation.keys import create_authority, create_node_key, create_secret, create_server_certificate
+from wardpose.shared.health import healthy
+from wardpose.simulation.flower import LOOPBACK, free_ports
 from wardpose.simulation.processes import ProcessError, Processes
 
 if TYPE_CHECKING:
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
 _CONNECTION = "dev"
 _DAYS = 30
 _START_SECONDS = 180.0
-_RESTART_SECONDS = 5  # Flower's processes end at the first answer 500, which a busy SuperLink gives now and then
+_RESTART_SECONDS = 5
 _SUPERLINK, _SUPERLINK_EXEC = "superlink", "superlink-exec"
 _NODE, _EXEC = "node-", "exec-"
 
@@ -55,8 +60,16 @@ class Deployment:
         self.folder = folder.resolve()
         self.processes = Processes(self.folder / "processes.json", self.folder / "logs")
         self._certificate = self.folder / "authority" / "ca.crt"
-        self._operator = self.folder / "operator"
-        self._submitted = 0.0
+
+    @property
+    def home(self) -> ServerHome:
+        """The server's home.
+
+        Raises:
+            ConfigError: `up` never made it.
+
+        """
+        return open_server_home(self.folder)
 
     @property
     def database(self) -> Path:
@@ -65,8 +78,13 @@ class Deployment:
 
     @property
     def run_directory(self) -> Path:
-        """The run's folder: journal, checkpoint, model."""
-        return self.folder / "server"
+        """Folder of the latest run: journal, checkpoint, model.
+
+        Raises:
+            ConfigError: there is none.
+
+        """
+        return find_run(self.folder / "runs").folder
 
     @property
     def ledger(self) -> Path:
@@ -104,64 +122,71 @@ class Deployment:
             write_text(self.coordinator, "state: coordinator\n")
         self._write_keys(sites)
         try:
-            self._start_sites(sites, self._start_server(report), report)
+            self._start_sites(sites, self._start_server(config, report), report)
         except BaseException:
             self.down()
             raise
 
-    def run(self, *, resume: bool = False, report: Report = lambda line: None) -> dict[str, Any]:
-        """Run the federation once with `flwr run`, wait for its end and return its summary.
+    def run(
+        self, *, resume: bool = False, spend_rest: bool = False, report: Report = lambda line: None
+    ) -> tuple[Outcome, dict[str, Any]]:
+        """Run the federation once, or go on with the latest run, and wait for its end.
+
+        Returns:
+            What became of it, and its summary; empty for a run that never began.
 
         Raises:
-            ConfigError: nothing is up.
-            ProcessError: Flower does not list the run as `finished:completed`, or a server process ended.
+            BudgetExceeded: it would cross a limit, or train on noise.
+            ConfigError: nothing is up, or Flower refused it.
+            ProcessError: a server process ended.
 
         """
         from wardpose.server.summary import summarise
 
-        run_id = self.submit(resume=resume)
-        report(f"run {run_id}")
-        status = self.wait_for_end(run_id, report=report)
-        if status != "finished:completed":
-            raise ProcessError(f"run {run_id}: {status}\n{self.processes.tail(_SUPERLINK_EXEC)}")
-        return {**summarise(self.run_directory), "flower": {"run": run_id, "status": status}}
+        if resume:
+            run = find_run(self.home.runs)
+            done = finished(run, self.database)
+            if done is not None:
+                return done, summarise(run.folder)
+        from wardpose.server.submission import wait_for_end  # torch comes with it
 
-    def submit(self, *, resume: bool = False) -> int:
-        """Hand the federation to the SuperLink with `flwr run` and return Flower's number of the run.
+        started = time.time()
+        run = self.submit(resume=resume, spend_rest=spend_rest)
+        report(f"run {run.name}")
+        found = wait_for_end(self.home, run, after=started, report=report, watch=self._see_server)
+        summary = summarise(run.folder) if run.journal.runs() else {}
+        return found, summary | {"flower": self._flower(run)} if summary else {}
+
+    def submit(self, *, resume: bool = False, spend_rest: bool = False) -> Run:
+        """Hand the federation, or the latest run, to the SuperLink.
 
         Raises:
-            ConfigError: nothing is up.
-            ProcessError: Flower refused it.
+            BudgetExceeded: it would cross a limit, or train on noise.
+            ConfigError: nothing is up, or Flower refused it.
 
         """
         if _SUPERLINK not in self._alive_roles():
             raise ConfigError(f"{self.folder}: is not up (allowed: wardpose dev up first)")
-        settings = self.folder / "run-config.toml"
-        write_text(settings, run_config(self.folder / "federation.yaml", self.run_directory, resume=resume))
-        bundle = write_bundle(self.folder / "app")
-        self._submitted = time.time()
-        return int(self._ask("run", str(bundle), _CONNECTION, "--run-config", str(settings))["run-id"])
+        from wardpose.server.submission import hand_over, submit_new
 
-    def wait_for_end(self, run_id: int, *, report: Report = lambda line: None) -> str:
-        """Wait for the end of a run, report its rounds, and return its status as Flower lists it.
+        home = self.home
+        if resume:
+            run = find_run(home.runs)
+            hand_over(home, run, resume=True)
+            return run
+        run, _ = submit_new(home, home.plan, preflight="", spend_rest=spend_rest)
+        return run
+
+    def wait_for_end(self, run: Run, *, report: Report = lambda line: None) -> Outcome:
+        """Wait for the end of a run and report its rounds.
 
         Raises:
             ProcessError: a server process ended.
 
         """
-        journal = RunJournal(self.run_directory / "journal.sqlite")
-        shown: set[tuple[str, int]] = set()
-        while True:
-            ended = run_ended(self.database, run_id)
-            for row in _latest_rounds(journal, after=self._submitted):
-                if (row.run, row.round) not in shown:
-                    report(_describe(row))
-                    shown.add((row.run, row.round))
-            if ended:
-                return str(self._ask("list", _CONNECTION, "--run-id", str(run_id))["runs"][0]["status"])
-            for role in {_SUPERLINK, _SUPERLINK_EXEC} - self._alive_roles():
-                raise ProcessError(f"{role} ended\n{self.processes.tail(role)}")
-            time.sleep(0.5)
+        from wardpose.server.submission import wait_for_end
+
+        return wait_for_end(self.home, run, after=0.0, report=report, watch=self._see_server)
 
     def status(self) -> dict[str, Any]:
         """Return what is running and which sites are online."""
@@ -184,41 +209,28 @@ class Deployment:
         self.processes.forget()
         return sorted(alive)
 
-    def _start_server(self, report: Report) -> str:
-        """Start the SuperLink and its SuperExec; return the SuperLink's address."""
-        from wardpose.server.coordinator import VARIABLE
-
-        address = f"{LOOPBACK}:{free_ports(1)[0]}"
-        home = self.folder / "superlink"
-        secret = ["--superexec-auth-secret-file", str(home / "superexec.secret")]
-        write_connection(self._operator, name=_CONNECTION, address=address, authority=self._certificate)
-        for file in home.glob(f"{self.database.name}*"):
+    def _start_server(self, config: "FederationConfig", report: Report) -> str:
+        """Start the SuperLink and the executor of runs; return the SuperLink's address."""
+        self._write_home(config)
+        home = self.home
+        write_connection(home.operator, name=_CONNECTION, address=home.superlink, authority=home.authority)
+        for file in self.database.parent.glob(f"{self.database.name}*"):
             file.unlink()  # nodes that a crash left "online" in it would be locked out for a minute
-        self._launch(
-            _SUPERLINK,
-            home,
-            "flower-superlink",
-            *("--ssl-ca-certfile", str(self._certificate)),
-            *("--ssl-certfile", str(home / "server.crt"), "--ssl-keyfile", str(home / "server.key")),
-            *("--host", LOOPBACK, "--port", address.rpartition(":")[2]),
-            *("--database", str(self.database), "--enable-supernode-auth", "--isolation", "process", *secret),
-            "--disable-runtime-dependency-installation",
-            restart=False,
-        )
-        self._wait(lambda: healthy(address, self._certificate), f"the SuperLink to answer on {address}")
-        self._launch(
-            _SUPERLINK_EXEC,
-            home,
-            "flower-superexec",
-            *("--runtime-api-address", address, "--root-certificates", str(self._certificate), *secret),
-            variables={VARIABLE: str(self.coordinator)},
-        )
-        report(f"SuperLink on {address}")
-        return address
+        place = self.folder / "superlink"
+        self._launch(_SUPERLINK, place, "wardpose", "server", "superlink", "--home", str(self.folder))
+        self._wait(lambda: healthy(home.superlink, home.authority), f"the SuperLink to answer on {home.superlink}")
+        self._launch(_SUPERLINK_EXEC, place, "wardpose", "server", "exec", "--home", str(self.folder))
+        report(f"SuperLink on {home.superlink}")
+        return home.superlink
+
+    def _write_home(self, config: "FederationConfig") -> None:
+        ports = dict(zip(ServerPorts.model_fields, free_ports(len(ServerPorts.model_fields)), strict=True))
+        settings = {"name": config.name, "address": "localhost", "ports": ports}
+        write_text(self.folder / FILE, yaml.safe_dump(settings, sort_keys=False))
 
     def _start_sites(self, sites: Mapping[str, Path], address: str, report: Report) -> None:
         with ThreadPoolExecutor(max_workers=4) as pool:
-            list(pool.map(self._register, sites))
+            list(pool.map(lambda site: register(self.home, [site]), sites))
         for (site, config), port in zip(sites.items(), free_ports(len(sites)), strict=True):
             folder = config.parent
             secret = ["--secret-file", str(folder / "superexec.secret")]
@@ -239,39 +251,44 @@ class Deployment:
         report(f"online: {', '.join(sites)}")
 
     def _write_keys(self, sites: Mapping[str, Path]) -> None:
-        authority, home = self._certificate.parent, self.folder / "superlink"
+        authority, keys = self._certificate.parent, self.folder / "keys"
         if not self._certificate.exists():
             create_authority(authority, name="wardpose dev", days=_DAYS)
-        create_server_certificate(authority, home, hosts=("localhost", LOOPBACK), days=_DAYS)
-        create_secret(home / "superexec.secret")
-        for config in sites.values():
+        create_server_certificate(authority, keys, hosts=("localhost", LOOPBACK), days=_DAYS)
+        shutil.copyfile(self._certificate, keys / "ca.crt")
+        create_secret(keys / "superexec.secret")
+        nodes = self.folder / "nodes"
+        nodes.mkdir(exist_ok=True)
+        for site, config in sites.items():
             if not (config.parent / "node.pub").exists():
                 create_node_key(config.parent)
             create_secret(config.parent / "superexec.secret")
+            shutil.copyfile(config.parent / "node.pub", nodes / f"{site}.pub")
 
-    def _launch(
-        self,
-        role: str,
-        folder: Path,
-        name: str,
-        *arguments: str,
-        restart: bool = True,
-        variables: Mapping[str, str] | None = None,
-    ) -> None:
+    def _launch(self, role: str, folder: Path, name: str, *arguments: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.processes.start(
             role,
             [program(name), *arguments],
-            environment={**environment(folder / "flwr"), **(variables or {})},
+            environment=environment(folder / "flwr"),
             folder=folder,
-            restart_seconds=_RESTART_SECONDS if restart else None,
+            restart_seconds=_RESTART_SECONDS,
         )
 
-    def _ask(self, *arguments: str) -> dict[str, Any]:
-        return ask(self._operator, *arguments)
+    def _flower(self, run: Run) -> dict[str, Any]:
+        number = run.flower_runs[-1]
+        state = run_state(self.database, number)
+        return {"run": number, "status": "unknown" if state is None else f"finished:{state.outcome}"}
 
-    def _register(self, site: str) -> None:
-        key = self.site_config(site).parent / "node.pub"
-        self._ask("supernode", "register", str(key), _CONNECTION, "--name", site)
+    def _see_server(self) -> None:
+        """See that the server's processes are there.
+
+        Raises:
+            ProcessError: one ended.
+
+        """
+        for role in {_SUPERLINK, _SUPERLINK_EXEC} - self._alive_roles():
+            raise ProcessError(f"{role} ended\n{self.processes.tail(role)}")
 
     def _wait(self, ready: Callable[[], bool], what: str) -> None:
         until = time.monotonic() + _START_SECONDS
@@ -300,15 +317,3 @@ def open_deployment(folder: Path) -> Deployment:
     if not (folder / "federation.yaml").exists():
         raise ConfigError(f"{folder}: holds no deployment (allowed: a folder made by wardpose dev up)")
     return Deployment(folder)
-
-
-def _latest_rounds(journal: RunJournal, *, after: float) -> list[RoundRow]:
-    """Return the rounds of the journal's latest run that started after a moment."""
-    runs = journal.runs()
-    rounds = journal.rounds(runs[-1]["run"]) if runs else []
-    return [row for row in rounds if row.started > after]
-
-
-def _describe(row: RoundRow) -> str:
-    score = "-" if row.score is None else f"{row.score:.3f}"
-    return f"round {row.round}: score {score}, {row.bytes_up / 1e6:.1f} MB up, {row.seconds:.1f} s"

@@ -15,7 +15,7 @@ from wardpose.shared.config import (
 )
 from wardpose.shared.data.source import DataSource, WardSource, names_patients, open_source
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.files import write_json, write_text
+from wardpose.shared.files import private_folder, private_opener, write_json, write_text
 from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.signing import ensure_key_pair
 from wardpose.shared.site_config import CohortConfig, PolicyConfig, SiteConfig
@@ -158,7 +158,7 @@ def site_of_partition(partition_id: int, run_config: Mapping[str, object], run_i
             f"simulated node {partition_id}: the federation has {len(config.sites)} sites "
             "(allowed: num-supernodes = sites)"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "sites.lock").open("w") as lock:
+    private_folder(folder)
+    with open(folder / "sites.lock", "w", opener=private_opener) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return prepare_sites(config, folder)[config.sites[partition_id].name]

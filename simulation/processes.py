@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from wardpose.shared.errors import WardposeError
-from wardpose.shared.files import write_json
+from wardpose.shared.files import OTHERS, private_folder, private_opener, write_json
 
 _TOKEN = "WARDPOSE_PROCESSES"  # noqa: S105 (a name, not a password)
 _ROLE = "WARDPOSE_ROLE"
@@ -85,7 +85,7 @@ class Processes:
         """
         content = self._read() or {"token": secrets.token_hex(16), "started": []}
         write_json(self.state, content)
-        self.logs.mkdir(parents=True, exist_ok=True)
+        private_folder(self.logs)
         if restart_seconds is not None:
             command = [
                 "sh",
@@ -95,7 +95,7 @@ class Processes:
                 *command,
             ]
         variables = {**environment, _TOKEN: content["token"], _ROLE: role}
-        with self.log(role).open("ab") as log:
+        with open(self.log(role), "ab", opener=private_opener) as log:
             try:
                 process = subprocess.Popen(  # noqa: S603 (callers name the program)
                     command,
@@ -105,6 +105,7 @@ class Processes:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
+                    umask=OTHERS,
                 )
             except OSError as error:
                 raise ProcessError(f"{command[0]}: cannot be started ({error.strerror})") from error

@@ -16,10 +16,11 @@ from wardpose.client.spent import refuse_lost
 from wardpose.server.app import app as server_app
 from wardpose.server.folder import held
 from wardpose.server.initial import INITIAL
-from wardpose.server.journal import RoundRow, SiteRow
+from wardpose.server.journal import RoundRow, RunJournal, SiteRow
+from wardpose.server.report import write_report
 from wardpose.server.scoring import check_public_data
 from wardpose.server.summary import summarise
-from wardpose.shared.config import FederationConfig
+from wardpose.shared.config import FederationConfig, load_federation
 from wardpose.shared.errors import ConfigError, LedgerError
 from wardpose.shared.files import write_json, write_text
 from wardpose.shared.pose.weights import load_model
@@ -27,7 +28,6 @@ from wardpose.shared.site_config import load_site
 from wardpose.shared.yaml_config import to_yaml
 from wardpose.simulation.grid import Fault, InProcessGrid
 from wardpose.simulation.layout import prepare_sites
-from wardpose.simulation.report import write_report
 
 RoundObserver = Callable[[RoundRow, list[SiteRow]], None]
 SiteObserver = Callable[[str, str], None]
@@ -50,7 +50,7 @@ def simulate(
     Args:
         config: the plan, hospitals included.
         folder: the run folder; it must be new unless `resume`.
-        resume: go on with the run in `folder`.
+        resume: go on with the run in `folder`; one that was finished stays as it is.
         workers: sites that train at the same time.
         faults: what goes wrong.
         observe_round: called after each round.
@@ -67,6 +67,10 @@ def simulate(
     plan = folder / "federation.yaml"
     if plan.exists() and not resume:
         raise ConfigError(f"{folder}: holds a run already (allowed: --resume, or another folder)")
+    if resume and _is_finished(config, folder):
+        if observe_message is not None:
+            observe_message(f"{folder}: the run was finished, all {config.rounds} rounds; nothing is started")
+        return summarise(folder)
     check_public_data(config)
     with held(folder):  # so that nothing of a run that is at work is touched; the server holds it again for its run
         paths = prepare_sites(config, folder)
@@ -100,6 +104,15 @@ def simulate(
             after=load_model(folder / "model.safetensors"),
         )
     return summary
+
+
+def _is_finished(config: FederationConfig, folder: Path) -> bool:
+    """Tell whether the run of a folder was run to its end, by this very plan."""
+    plan = folder / "federation.yaml"
+    if not plan.exists() or not (folder / "summary.json").exists() or load_federation(plan) != config:
+        return False
+    runs = RunJournal(folder / "journal.sqlite").runs()
+    return bool(runs) and runs[-1]["status"] == "completed" and runs[-1]["rounds"] >= config.rounds
 
 
 def _refuse_lost_ledger(name: str, path: Path) -> None:

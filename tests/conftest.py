@@ -34,7 +34,8 @@ def installed() -> Callable[[str], str]:
         path = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
         if path is not None:
             return path
-        reason = f"{program} is not installed (Debian: prometheus has prometheus and promtool, nginx-light has nginx)"
+        packages = "prometheus has prometheus and promtool, nginx-light has nginx, chromium has chromium"
+        reason = f"{program} is not installed (Debian: {packages})"
         if os.environ.get("WARDPOSE_REQUIRE_DATA"):
             pytest.fail(reason)
         pytest.skip(reason)

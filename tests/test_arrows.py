@@ -77,7 +77,12 @@ def test_only_training_joins_privacy_with_network_data_and_anonymiser() -> None:
 
 def test_only_commands_and_their_roots_know_the_command_line() -> None:
     """What a command does is a function of its room, which a notebook can call."""
-    roots = {"wardpose.simulation.cli", "wardpose.client.__main__", "wardpose.shared.terminal"}
+    roots = {
+        "wardpose.simulation.cli",
+        "wardpose.client.__main__",
+        "wardpose.server.__main__",
+        "wardpose.shared.terminal",
+    }
     commands = {f"wardpose.{room}.commands" for room in ("client", "server", "shared", "simulation")}
     knowing = {m for m in MODULES if any(within(name, {"typer", *commands}) for name in imports(m))}
     assert not {module for module in knowing if not within(module, roots | commands)}

@@ -5,6 +5,7 @@ is refused; and so that no name is mistyped in silence, those that fit no file a
 """
 
 from pathlib import Path
+from typing import Any
 
 from wardpose.client.anonymize.job import LeftOut, file_of
 from wardpose.shared.anonymize.frame_methods import Box
@@ -72,12 +73,25 @@ class PersonBoxes:
 
     def _box(self, name: str, row: object) -> Box:
         try:
-            x, y, wide, high = numbers(row, "a box", 4).tolist()
+            return read_box(row, f'{self._path}: "{name}"')
         except DataError as error:
-            raise ConfigError(f'{self._path}: "{name}": {error}') from error
-        if min(wide, high) <= 0:
-            raise ConfigError(f'{self._path}: "{name}" has the box {short(row)} (allowed: width and height above 0)')
-        return (x, y, wide, high)
+            raise ConfigError(str(error)) from error
+
+
+def read_box(values: Any, where: str) -> Box:
+    """Return x, y, width, height of a person.
+
+    Raises:
+        DataError: they are no four numbers, or the box has no area; begins with `where`.
+
+    """
+    try:
+        x, y, wide, high = numbers(values, "a box", 4).tolist()
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    if min(wide, high) <= 0:
+        raise DataError(f"{where} has the box {short(values)} (allowed: width and height above 0)")
+    return (x, y, wide, high)
 
 
 def _is_file(path: Path) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from wardpose.shared import files
 from wardpose.shared.data.records import Frame
 from wardpose.shared.errors import ConfigError, DataError
 
@@ -18,6 +19,12 @@ same size; may raise a `WardposeError`."""
 
 ChangeMany = Callable[[Sequence[Frame], Sequence[str]], list[Frame]]
 """The same of several frames, each changed as if it were alone."""
+
+BATCH = 16
+"""Most frames that are changed together,"""
+
+BATCH_BYTES = 64 << 20
+"""and about how many bytes they may have, but for a frame that alone has more."""
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
@@ -33,7 +40,7 @@ class Job:
         source: picture, video, or folder of them.
         destination: of the same sort.
         change: what happens to each frame.
-        change_many: the same for several frames of a video; one by one when absent.
+        change_many: the same for several frames of any sizes; one by one when absent.
         identity: of the change; work done by another one is not continued.
         lossless: the result must be stored without loss.
         force: overwrite what exists.
@@ -55,7 +62,7 @@ class Job:
     force: bool = False
     on_bad: OnBad = "error"
     progress: Progress | None = None
-    mode: int = 0o644
+    mode: int = files.PRIVATE
     log: Callable[[], dict[str, str]] | None = None
 
 
@@ -122,7 +129,7 @@ def naming(job: Job) -> Iterator[None]:
         ConfigError: another job has written it meanwhile.
 
     """
-    job.destination.parent.mkdir(parents=True, exist_ok=True)
+    files.private_folder(job.destination.parent)
     folder = os.open(job.destination.parent, os.O_RDONLY)
     try:
         with suppress(OSError):  # not every file system has locks

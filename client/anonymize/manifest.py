@@ -58,7 +58,7 @@ class Manifest:
 
         """
         self._made = not self._folder.exists()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        files.private_folder(self._folder)
         self._file = _held(self._path)
         try:
             for entry in _lines(self._path):
@@ -174,7 +174,7 @@ def log_entries(folder: Path) -> dict[str, dict[str, Path]]:
 def _held(path: Path) -> FileIO:
     """Open a manifest, made when new, for this process alone."""
     while True:
-        file = FileIO(path, "a+")
+        file = FileIO(path, "a+", opener=files.private_opener)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -16,18 +16,15 @@ import numpy as np
 
 from wardpose.client.anonymize import disk
 from wardpose.client.anonymize.encoding import Segment, Storage, Stored, assemble, read_segment, storage_for
-from wardpose.client.anonymize.job import Job, LeftOut, Outcome, naming, refuse_existing
+from wardpose.client.anonymize.job import BATCH, BATCH_BYTES, Job, LeftOut, Outcome, naming, refuse_existing
 from wardpose.client.anonymize.manifest import Done
-from wardpose.client.anonymize.sources import WORK
 from wardpose.client.anonymize.timing import shown_at
+from wardpose.client.anonymize.unfinished import clear, work_folder
 from wardpose.shared import files
 from wardpose.shared.data.records import Frame
 from wardpose.shared.data.video_file import Video
 from wardpose.shared.data.video_stream import open_stream, other_contents
 from wardpose.shared.errors import DataError, StorageError, WardposeError
-
-_BATCH = 8
-_BATCH_BYTES = 64 << 20
 
 
 def anonymise_video(
@@ -50,7 +47,7 @@ def anonymise_video(
     storage = storage_for(job.destination, source=job.source, lossless=job.lossless)
     facts = [files.sha256_file(job.source), job.identity, str(storage), str(av.library_versions)]
     digest = hashlib.sha256("|".join(facts).encode()).hexdigest()[:16]
-    work = job.destination.with_name(f".{job.destination.name}.{digest}{WORK}")
+    work = work_folder(job.destination, digest)
     try:
         outcome = _anonymise(job, storage, work, name or job.source.name, before_naming)
     except BaseException as error:
@@ -61,7 +58,7 @@ def anonymise_video(
                 f"{job.destination}: FFmpeg cannot store it as {storage.codec} ({error.strerror})"
             ) from error
         raise
-    _clear(job.destination)
+    clear(job.destination)
     outcome.made.append((job.source, job.destination))
     return outcome
 
@@ -72,7 +69,7 @@ def _anonymise(
     video = Video(job.source, index_folder=work)
     outcome = Outcome(left_out=_missing(video, label, job))
     stamps, unit = shown_at(video.index, storage, source=job.source, destination=job.destination)
-    work.mkdir(parents=True, exist_ok=True)
+    files.private_folder(work)
     work.chmod(0o700)  # what lies here may be less hidden than what it becomes
     segments = _finished(work, job)
     outcome.resumed = sum(segment.frames for segment in segments)
@@ -156,7 +153,7 @@ def _change(video: Video, job: Job, label: str, storage: Storage, work: Path, ou
 
 def _changed_frames(video: Video, numbers: range, job: Job, label: str) -> Iterator[tuple[int, Frame, str]]:
     """Give out changed frames, or black ones and why; several go through the network together where that can be."""
-    size = 1 if job.change_many is None else max(1, min(_BATCH, _BATCH_BYTES // (3 * video.height * video.width)))
+    size = 1 if job.change_many is None else max(1, min(BATCH, BATCH_BYTES // (3 * video.height * video.width)))
     for start in range(0, len(numbers), size):
         group = numbers[start : start + size]
         done = _together(video, group, job, label) if len(group) > 1 else None
@@ -209,13 +206,3 @@ def _store(segment: Segment, work: Path, begin: int, job: Job) -> Stored:
 
 def _segment_path(work: Path, begin: int) -> Path:
     return work / f"{begin:09d}.segment"
-
-
-def _clear(destination: Path) -> None:
-    """Remove what earlier runs left of this video, those on another source or with another method too."""
-    for work in destination.parent.glob(f".{_literal(destination.name)}.*{WORK}"):
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

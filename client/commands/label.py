@@ -45,7 +45,7 @@ def draft(
     on_bad: Annotated[str, typer.Option(help="What cannot be read: error, or skip.")] = "error",
     as_json: Json = False,
 ) -> None:
-    """Write drafts of labels that CVAT and Label Studio import, for people to correct.
+    """Write drafts of labels that CVAT and Label Studio import, for people to correct; can be interrupted.
 
     What is chosen by --hard follows from patients' frames, so it stays at the site, as they do.
     """
@@ -92,6 +92,7 @@ def draft(
         "frames": outcome.frames,
         "people": outcome.people,
         "looked_at": outcome.looked_at,
+        "resumed": outcome.resumed,
         "chosen": [name for name, _ in outcome.chosen],
         "lost": outcome.lost,
         "skipped": outcome.skipped,

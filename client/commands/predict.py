@@ -62,7 +62,7 @@ def predict(
     ] = None,
     metres_per_pixel: Annotated[float | None, typer.Option(help="For TRC in metres.")] = None,
     channels: Annotated[str | None, typer.Option(help="rgb or bgr: of an ONNX file that does not say it.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Crops at a time.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Crops at a time.")] = 16,
     device: Annotated[str, typer.Option(help="cpu or cuda; of a .safetensors.")] = "cpu",
     flip_test: Annotated[bool, typer.Option("--flip-test", help="Let the mirrored crop have its say.")] = False,
     force: Force = False,
@@ -80,9 +80,11 @@ def predict(
     from wardpose.client.joints.detector import Detector
     from wardpose.client.joints.predict import Request
     from wardpose.client.joints.predict import predict as run
+    from wardpose.shared.allocator import tune_allocator
     from wardpose.shared.errors import ConfigError
     from wardpose.shared.pose.estimators import open_estimator
 
+    tune_allocator()
     if metres_per_pixel is not None and not 0 < metres_per_pixel < 1e6:
         raise ConfigError(f"--metres-per-pixel {metres_per_pixel} is not allowed (above 0)")
     if detector is None and detector_style:

@@ -3,115 +3,313 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from wardpose.client.commands.findings import say_findings
+from wardpose.client.home import open_site_home
+from wardpose.shared.commands.kits import Fingerprint, KitPath
+from wardpose.shared.errors import ConfigError
 from wardpose.shared.terminal import console, line, table
 
 app = typer.Typer(no_args_is_help=True)
 
 SiteFile = Annotated[Path, typer.Argument(help="The hospital's site.yaml.", metavar="SITE.yaml")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-Superlink = Annotated[str, typer.Option(help="The server, host:port.", show_default=False)]
-RootCertificates = Annotated[Path, typer.Option(help="Certificate of the authority that signed the server's.")]
-PrivateKey = Annotated[Path, typer.Option(help="The node's key, whose public half is registered with the server.")]
-SecretFile = Annotated[Path, typer.Option(help="Secret that SuperNode and executor share: any bytes, kept private.")]
-Port = Annotated[int, typer.Option(min=1, max=65535, help="Where SuperNode and executor meet.")]
+Given = TypeVar("Given")
+NODE_PORT = 9094
+_OF_HOME = "the home's"
+AnySiteFile = Annotated[
+    Path | None, typer.Argument(help="The hospital's site.yaml.", metavar="SITE.yaml", show_default=_OF_HOME)
+]
+Home = Annotated[
+    Path | None,
+    typer.Option(help="The site's home.", show_default="WARDPOSE_SITE_HOME, else the working directory"),
+]
+Superlink = Annotated[str | None, typer.Option(help="The server, host:port.", show_default=_OF_HOME)]
+RootCertificates = Annotated[
+    Path | None, typer.Option(help="Certificate of the authority that signed the server's.", show_default=_OF_HOME)
+]
+PrivateKey = Annotated[
+    Path | None,
+    typer.Option(help="The node's key, whose public half is registered with the server.", show_default=_OF_HOME),
+]
+SecretFile = Annotated[
+    Path | None,
+    typer.Option(help="Secret that SuperNode and executor share: any bytes, kept private.", show_default=_OF_HOME),
+]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=65535, help="Where SuperNode and executor meet.", show_default=f"the home's, or {NODE_PORT}"
+    ),
+]
 
 
 @app.command()
 def metrics(
-    site: SiteFile,
+    site: Annotated[
+        Path | None, typer.Argument(help="The hospital's site.yaml.", metavar="[SITE.yaml]", show_default="the home's")
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 9465,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    local: Annotated[
+        bool,
+        typer.Option(help="Show this machine, and nobody else, losses and speeds at /metrics/local and on the page."),
+    ] = True,
+    home: Annotated[
+        Path | None,
+        typer.Option("--home", help="The site's home, instead of SITE.yaml.", show_default="see `site run`"),
+    ] = None,
 ) -> None:
-    """Serve Prometheus metrics from the ledger and the journal of orders until stopped."""
-    from wardpose.client.exporter import SiteExporter
-    from wardpose.shared.exposition import serve
-    from wardpose.shared.site_config import load_site
+    """Serve a status page at / and Prometheus metrics at /metrics, from ledger and journal, until stopped."""
+    from wardpose.client.pages import site_pages
+    from wardpose.shared.status_server import serve
 
-    load_site(site)
-    serve(SiteExporter(site).collector(), host=host, port=port)
+    serve(site_pages(site, home=home, local=local), host=host, port=port)
 
 
 @app.command()
 def run(
-    site: SiteFile,
-    superlink: Superlink,
-    root_certificates: RootCertificates,
-    auth_private_key: PrivateKey,
-    port: Port = 9094,
+    site: AnySiteFile = None,
+    superlink: Superlink = None,
+    root_certificates: RootCertificates = None,
+    auth_private_key: PrivateKey = None,
+    port: Port = None,
+    home: Home = None,
 ) -> None:
-    """Take part in federations until stopped: SuperNode and executor, of which only the installed app is run."""
-    from wardpose.client.children import log_to_stderr
-    from wardpose.client.launcher import run_site
+    """Take part in federations until stopped: SuperNode and executor, of which only the installed app is run.
+
+    Without SITE.yaml it runs the home's site, and takes from the home whatever no option says.
+    """
+    from wardpose.client.launcher import run_home, run_site
+    from wardpose.shared.children import log_to_stderr
 
     log_to_stderr()
+    if site is None:
+        _refuse_mixed(superlink, root_certificates, auth_private_key, port)
+        raise typer.Exit(run_home(open_site_home(home)))
     status = run_site(
-        site, superlink=superlink, root_certificates=root_certificates, private_key=auth_private_key, port=port
+        site,
+        superlink=_needed(superlink, "--superlink"),
+        root_certificates=_needed(root_certificates, "--root-certificates"),
+        private_key=_needed(auth_private_key, "--auth-private-key"),
+        port=port or NODE_PORT,
     )
     raise typer.Exit(status)
 
 
 @app.command()
 def node(
-    superlink: Superlink,
-    root_certificates: RootCertificates,
-    auth_private_key: PrivateKey,
-    secret_file: SecretFile,
+    superlink: Superlink = None,
+    root_certificates: RootCertificates = None,
+    auth_private_key: PrivateKey = None,
+    secret_file: SecretFile = None,
     host: Annotated[str, typer.Option(help="Address that the executor reaches this process at.")] = "127.0.0.1",
-    port: Port = 9094,
+    port: Port = None,
+    home: Home = None,
 ) -> None:
     """Run the half of `run` that holds the node's key and reaches the server, and sees no patient's data."""
-    from wardpose.client.children import QUIET, log_to_stderr
+    from wardpose.shared.children import QUIET, log_to_stderr
 
     os.environ.update(QUIET)  # Flower reads them when it is imported
     from wardpose.client.supernode import run_supernode
 
     log_to_stderr()
+    if superlink is None:
+        place = open_site_home(home)
+        superlink, port = place.superlink, port or place.settings.ports.node
+        root_certificates = root_certificates or place.authority
+        auth_private_key, secret_file = auth_private_key or place.node_key, secret_file or place.secret
     run_supernode(
         superlink=superlink,
-        root_certificates=root_certificates,
-        private_key=auth_private_key,
-        secret_file=secret_file,
+        root_certificates=_needed(root_certificates, "--root-certificates"),
+        private_key=_needed(auth_private_key, "--auth-private-key"),
+        secret_file=_needed(secret_file, "--secret-file"),
         host=host,
-        port=port,
+        port=port or NODE_PORT,
     )
 
 
 @app.command("exec")
 def execute(
-    site: SiteFile,
-    secret_file: SecretFile,
+    site: AnySiteFile = None,
+    secret_file: SecretFile = None,
     runtime_api_address: Annotated[
-        str, typer.Option(help="Where the SuperNode listens, host:port.")
-    ] = "127.0.0.1:9094",
+        str | None, typer.Option(help="Where the SuperNode listens, host:port.", show_default=f"127.0.0.1:{NODE_PORT}")
+    ] = None,
+    home: Home = None,
 ) -> None:
     """Run the half of `run` that sees the patients' data and reaches nothing but the SuperNode."""
-    from wardpose.client.children import QUIET, log_to_stderr
+    from wardpose.shared.children import QUIET, log_to_stderr
 
     os.environ.update(QUIET)  # Flower reads them when it is imported
     from wardpose.client.executor import run_executor
 
     log_to_stderr()
-    run_executor(site, address=runtime_api_address, secret_file=secret_file)
+    if site is None:
+        place = open_site_home(home)
+        site, secret_file = place.site, secret_file or place.secret
+        runtime_api_address = runtime_api_address or place.node
+    run_executor(
+        site,
+        address=runtime_api_address or f"127.0.0.1:{NODE_PORT}",
+        secret_file=_needed(secret_file, "--secret-file"),
+    )
+
+
+def _needed(value: Given | None, option: str) -> Given:
+    """Return what an option says that only a home could stand for.
+
+    Raises:
+        ConfigError: neither is there.
+
+    """
+    if value is None:
+        raise ConfigError(f"{option}: missing (allowed: give it, or leave out SITE.yaml and name a site's --home)")
+    return value
+
+
+def _refuse_mixed(*values: object) -> None:
+    if any(value is not None for value in values):
+        raise ConfigError("SITE.yaml: missing (allowed: give it with these options, or run a site's --home without)")
+
+
+@app.command()
+def install(
+    kit: KitPath,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="What there is: COCO, MPII, LSP, CVAT, Label Studio, video or frames with labels.",
+            show_default="as site.yaml has it",
+        ),
+    ] = None,
+    fingerprint: Fingerprint = None,
+    home: Annotated[
+        Path | None,
+        typer.Option(help="Below which everything goes.", show_default="the whole machine, as root"),
+    ] = None,
+    patients: Annotated[
+        Path | None, typer.Option(help="Side file: whose record is whose.", show_default="one beside the labels")
+    ] = None,
+    unit: Annotated[
+        str | None, typer.Option(help="What the guarantee protects.", show_default="patient, where they are named")
+    ] = None,
+    declared_patients: Annotated[
+        int | None, typer.Option(help="A public number near that of the patients.", show_default="rounded")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad-records", help="Leave records out that cannot be used.")
+    ] = False,
+    skeleton: Annotated[str, typer.Option(help="Joints that the federation trains.")] = "lsp14",
+    as_json: AsJson = False,
+) -> None:
+    """Install this hospital's archive, with a site.yaml filled in from its data. Exits 1 when a check fails."""
+    from wardpose.client.install import enable, install_site
+    from wardpose.shared.commands.kits import open_confirmed
+
+    opened = open_confirmed(kit, role="site", fingerprint=fingerprint, home=home)
+    done = install_site(
+        opened,
+        data,
+        home=home,
+        patients=patients,
+        unit=unit,
+        declared=declared_patients,
+        skip_bad=skip_bad,
+        skeleton=skeleton,
+    )
+    placed = done.installed.placed
+    enabled = enable(done.installed.units)
+    failed = any(found.status == "failure" for found in done.findings)
+    summary = {
+        "home": str(placed.home),
+        "new": placed.new,
+        "site_yaml": "kept" if done.cohort is None or done.differs else "written",
+        "differs": list(done.differs),
+        "units": list(done.installed.units),
+        "enabled": enabled,
+        "next": f"wardpose site check --connect --home {placed.home}",
+    }
+    if done.cohort is not None:
+        cohort = done.cohort
+        summary["data"] = f"{cohort.what}: {cohort.records} records of {cohort.patients} patients"
+        summary["declared_patients"] = done.declared
+    if not as_json:
+        _say_summary(summary)
+    verdict = "installed, but this site cannot take part yet" if failed else "installed; this site can take part"
+    shown = done.findings if as_json else [found for found in done.findings if found.status != "ok"]
+    say_findings(shown, ok=not failed, verdict=f"{verdict}; next: {summary['next']}", counts=summary, as_json=as_json)
+
+
+def _say_summary(summary: dict[str, Any]) -> None:
+    screen = console()
+    screen.print(line(f"{summary['home']}: {'installed' if summary['new'] else 'brought up to date'}"), soft_wrap=True)
+    if "data" in summary:
+        text = f"{summary['data']}; declared_patients {summary['declared_patients']}, which is public"
+        screen.print(line(text), soft_wrap=True)
+    for difference in summary["differs"]:
+        screen.print(line(f"site.yaml stays as you have it: {difference}"), soft_wrap=True)
+    if summary["units"]:
+        state = "start with the machine" if summary["enabled"] else "are in place, and not enabled"
+        screen.print(line(f"{', '.join(summary['units'])} {state}"), soft_wrap=True)
 
 
 @app.command()
 def check(
-    site: SiteFile,
+    site: Annotated[
+        Path | None, typer.Argument(help="The hospital's site.yaml.", metavar="SITE.yaml", show_default="the home's")
+    ] = None,
     skeleton: Annotated[str, typer.Option(help="Joints that the federation trains.")] = "lsp14",
+    connect: Annotated[
+        bool, typer.Option("--connect", help="The way to the server, too: TLS, clock, registration, versions, plan.")
+    ] = False,
+    home: Home = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Plan to hold against the policy, with --connect.", metavar="PLAN", show_default="the kit's"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that this site could take part: files, data, budget, device, clock. Exits 1 when something fails."""
     from wardpose.client.check import check_site
+    from wardpose.client.connection.check import check_connection
+    from wardpose.client.home import open_site_home
+    from wardpose.shared.children import QUIET
+    from wardpose.shared.errors import ConfigError
 
-    findings = check_site(site, skeleton=skeleton)
+    if connect:
+        os.environ.update(QUIET)  # Flower reads them when it is imported
+        opened = open_site_home(home)
+        if site is not None and site.resolve() != opened.site:
+            raise ConfigError(f"{site}: is not the site.yaml of {opened.folder} (allowed with --connect: leave it out)")
+        findings = check_connection(opened, plan=plan, skeleton=skeleton)
+    elif plan is not None:
+        raise ConfigError("--plan: is looked at with --connect alone (allowed: both)")
+    else:
+        findings = check_site(open_site_home(home).site if site is None else site, skeleton=skeleton)
     failed = any(finding.status == "failure" for finding in findings)
     verdict = "this site cannot take part" if failed else "this site can take part"
     say_findings(findings, ok=not failed, verdict=verdict, counts={}, as_json=as_json)
+
+
+@app.command()
+def status(home: Home = None, as_json: AsJson = False) -> None:
+    """Show on one screen where this site stands: last round, budget, what went wrong, what to do now."""
+    from wardpose.client.facts import certificates_of
+    from wardpose.client.home import open_site_home
+    from wardpose.client.status import site_status
+    from wardpose.shared.status_terminal import show
+    from wardpose.shared.status_view import finite
+
+    opened = open_site_home(home)
+    view = site_status(opened.site, certificates=certificates_of(opened))
+    if as_json:
+        typer.echo(json.dumps(finite(view.to_json())))
+    else:
+        console().print(show(view))
 
 
 @app.command()
@@ -224,3 +422,16 @@ def init(
         f"beside it, then run: wardpose site check {path}",
         err=True,
     )
+
+
+@app.command()
+def request(
+    name: Annotated[str, typer.Argument(help="The site's name in the federation.")],
+    home: Annotated[Path, typer.Option(help="Where the site's archive will be installed; the keys stay in it.")],
+) -> None:
+    """Make this site's keys here, and the one file that asks the coordinator for an archive to them."""
+    from wardpose.client.request import make_request
+
+    path, fingerprint = make_request(name, home)
+    typer.echo(f"{path}: send it to the coordinator; nothing in it is secret")
+    typer.echo(f"node key {fingerprint}: tell it to the coordinator by telephone or in person")

@@ -9,9 +9,10 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from wardpose.client.anonymize.boxes import read_box
 from wardpose.client.joints.people import Box
 from wardpose.client.joints.reels import Reels, Shot
-from wardpose.shared.data.fields import field, identifier, numbers, read_json, short
+from wardpose.shared.data.fields import field, identifier, read_json, short
 from wardpose.shared.data.tables import number, read_table
 from wardpose.shared.errors import ConfigError, DataError
 
@@ -125,13 +126,7 @@ class GivenBoxes:
                 self._add(images[image].replace("\\", "/"), field(entry, "bbox", list), f"annotations {position}")
 
     def _add(self, name: str, values: Any, where: str) -> None:
-        try:
-            x, y, wide, high = numbers(values, "a box", 4).tolist()
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from error
-        if min(wide, high) <= 0:
-            raise DataError(f"{where}: the box is {short(values)} (allowed: width and height above 0)")
-        self._boxes[name].append((x, y, wide, high))
+        self._boxes[name].append(read_box(values, where))
 
 
 def _names(shot: Shot, *, alone: bool) -> list[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
@@ -74,7 +75,10 @@ class Film:
             raise ValueError(f"{reel.name} is no video")
         self._reel, self._video, self._painter, self._destination = reel, reel.video, painter, destination
         self._work, self._name = work, name
-        self._storage = storage_for(destination, source=self._video.path, lossless=False)
+        storage = storage_for(destination, source=self._video.path, lossless=False)
+        # A drawing is looked at and thrown away: larger, and encoded beside the network in a third of the time.
+        options = {**storage.options, "preset": "veryfast"} if storage.codec == "libx264" else storage.options
+        self._storage = replace(storage, options=options)
 
     def has(self, begin: int) -> bool:
         """Whether the segment is there and whole."""

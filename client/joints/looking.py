@@ -3,8 +3,9 @@
 Where boxes are known (a file, a detector), the crops of all people of a few frames go through the network together.
 For one patient without boxes the frame itself is searched, then the box of the last frame's joints is followed. So
 that following is not one crop at a time, a few frames ahead are cut around the same box; from the first frame on in
-which the patient has moved too far for it, they are cut anew. What comes out depends on the frames alone, not on
-where a run was interrupted: the state is part of what is kept.
+which the patient has moved too far for it, they are cut anew. Where confidence falls, the frame is searched again; a
+search that only finds the patient where the box is makes the next such doubt wait twice as long. What comes out depends
+on the frames alone, not on where a run was interrupted: the state is part of what is kept.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ _MOVED = 0.5  # overlap with the box that was cut around
 _FALLEN = 0.6  # confidence in parts of what it was when the patient was found
 _SEARCH_AGAIN_AFTER = 5  # frames in which nobody was found
 _DOUBT_AFTER = 25  # frames from one search to the next because of doubt: searching costs as much as following so many
+_DOUBT_MOST = 400  # frames that doubt waits at most, when it was unfounded again and again
 _REFINED = 2
 _WINDOWS = ((0.9, 3), (0.6, 4))  # height of a window in parts of the frame's, how many beside each other
 
@@ -105,6 +107,7 @@ class OnePatient:
     _waiting: int = 0  # frames until the next search
     _ahead: int = 1  # frames that are cut around one box
     _since: int = 0  # frames since the search
+    _patience: int = _DOUBT_AFTER  # frames before the next doubt
 
     def __call__(self, shown: Shown) -> list[tuple[Person, ...]]:
         """Return nobody or one person in each of the next frames."""
@@ -125,6 +128,7 @@ class OnePatient:
             "waiting": self._waiting,
             "ahead": self._ahead,
             "since": self._since,
+            "patience": self._patience,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -134,24 +138,29 @@ class OnePatient:
             x, y, width, height = state["box"]
             self._box = (x, y, width, height)
         self._confidence, self._waiting, self._ahead = state["confidence"], state["waiting"], state["ahead"]
-        self._since = state["since"]
+        self._since, self._patience = state["since"], state["patience"]
 
     def _search(self, frame: Frame) -> tuple[Person, ...]:
-        """Look through windows over the frame, then closer where the network is surest."""
+        """Look where the patient is, and follow from there."""
         if self.linked and self._waiting > 0:
             self._waiting -= 1
             return ()
-        best = self._best(frame, _windows((frame.shape[0], frame.shape[1])))
-        for _ in range(_REFINED):
-            closer = box_around(best.joints, best.scores, (frame.shape[0], frame.shape[1]))
-            if closer is not None:
-                best = max(best, self._best(frame, [closer]), key=_confidence)
-        self._confidence, self._ahead, self._since = _confidence(best), 1, 0
+        best = self._surest(frame)
+        self._confidence, self._ahead, self._since, self._patience = _confidence(best), 1, 0, _DOUBT_AFTER
         if self._confidence < self.least:
             self._waiting = _SEARCH_AGAIN_AFTER
             return ()
         self._box = box_around(best.joints, best.scores, (frame.shape[0], frame.shape[1]))
         return (best,)
+
+    def _surest(self, frame: Frame) -> Person:
+        """Look through windows over the frame, then closer where the network is surest."""
+        best = self._best(frame, _windows((frame.shape[0], frame.shape[1])))
+        for _ in range(_REFINED):
+            closer = box_around(best.joints, best.scores, (frame.shape[0], frame.shape[1]))
+            if closer is not None:
+                best = max(best, self._best(frame, [closer]), key=_confidence)
+        return best
 
     def _best(self, frame: Frame, boxes: Sequence[Box]) -> Person:
         joints, scores = estimate_boxes(
@@ -171,18 +180,29 @@ class OnePatient:
         people: list[tuple[Person, ...]] = []
         for frame, points, sure in zip(frames, joints, scores, strict=True):
             person = Person(number=0, box=box, joints=points, scores=sure)
-            doubtful = self._since >= _DOUBT_AFTER and _confidence(person) < _FALLEN * self._confidence
-            if doubtful or _confidence(person) < self.least:
+            if _confidence(person) < self.least:
                 self._box = None  # lost: this very frame is searched
                 return people
+            if self._since >= self._patience and _confidence(person) < _FALLEN * self._confidence:
+                person = self._doubted(frame, person)
             people.append((person,))
             self._since += 1
-            self._box = box_around(points, sure, (frame.shape[0], frame.shape[1]))
+            self._box = box_around(person.joints, person.scores, (frame.shape[0], frame.shape[1]))
             if self._box is None or overlap(self._box, box) < _MOVED:
-                self._ahead = 1
+                self._ahead = max(1, len(people))  # at this pace the patient leaves the next box after as many
                 return people
         self._ahead = min(2 * self._ahead, self.batch_size)
         return people
+
+    def _doubted(self, frame: Frame, person: Person) -> Person:
+        """Search the frame: return whom was followed, or whoever is surer to be the patient elsewhere."""
+        best = max(person, self._surest(frame), key=_confidence)
+        there = box_around(best.joints, best.scores, (frame.shape[0], frame.shape[1]))
+        here = box_around(person.joints, person.scores, (frame.shape[0], frame.shape[1]))
+        found_elsewhere = here is None or there is None or overlap(there, here) < _MOVED
+        self._since, self._confidence = 0, _confidence(best)
+        self._patience = _DOUBT_AFTER if found_elsewhere else min(2 * self._patience, _DOUBT_MOST)
+        return best
 
 
 def _confidence(person: Person) -> float:

@@ -9,7 +9,6 @@ of it is complete.
 """
 
 import hashlib
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from wardpose.client.anonymize.job import LeftOut, Progress
-from wardpose.client.anonymize.sources import WORK
+from wardpose.client.anonymize.unfinished import clear, work_folder, working_in
 from wardpose.client.joints.boxes import GivenBoxes
 from wardpose.client.joints.detector import Detector
 from wardpose.client.joints.drawn import Album, Canvas, Film, Painter, Seen
@@ -71,7 +70,7 @@ class Request:
     smooth: float | None = None
     rate: float | None = None
     metres_per_pixel: float | None = None
-    batch_size: int = 8
+    batch_size: int = 16
     least: float = LEAST_CONFIDENCE
     on_bad: OnBad = "error"
     force: bool = False
@@ -127,7 +126,7 @@ def predict(request: Request) -> Outcome:
     for reel in reels.reels if request.smooth is not None else ():
         check_cutoff(request.smooth or 0.0, reel.rate, reel.name)
     first = outputs[0].path.resolve()
-    work = first.with_name(f".{first.name}.{_identity(request, reels, outputs)}{WORK}")
+    work = work_folder(first, _identity(request, reels, outputs))
     _refuse_existing(outputs, work, force=request.force)
     with files.storing(first, _GO_ON):
         outcome = _Work(request, reels, outputs, boxes, work).do()
@@ -148,9 +147,7 @@ class _Work:
         self._painter = Painter(request.estimator.skeleton, request.over)
 
     def do(self) -> Outcome:
-        self._work.mkdir(parents=True, exist_ok=True)
-        self._work.chmod(0o700)  # what lies here is a patient's
-        try:
+        with working_in(self._work):
             found, canvases = [], []
             for place, reel in enumerate(self._reels.reels):
                 drawn = self._canvases(reel, f"{place:03d}")
@@ -160,10 +157,6 @@ class _Work:
             self._outcome.skipped = [frame.skipped for frame in frames if frame.skipped]
             if len(self._outcome.skipped) == len(frames):
                 raise DataError(f"not one frame of {len(frames)} can be used ({self._outcome.skipped[0]})")
-        except BaseException:
-            if not any(self._work.iterdir()):  # there is nothing to go on from
-                shutil.rmtree(self._work, ignore_errors=True)
-            raise
         self._outcome.frames = len(frames)
         self._outcome.people = sum(_people(reel, those) for reel, those in zip(self._reels.reels, found, strict=True))
         if self._boxes is not None:
@@ -178,7 +171,7 @@ class _Work:
             metres_per_pixel=self._request.metres_per_pixel,
             work=self._work,
         )
-        _clear(self._outputs[0].path.resolve())
+        clear(self._outputs[0].path.resolve())
         return self._outcome
 
     def _canvases(self, reel: Reel, name: str) -> list[Canvas]:
@@ -311,7 +304,7 @@ def _identity(request: Request, reels: Reels, outputs: Sequence[Output]) -> str:
     facts += ["" if request.boxes is None else files.sha256_file(request.boxes)]
     facts += ["" if request.detector is None else request.detector.identity(), str(request.smooth)]
     facts += [f"{output.path.resolve()}:{output.format}" for output in outputs]
-    facts += [Painter(request.estimator.skeleton, request.over).identity(), "1"]
+    facts += [Painter(request.estimator.skeleton, request.over).identity(), "2"]
     return hashlib.sha256("|".join(facts).encode()).hexdigest()[:16]
 
 
@@ -321,10 +314,3 @@ def _refuse_existing(outputs: Sequence[Output], work: Path, *, force: bool) -> N
         there = any(output.path.iterdir()) if output.path.is_dir() else output.path.exists()
         if there and not force and not (work / READY).exists():
             raise ConfigError(f"{output.path}: exists already (--force overwrites)")
-
-
-def _clear(first: Path) -> None:
-    """Remove what earlier runs left of this output, those with other options too."""
-    name = "".join(f"[{letter}]" if letter in "*?[" else letter for letter in first.name)
-    for work in first.parent.glob(f".{name}.*{WORK}"):
-        shutil.rmtree(work, ignore_errors=True)

@@ -84,7 +84,6 @@ def _openpose(folder: Path, reel: Reel, frames: Sequence[Found], skeleton: Skele
 def _name(at: Path, path: Path) -> None:
     """Move what is complete to its place; in a folder that is there, file by file."""
     if at.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         _move(at, path)
         return
     if not at.exists():
@@ -92,17 +91,11 @@ def _name(at: Path, path: Path) -> None:
     for source in sorted(at.rglob("*")):
         if source.is_file():
             target = path / source.relative_to(at)
-            target.parent.mkdir(parents=True, exist_ok=True)
             _move(source, target)
 
 
 def _move(source: Path, target: Path) -> None:
-    source.chmod(0o644)
-    try:
-        source.replace(target)
-    except OSError:  # on another disk: copied there under another name first
-        files.write_bytes(target, source.read_bytes())
-        source.unlink()
+    files.hand_over(source, target)
 
 
 def _remove(path: Path) -> None:

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from wardpose.client.recovery.log_witness import Head, LogWitness, read_head, write_head
+from wardpose.shared import files
 from wardpose.shared.errors import RecoveryError
 
 _START = "0" * 64
@@ -85,7 +86,7 @@ class AccessLog:
 
         """
         entry = _signed(_next([], action="create", who=who, why="vault created", what=self._vault), key)
-        with self.path.open("xb", buffering=0) as file:
+        with open(self.path, "xb", buffering=0, opener=files.private_opener) as file:
             _write(file.fileno(), entry.line() + b"\n")
         write_head(self._head, (entry.sequence, entry.hash()))
 

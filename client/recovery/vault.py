@@ -78,7 +78,7 @@ def create_vault(
         shares=split(private, persons, two_persons),
     )
     with files.storing(folder, "no vault was made"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        files.private_folder(folder.parent)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             made = Path(temporary) / "vault"
             made.mkdir(mode=0o700)

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from wardpose.client.scoring.evaluate import Measured
 from wardpose.shared.data.crops import box_to_affine, transform, warp
 from wardpose.shared.data.records import PoseDataset
-from wardpose.shared.files import write_text
+from wardpose.shared.files import ASKED_FOR, write_text
 from wardpose.shared.pose.drawing import draw_skeleton
 from wardpose.shared.pose.intervals import Interval
 
@@ -31,7 +31,7 @@ def write_page(path: Path, measured: Measured, dataset: PoseDataset) -> None:
         worst=[_picture(measured, dataset, row) for row in report.worst],
         median=[_picture(measured, dataset, row) for row in report.median],
     )
-    write_text(path, html)
+    write_text(path, html, mode=ASKED_FOR)
 
 
 def _picture(measured: Measured, dataset: PoseDataset, row: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from wardpose.server.budget_service.service import BudgetService
 from wardpose.shared.budget_wire import budget_pb2, budget_pb2_grpc
 from wardpose.shared.errors import ConfigError, WardposeError, one_line
+from wardpose.shared.files import refuse_readable
 
 logger = logging.getLogger("wardpose.budget_service")
 
@@ -62,6 +63,7 @@ class TlsFiles:
             ConfigError: a file cannot be read, or holds no certificate.
 
         """
+        refuse_readable(self.key)
         certificate, key, authority = (_content(path) for path in (self.certificate, self.key, self.authority))
         for path, content in ((self.certificate, certificate), (self.authority, authority)):
             try:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
@@ -86,6 +87,7 @@ class BudgetService:
         *,
         signer: Signer | None,
         insecure: bool = False,
+        revoked: Path | None = None,
         streams: int = 8,
     ) -> None:
         """Serve a view.
@@ -95,6 +97,7 @@ class BudgetService:
             submissions: of sites.
             signer: the coordinator's key, which signs heads; unsigned without one.
             insecure: take everybody for an auditor: on loopback alone.
+            revoked: list of the certificates that were taken back, read at every call.
             streams: most that run at once, a quarter of them for one caller; each holds a thread.
 
         """
@@ -102,6 +105,7 @@ class BudgetService:
         self.submissions = submissions
         self._signer = signer
         self._insecure = insecure
+        self._revoked = revoked
         self._places = _Places(streams)
 
     @_answers
@@ -182,7 +186,7 @@ class BudgetService:
         return wire.SubmitHeadResponse(head=self._head(self.view.snapshot()))
 
     def _peer(self, context: grpc.ServicerContext) -> Peer:
-        return Peer(name="loopback", role="auditor") if self._insecure else peer_of(context)
+        return Peer(name="loopback", role="auditor") if self._insecure else peer_of(context, self._revoked)
 
     def _account(self, site: str, terms: Terms) -> wire.SiteAccount:
         figures, seen = self.view.figures(site, terms), self.submissions.last(site)
@@ -202,6 +206,7 @@ class BudgetService:
             seen_sequence=seen[0],
             seen_hash=seen[1],
             alarms=alarms,
+            node_key=self.submissions.fingerprint(site),
         )
 
     def _rows(self, peer: Peer, after: int, until: int) -> Iterator[wire.EntryRow]:

@@ -18,6 +18,7 @@ from wardpose.shared.privacy.accounting import UNITS
 from wardpose.shared.signing import load_signer
 
 SHOWN = "shown-heads.sqlite"
+REVOKED = "revoked.txt"  # beside the authority's certificate
 COORDINATOR_KEY = "coordinator.key"
 
 logger = logging.getLogger("wardpose.budget_service")
@@ -118,7 +119,8 @@ def build(settings: ServiceSettings) -> BudgetService:
         released=Heads(ledger.with_name("heads.sqlite")),
         key_of=view.key_of if folder is None else lambda site: keys_in(folder).get(site),
     )
-    return BudgetService(view, submissions, signer=signer, insecure=settings.insecure)
+    revoked = None if settings.authority is None else settings.authority.with_name(REVOKED)
+    return BudgetService(view, submissions, signer=signer, insecure=settings.insecure, revoked=revoked)
 
 
 def start(settings: ServiceSettings) -> None:

@@ -97,6 +97,11 @@ class Submissions:
         if head.seen_hash != last[1] or (head.sequence == last[0] and head.hash != last[1]):
             raise LedgerError(f"entry {last[0]} of its ledger is not the one that was seen before")
 
+    def fingerprint(self, site: str) -> str:
+        """Return the fingerprint of the node key that a site is known by; empty where none is."""
+        key = self._key_of(site)
+        return "" if key is None else key.fingerprint
+
     def _check_signature(self, head: SiteHead, signature: str) -> None:
         key = self._key_of(head.site)
         if key is None:

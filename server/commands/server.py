@@ -6,9 +6,13 @@ from typing import Annotated
 
 import typer
 
-from wardpose.shared.terminal import Json, console, line, say, table
+from wardpose.server.commands import launching, running
+from wardpose.shared.commands.kits import Fingerprint, KitPath
+from wardpose.shared.terminal import Json, say
 
 app = typer.Typer(no_args_is_help=True)
+for _part in (launching, running):
+    _part.add_to(app)
 
 Why = Annotated[str, typer.Option("--why", help="What happened, and who at the hospital says so; it is kept.")]
 Directory = Annotated[Path, typer.Option("--directory", help="The coordinator's run directory.")]
@@ -16,23 +20,52 @@ Directory = Annotated[Path, typer.Option("--directory", help="The coordinator's 
 
 @app.command()
 def metrics(
-    directory: Directory,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 9464,
+    directory: Annotated[
+        Path | None,
+        typer.Option("--directory", help="A run's folder, or that of all runs.", show_default="the home's runs"),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Port to listen on; 0 takes a free one.", show_default="the home's, else 9464"
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     superlink_database: Annotated[
         Path | None, typer.Option("--superlink-database", help="The SuperLink's SQLite file, to see who is online.")
     ] = None,
+    certificate: Annotated[
+        list[Path] | None, typer.Option("--certificate", help="A certificate to watch; may be repeated.")
+    ] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option("--home", help="The server's home, instead of all these.", show_default="see README"),
+    ] = None,
 ) -> None:
-    """Serve Prometheus metrics from the run journal and the ledger until stopped."""
+    """Serve a status page at / and Prometheus metrics at /metrics, from journals and ledger, until stopped."""
     from wardpose.server.exporter import ServerExporter
-    from wardpose.shared.exposition import serve
+    from wardpose.server.facts import Places, places_of
+    from wardpose.server.home import open_server_home
+    from wardpose.server.status import server_status
+    from wardpose.shared.status_server import Pages, serve
 
-    serve(ServerExporter(directory, superlink_database).collector(), host=host, port=port)
+    if directory is None:
+        found = open_server_home(home)
+        places, port = places_of(found), found.settings.ports.metrics if port is None else port
+    else:
+        certificates = {path.stem: path for path in certificate or ()}
+        places = Places(directory=directory, superlink=superlink_database, certificates=certificates)
+    collector = ServerExporter(places.directory, places.superlink, places.certificates).collector()
+    serve(
+        Pages(metrics=collector, status=lambda: server_status(places)), host=host, port=9464 if port is None else port
+    )
 
 
 @app.command("budget-service")
 def budget_service(
-    listen: Annotated[str, typer.Option(help="Address to listen on, host:port.")] = "127.0.0.1:9443",
+    listen: Annotated[
+        str | None, typer.Option(help="Address to listen on, host:port.", show_default="127.0.0.1:9443")
+    ] = None,
     directory: Annotated[
         Path | None, typer.Option(help="A run's folder, whose journal says delta, overlap and unit.", show_default="")
     ] = None,
@@ -64,13 +97,21 @@ def budget_service(
     accept_another: Annotated[
         str | None, typer.Option(help="Why another ledger is shown than before, and who says so.", show_default="")
     ] = None,
+    home: launching.Home = None,
 ) -> None:
     """Show the ledger to sites and auditors over gRPC, with proofs, until stopped."""
     from wardpose.server.budget_service.settings import ServiceSettings, start
+    from wardpose.server.runs import LATEST
 
+    if home is not None:
+        place = launching.entered(home)
+        latest = place.runs / LATEST
+        listen, directory = listen or place.budget_service, directory or (latest if latest.exists() else None)
+        certificate, key, ca = certificate or place.certificate, key or place.key, ca or place.authority
+        site_keys = site_keys or (place.nodes if place.nodes.is_dir() else None)
     start(
         ServiceSettings(
-            listen=listen,
+            listen=listen or "127.0.0.1:9443",
             directory=directory,
             ledger=ledger,
             state=state,
@@ -185,66 +226,27 @@ def _refuse_empty(why: str) -> None:
 
 
 @app.command()
-def status(
-    directory: Directory,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
-) -> None:
-    """Show the latest run: its state, rounds and scores, and every site's epsilon against its budget."""
-    from wardpose.server.summary import summarise
-
-    summary = summarise(directory)
-    if as_json:
-        typer.echo(json.dumps(summary))
-        return
-    screen = console()
-    screen.print(
-        line(
-            f"run {summary['run']}: ",
-            (summary["status"], "bold"),
-            f", round {summary['rounds']} of {summary['rounds_planned']}, mechanism {summary['mechanism']}, "
-            f"unit {summary['unit']}",
-        )
-    )
-    if summary["history"]:
-        last = summary["history"][-1]["score"]
-        screen.print(line(f"{summary['score_name']}: {'-' if last is None else f'{last:.3f}'} in the last round"))
-    rows = []
-    for site in summary["sites"]:
-        spent = "infinite" if site["epsilon_spent"] is None else f"{site['epsilon_spent']:.4f}"
-        budget = "-" if site["epsilon_budget"] is None else f"{site['epsilon_budget']:g}"
-        delta = "-" if site["delta"] is None else f"{site['delta']:g}"
-        rows.append((site["name"], site["status"], spent, budget, delta, site["steps"], site["detail"]))
-    screen.print(table(("site", "status", "epsilon spent", "budget", "delta", "steps", "why"), rows, left=7))
-    if summary["not_private"]:
-        screen.print(line(("NOT PRIVATE", "bold red"), f": {summary['not_private']}"))
-
-
-@app.command()
-def submit(
-    plan: Annotated[Path, typer.Argument(help="The federation.yaml of the run.", metavar="PLAN")],
-    connection: Annotated[
-        str | None, typer.Argument(help="Flower's name of the SuperLink's connection.", show_default="Flower's default")
-    ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only say whether it would be refused.")] = False,
-    directory: Annotated[
-        Path | None, typer.Option("--directory", help="The run's folder.", show_default="in Wardpose's home")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Hold a plan against the coordinator's limits, and hand it to Flower; exits 2 when it would cross one."""
-    from wardpose.server.submission import check_plan, submit_plan
-
-    found = check_plan(plan, directory=directory, resume=resume)
-    if not check:
-        found |= {"flower_run": submit_plan(plan, connection, directory=directory, resume=resume)}
-    say(found, as_json=as_json)
-
-
-@app.command()
 def bundle(folder: Annotated[Path, typer.Argument(help="Where it is written; made when missing.")]) -> None:
     """Write the bundle without code that `flwr run` takes and sites accept."""
     from wardpose.server.bundle import write_bundle
 
     write_bundle(folder)
     typer.echo(f"{folder}: written; start a run with: flwr run {folder}", err=True)
+
+
+@app.command()
+def install(
+    kit: KitPath,
+    home: Annotated[
+        Path | None, typer.Option(help="Everything goes below it.", show_default="/var/lib/wardpose-server, as root")
+    ] = None,
+    fingerprint: Fingerprint = None,
+    as_json: Json = False,
+) -> None:
+    """Check the archive of the server, and put its files where they belong; as root with user and units."""
+    from wardpose.shared.commands.kits import open_confirmed, say_installed
+    from wardpose.shared.kits.machine import install as installed
+
+    done = installed(open_confirmed(kit, role="server", fingerprint=fingerprint, home=home), home=home)
+    below = f"cd {done.placed.home} && wardpose server run"
+    say_installed(done, start=below, as_json=as_json)

@@ -108,7 +108,7 @@ def sign(certificate: Certificate, private_key: bytes) -> Certificate:
 
 def write(certificate: Certificate, path: Path) -> None:
     """Store as JSON, atomically."""
-    files.write_json(path, _content(certificate))
+    files.write_json(path, _content(certificate), mode=files.ASKED_FOR)
 
 
 def read(path: Path) -> Certificate:
@@ -213,7 +213,7 @@ def read_signing_key(path: Path) -> bytes:
     """Read a private key file.
 
     Raises:
-        ConfigError: missing or not a key; its content is not shown.
+        ConfigError: missing, not a key, or readable by others; its content is not shown.
 
     """
     try:
@@ -222,4 +222,5 @@ def read_signing_key(path: Path) -> bytes:
         raise ConfigError(f"{path}: not a readable key file") from error
     if len(key) != 32:
         raise ConfigError(f"{path}: a key has 64 hexadecimal digits")
+    files.refuse_readable(path)
     return key

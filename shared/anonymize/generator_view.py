@@ -11,6 +11,7 @@ from wardpose.shared.anonymize.generators import PartGenerator, enlarge
 from wardpose.shared.anonymize.tensors import to_frame, to_unit
 from wardpose.shared.anonymize.weights_file import load_public_view, read_info
 from wardpose.shared.data.records import Frame
+from wardpose.shared.side_by_side import side_by_side
 
 _BATCH = 8
 
@@ -39,21 +40,21 @@ class GeneratorView:
         view = enlarge(self._network(to_unit(padded(crop, 32)[None])))
         return to_frame(view[0, :, :height, :width])
 
-    @torch.inference_mode()
     def many(self, crops: Sequence[Frame]) -> list[Frame]:
         """Return phi of crops of one size, each as if it were alone.
 
         Batches are always full, with the last crop repeated: what comes out for one does not hang on how many others
-        there are, and no row of the network sees another.
+        there are, and no row of the network sees another. Each thread makes batches of its own.
         """
-        out: list[Frame] = []
-        for start in range(0, len(crops), _BATCH):
-            batch = list(crops[start : start + _BATCH])
-            height, width = batch[0].shape[:2]
-            full = np.stack([padded(crop, 32) for crop in batch + batch[-1:] * (_BATCH - len(batch))])
-            views = enlarge(self._network(to_unit(full)))
-            out += [to_frame(view[:, :height, :width]) for view in views[: len(batch)]]
-        return out
+        batches = [list(crops[start : start + _BATCH]) for start in range(0, len(crops), _BATCH)]
+        return [view for views in side_by_side(self._batch, batches) for view in views]
+
+    @torch.inference_mode()
+    def _batch(self, batch: list[Frame]) -> list[Frame]:
+        height, width = batch[0].shape[:2]
+        full = np.stack([padded(crop, 32) for crop in batch + batch[-1:] * (_BATCH - len(batch))])
+        views = enlarge(self._network(to_unit(full)))
+        return [to_frame(view[:, :height, :width]) for view in views[: len(batch)]]
 
     def identity(self) -> str:
         """SHA-256 over the weights and the version of the code around them."""

@@ -91,7 +91,7 @@ def save_weights(
         "wardpose.data": json.dumps(data, sort_keys=True),
         "wardpose.command": command,
     }
-    files.write_bytes(path, save(tensors, metadata))
+    files.write_bytes(path, save(tensors, metadata), mode=files.ASKED_FOR)
 
 
 def read_info(path: Path) -> WeightsInfo:

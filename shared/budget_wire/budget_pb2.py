@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(wardpose/shared/budget_wire/budget.proto\x12\x12wardpose.budget.v1\"[\n\nServerHead\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04hash\x18\x02 \x01(\t\x12\x0c\n\x04root\x18\x03 \x01(\x0c\x12\x0c\n\x04time\x18\x04 \x01(\x03\x12\x11\n\tsignature\x18\x05 \x01(\t\"!\n\x11GetAccountRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\"\xad\x01\n\x12GetAccountResponse\x12.\n\x05sites\x18\x01 \x03(\x0b\x32\x1f.wardpose.budget.v1.SiteAccount\x12\x39\n\nfederation\x18\x02 \x01(\x0b\x32%.wardpose.budget.v1.FederationAccount\x12,\n\x04head\x18\x03 \x01(\x0b\x32\x1e.wardpose.budget.v1.ServerHead\"\xe1\x01\n\x0bSiteAccount\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0f\n\x07\x65psilon\x18\x02 \x01(\x01\x12\x13\n\x06\x62udget\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x64\x65lta\x18\x04 \x01(\x01\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12\x0c\n\x04rows\x18\x06 \x01(\x04\x12\x13\n\x0bnot_private\x18\x07 \x01(\t\x12\x15\n\rseen_sequence\x18\x08 \x01(\x04\x12\x11\n\tseen_hash\x18\t \x01(\t\x12)\n\x06\x61larms\x18\n \x03(\x0b\x32\x19.wardpose.budget.v1.AlarmB\t\n\x07_budget\"k\n\x11\x46\x65\x64\x65rationAccount\x12\x10\n\x08\x64isjoint\x18\x01 \x01(\x01\x12\x0f\n\x07overlap\x18\x02 \x01(\x01\x12\x15\n\roverlap_sites\x18\x03 \x01(\r\x12\r\n\x05\x64\x65lta\x18\x04 \x01(\x01\x12\r\n\x05sites\x18\x05 \x01(\r\"#\n\x05\x41larm\x12\x0c\n\x04time\x18\x01 \x01(\x03\x12\x0c\n\x04what\x18\x02 \x01(\t\"<\n\x14StreamEntriesRequest\x12\x15\n\rfrom_sequence\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\x04\"q\n\x15StreamEntriesResponse\x12,\n\x04head\x18\x01 \x01(\x0b\x32\x1e.wardpose.budget.v1.ServerHead\x12*\n\x04rows\x18\x02 \x03(\x0b\x32\x1c.wardpose.budget.v1.EntryRow\"4\n\x08\x45ntryRow\x12\x0c\n\x04hash\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\"*\n\x16VerifyInclusionRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"c\n\x17VerifyInclusionResponse\x12\x0c\n\x04hash\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x03(\x0c\x12,\n\x04head\x18\x03 \x01(\x0b\x32\x1e.wardpose.budget.v1.ServerHead\":\n\x18VerifyConsistencyRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\"W\n\x19VerifyConsistencyResponse\x12\x0c\n\x04path\x18\x01 \x03(\x0c\x12,\n\x04head\x18\x02 \x01(\x0b\x32\x1e.wardpose.budget.v1.ServerHead\"~\n\x11SubmitHeadRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04hash\x18\x02 \x01(\t\x12\x15\n\rseen_sequence\x18\x03 \x01(\x04\x12\x11\n\tseen_hash\x18\x04 \x01(\t\x12\x0c\n\x04time\x18\x05 \x01(\x03\x12\x11\n\tsignature\x18\x06 \x01(\t\"B\n\x12SubmitHeadResponse\x12,\n\x04head\x18\x01 \x01(\x0b\x32\x1e.wardpose.budget.v1.ServerHead2\x8f\x04\n\rBudgetService\x12[\n\nGetAccount\x12%.wardpose.budget.v1.GetAccountRequest\x1a&.wardpose.budget.v1.GetAccountResponse\x12\x66\n\rStreamEntries\x12(.wardpose.budget.v1.StreamEntriesRequest\x1a).wardpose.budget.v1.StreamEntriesResponse0\x01\x12j\n\x0fVerifyInclusion\x12*.wardpose.budget.v1.VerifyInclusionRequest\x1a+.wardpose.budget.v1.VerifyInclusionResponse\x12p\n\x11VerifyConsistency\x12,.wardpose.budget.v1.VerifyConsistencyRequest\x1a-.wardpose.budget.v1.VerifyConsistencyResponse\x12[\n\nSubmitHead\x12%.wardpose.budget.v1.SubmitHeadRequest\x1a&.wardpose.budget.v1.SubmitHeadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(wardpose/shared/budget_wire/budget.proto\x12\x12wardpose.budget.v1\"[\n\nServerHead\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04hash\x18\x02 \x01(\t\x12\x0c\n\x04root\x18\x03 \x01(\x0c\x12\x0c\n\x04time\x18\x04 \x01(\x03\x12\x11\n\tsignature\x18\x05 \x01(\t\"!\n\x11GetAccountRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\"\xad\x01\n\x12GetAccountResponse\x12.\n\x05sites\x18\x01 \x03(\x0b\x32\x1f.wardpose.budget.v1.SiteAccount\x12\x39\n\nfederation\x18\x02 \x01(\x0b\x32%.wardpose.budget.v1.FederationAccount\x12,\n\x04head\x18\x03 \x01(\x0b\x32\x1e.wardpose.budget.v1.ServerHead\"\xf3\x01\n\x0bSiteAccount\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0f\n\x07\x65psilon\x18\x02 \x01(\x01\x12\x13\n\x06\x62udget\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x64\x65lta\x18\x04 \x01(\x01\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12\x0c\n\x04rows\x18\x06 \x01(\x04\x12\x13\n\x0bnot_private\x18\x07 \x01(\t\x12\x15\n\rseen_sequence\x18\x08 \x01(\x04\x12\x11\n\tseen_hash\x18\t \x01(\t\x12)\n\x06\x61larms\x18\n \x03(\x0b\x32\x19.wardpose.budget.v1.Alarm\x12\x10\n\x08node_key\x18\x0b \x01(\tB\t\n\x07_budget\"k\n\x11\x46\x65\x64\x65rationAccount\x12\x10\n\x08\x64isjoint\x18\x01 \x01(\x01\x12\x0f\n\x07overlap\x18\x02 \x01(\x01\x12\x15\n\roverlap_sites\x18\x03 \x01(\r\x12\r\n\x05\x64\x65lta\x18\x04 \x01(\x01\x12\r\n\x05sites\x18\x05 \x01(\r\"#\n\x05\x41larm\x12\x0c\n\x04time\x18\x01 \x01(\x03\x12\x0c\n\x04what\x18\x02 \x01(\t\"<\n\x14StreamEntriesRequest\x12\x15\n\rfrom_sequence\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\x04\"q\n\x15StreamEntriesResponse\x12,\n\x04head\x18\x01 \x01(\x0b\x32\x1e.wardpose.budget.v1.ServerHead\x12*\n\x04rows\x18\x02 \x03(\x0b\x32\x1c.wardpose.budget.v1.EntryRow\"4\n\x08\x45ntryRow\x12\x0c\n\x04hash\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\"*\n\x16VerifyInclusionRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"c\n\x17VerifyInclusionResponse\x12\x0c\n\x04hash\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x03(\x0c\x12,\n\x04head\x18\x03 \x01(\x0b\x32\x1e.wardpose.budget.v1.ServerHead\":\n\x18VerifyConsistencyRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\"W\n\x19VerifyConsistencyResponse\x12\x0c\n\x04path\x18\x01 \x03(\x0c\x12,\n\x04head\x18\x02 \x01(\x0b\x32\x1e.wardpose.budget.v1.ServerHead\"~\n\x11SubmitHeadRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04hash\x18\x02 \x01(\t\x12\x15\n\rseen_sequence\x18\x03 \x01(\x04\x12\x11\n\tseen_hash\x18\x04 \x01(\t\x12\x0c\n\x04time\x18\x05 \x01(\x03\x12\x11\n\tsignature\x18\x06 \x01(\t\"B\n\x12SubmitHeadResponse\x12,\n\x04head\x18\x01 \x01(\x0b\x32\x1e.wardpose.budget.v1.ServerHead2\x8f\x04\n\rBudgetService\x12[\n\nGetAccount\x12%.wardpose.budget.v1.GetAccountRequest\x1a&.wardpose.budget.v1.GetAccountResponse\x12\x66\n\rStreamEntries\x12(.wardpose.budget.v1.StreamEntriesRequest\x1a).wardpose.budget.v1.StreamEntriesResponse0\x01\x12j\n\x0fVerifyInclusion\x12*.wardpose.budget.v1.VerifyInclusionRequest\x1a+.wardpose.budget.v1.VerifyInclusionResponse\x12p\n\x11VerifyConsistency\x12,.wardpose.budget.v1.VerifyConsistencyRequest\x1a-.wardpose.budget.v1.VerifyConsistencyResponse\x12[\n\nSubmitHead\x12%.wardpose.budget.v1.SubmitHeadRequest\x1a&.wardpose.budget.v1.SubmitHeadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,29 +38,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETACCOUNTRESPONSE']._serialized_start=193
   _globals['_GETACCOUNTRESPONSE']._serialized_end=366
   _globals['_SITEACCOUNT']._serialized_start=369
-  _globals['_SITEACCOUNT']._serialized_end=594
-  _globals['_FEDERATIONACCOUNT']._serialized_start=596
-  _globals['_FEDERATIONACCOUNT']._serialized_end=703
-  _globals['_ALARM']._serialized_start=705
-  _globals['_ALARM']._serialized_end=740
-  _globals['_STREAMENTRIESREQUEST']._serialized_start=742
-  _globals['_STREAMENTRIESREQUEST']._serialized_end=802
-  _globals['_STREAMENTRIESRESPONSE']._serialized_start=804
-  _globals['_STREAMENTRIESRESPONSE']._serialized_end=917
-  _globals['_ENTRYROW']._serialized_start=919
-  _globals['_ENTRYROW']._serialized_end=971
-  _globals['_VERIFYINCLUSIONREQUEST']._serialized_start=973
-  _globals['_VERIFYINCLUSIONREQUEST']._serialized_end=1015
-  _globals['_VERIFYINCLUSIONRESPONSE']._serialized_start=1017
-  _globals['_VERIFYINCLUSIONRESPONSE']._serialized_end=1116
-  _globals['_VERIFYCONSISTENCYREQUEST']._serialized_start=1118
-  _globals['_VERIFYCONSISTENCYREQUEST']._serialized_end=1176
-  _globals['_VERIFYCONSISTENCYRESPONSE']._serialized_start=1178
-  _globals['_VERIFYCONSISTENCYRESPONSE']._serialized_end=1265
-  _globals['_SUBMITHEADREQUEST']._serialized_start=1267
-  _globals['_SUBMITHEADREQUEST']._serialized_end=1393
-  _globals['_SUBMITHEADRESPONSE']._serialized_start=1395
-  _globals['_SUBMITHEADRESPONSE']._serialized_end=1461
-  _globals['_BUDGETSERVICE']._serialized_start=1464
-  _globals['_BUDGETSERVICE']._serialized_end=1991
+  _globals['_SITEACCOUNT']._serialized_end=612
+  _globals['_FEDERATIONACCOUNT']._serialized_start=614
+  _globals['_FEDERATIONACCOUNT']._serialized_end=721
+  _globals['_ALARM']._serialized_start=723
+  _globals['_ALARM']._serialized_end=758
+  _globals['_STREAMENTRIESREQUEST']._serialized_start=760
+  _globals['_STREAMENTRIESREQUEST']._serialized_end=820
+  _globals['_STREAMENTRIESRESPONSE']._serialized_start=822
+  _globals['_STREAMENTRIESRESPONSE']._serialized_end=935
+  _globals['_ENTRYROW']._serialized_start=937
+  _globals['_ENTRYROW']._serialized_end=989
+  _globals['_VERIFYINCLUSIONREQUEST']._serialized_start=991
+  _globals['_VERIFYINCLUSIONREQUEST']._serialized_end=1033
+  _globals['_VERIFYINCLUSIONRESPONSE']._serialized_start=1035
+  _globals['_VERIFYINCLUSIONRESPONSE']._serialized_end=1134
+  _globals['_VERIFYCONSISTENCYREQUEST']._serialized_start=1136
+  _globals['_VERIFYCONSISTENCYREQUEST']._serialized_end=1194
+  _globals['_VERIFYCONSISTENCYRESPONSE']._serialized_start=1196
+  _globals['_VERIFYCONSISTENCYRESPONSE']._serialized_end=1283
+  _globals['_SUBMITHEADREQUEST']._serialized_start=1285
+  _globals['_SUBMITHEADREQUEST']._serialized_end=1411
+  _globals['_SUBMITHEADRESPONSE']._serialized_start=1413
+  _globals['_SUBMITHEADRESPONSE']._serialized_end=1479
+  _globals['_BUDGETSERVICE']._serialized_start=1482
+  _globals['_BUDGETSERVICE']._serialized_end=2009
 # @@protoc_insertion_point(module_scope)

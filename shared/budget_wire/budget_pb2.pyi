@@ -37,7 +37,7 @@ class GetAccountResponse(_message.Message):
     def __init__(self, sites: _Optional[_Iterable[_Union[SiteAccount, _Mapping]]] = ..., federation: _Optional[_Union[FederationAccount, _Mapping]] = ..., head: _Optional[_Union[ServerHead, _Mapping]] = ...) -> None: ...
 
 class SiteAccount(_message.Message):
-    __slots__ = ("site", "epsilon", "budget", "delta", "unit", "rows", "not_private", "seen_sequence", "seen_hash", "alarms")
+    __slots__ = ("site", "epsilon", "budget", "delta", "unit", "rows", "not_private", "seen_sequence", "seen_hash", "alarms", "node_key")
     SITE_FIELD_NUMBER: _ClassVar[int]
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     BUDGET_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,7 @@ class SiteAccount(_message.Message):
     SEEN_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     SEEN_HASH_FIELD_NUMBER: _ClassVar[int]
     ALARMS_FIELD_NUMBER: _ClassVar[int]
+    NODE_KEY_FIELD_NUMBER: _ClassVar[int]
     site: str
     epsilon: float
     budget: float
@@ -58,7 +59,8 @@ class SiteAccount(_message.Message):
     seen_sequence: int
     seen_hash: str
     alarms: _containers.RepeatedCompositeFieldContainer[Alarm]
-    def __init__(self, site: _Optional[str] = ..., epsilon: _Optional[float] = ..., budget: _Optional[float] = ..., delta: _Optional[float] = ..., unit: _Optional[str] = ..., rows: _Optional[int] = ..., not_private: _Optional[str] = ..., seen_sequence: _Optional[int] = ..., seen_hash: _Optional[str] = ..., alarms: _Optional[_Iterable[_Union[Alarm, _Mapping]]] = ...) -> None: ...
+    node_key: str
+    def __init__(self, site: _Optional[str] = ..., epsilon: _Optional[float] = ..., budget: _Optional[float] = ..., delta: _Optional[float] = ..., unit: _Optional[str] = ..., rows: _Optional[int] = ..., not_private: _Optional[str] = ..., seen_sequence: _Optional[int] = ..., seen_hash: _Optional[str] = ..., alarms: _Optional[_Iterable[_Union[Alarm, _Mapping]]] = ..., node_key: _Optional[str] = ...) -> None: ...
 
 class FederationAccount(_message.Message):
     __slots__ = ("disjoint", "overlap", "overlap_sites", "delta", "sites")

@@ -9,16 +9,18 @@ literature (papers' code; HRNet's half-body rule). Example:
 """
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardpose.shared.data.records import Frame, PoseDataset, PoseRecord
 from wardpose.shared.skeleton import Skeleton
+
+if TYPE_CHECKING:
+    import torch
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -209,11 +211,13 @@ def crop_joints(
     return moved, np.where(labelled & inside, visibility, 0).astype(np.uint8)
 
 
-def to_tensor(crops: NDArray[np.uint8] | torch.Tensor) -> torch.Tensor:
+def to_tensor(crops: "NDArray[np.uint8] | torch.Tensor") -> "torch.Tensor":
     """Turn uint8 crops (B, H, W, 3) into network input (B, 3, H, W) float32, ImageNet mean and deviation.
 
     A tensor stays on its device.
     """
+    import torch  # not for whoever only reads a site's settings
+
     pixels = torch.from_numpy(np.ascontiguousarray(crops)) if isinstance(crops, np.ndarray) else crops
     mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=pixels.device).view(1, 3, 1, 1)

@@ -56,11 +56,7 @@ def read_cvat(
     root = _parsed(annotations)
     people = list(_people(root))
     names = {label for person in people for label, *_ in _points(person.element)}
-    try:
-        source = skeleton_of(names)
-    except DataError as error:
-        what = "holds no skeleton (allowed: people as skeletons)" if not names else str(error)
-        raise DataError(f"{annotations}: {what}") from error
+    source = skeleton_of(names, file=annotations, none="holds no skeleton (allowed: people as skeletons)")
     reading = Reading(
         name=annotations.stem,
         file=annotations,

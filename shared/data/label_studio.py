@@ -64,11 +64,7 @@ def read_label_studio(
         if region.get("type") == "keypointlabels"
         for label in _labels(region)
     }
-    try:
-        source = skeleton_of(labels)
-    except DataError as error:
-        what = "holds no keypoints in annotations (allowed: labelled tasks)" if not labels else str(error)
-        raise DataError(f"{annotations}: {what}") from error
+    source = skeleton_of(labels, file=annotations, none="holds no keypoints in annotations (allowed: labelled tasks)")
     reading = Reading(
         name=annotations.stem,
         file=annotations,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,21 +18,28 @@ def joint_name(joint: Any) -> str:
     return re.sub(r"[\s_.-]+", "_", words).lower()
 
 
-def skeleton_of(names: Iterable[str]) -> Skeleton:
+def skeleton_of(names: Iterable[str], *, file: Path, none: str) -> Skeleton:
     """Return the layout that has all these joints; of two that have them COCO's, then LSP's.
 
+    Args:
+        names: of the joints that a file labels.
+        file: which.
+        none: what is wrong with a file that labels none, as a phrase.
+
     Raises:
-        DataError: no layout has them all; names the first that does not fit.
+        DataError: there is none, or no layout has them all; names the first that does not fit.
 
     """
     wanted = {joint_name(name) for name in names}
+    if not wanted:
+        raise DataError(f"{file}: {none}")
     layouts = (COCO17, LSP14, MPII16)
     for skeleton in layouts:
-        if wanted and wanted <= set(skeleton.joints):
+        if wanted <= set(skeleton.joints):
             return skeleton
     best = max(layouts, key=lambda skeleton: len(wanted & set(skeleton.joints)))
-    odd = min(wanted - set(best.joints), default="none")
-    raise DataError(f'joint "{odd}" is not in {best.name} (allowed: {", ".join(best.joints)})')
+    odd = min(wanted - set(best.joints))
+    raise DataError(f'{file}: joint "{odd}" is not in {best.name} (allowed: {", ".join(best.joints)})')
 
 
 def in_order(found: Mapping[str, tuple[float, float, int]], skeleton: Skeleton) -> NDArray[np.float64]:

@@ -28,6 +28,7 @@ from wardpose.shared.errors import ConfigError, DataError
 from wardpose.shared.pose.codec import SimCC
 from wardpose.shared.pose.model import BUNDLED_WEIGHTS, NAMED_WEIGHTS, PoseModel
 from wardpose.shared.pose.weights import load_model, state_hash
+from wardpose.shared.side_by_side import even_parts, side_by_side
 from wardpose.shared.skeleton import COCO17, Skeleton, get_skeleton
 
 ONNX_KEY = "wardpose"
@@ -96,17 +97,25 @@ class TorchEstimator:
         self.input_size = model.config.input_size
 
     def __call__(self, crops: NDArray[np.uint8]) -> Estimates:
-        """Find the joints in crops (B, H, W, 3)."""
-        pixels = torch.from_numpy(np.ascontiguousarray(crops)).to(self._device)
-        with torch.inference_mode():
-            x = cropping.to_tensor(pixels)
-            joints, scores = self._codec.decode(*logits_of(self._model, x, flip_test=self._flip_test))
-        return Estimates(joints.cpu().numpy(), scores.cpu().numpy())
+        """Find the joints in crops (B, H, W, 3); on a CPU each thread looks at crops of its own."""
+        if torch.device(self._device).type != "cpu":
+            return self._estimates(crops)
+        found = side_by_side(self._estimates, [crops[part] for part in even_parts(len(crops))])
+        return Estimates(
+            np.concatenate([part.joints for part in found]), np.concatenate([part.scores for part in found])
+        )
 
     def identity(self) -> str:
         """SHA-256 over weights and configuration."""
         facts = [state_hash(self._model), self._model.config.model_dump_json(exclude={"weights"}), str(self._flip_test)]
         return hashlib.sha256("|".join(facts).encode()).hexdigest()
+
+    def _estimates(self, crops: NDArray[np.uint8]) -> Estimates:
+        pixels = torch.from_numpy(np.ascontiguousarray(crops)).to(self._device)
+        with torch.inference_mode():
+            x = cropping.to_tensor(pixels)
+            joints, scores = self._codec.decode(*logits_of(self._model, x, flip_test=self._flip_test))
+        return Estimates(joints.cpu().numpy(), scores.cpu().numpy())
 
 
 class OnnxEstimator:

@@ -28,6 +28,7 @@ class Scores:
         per_joint: `pck_box_02` of each joint.
         per_joint_pckh: `pckh_05` of each joint, or `None`.
         by_group: `pck_box_02` of each named group of records.
+        by_group_pckh: `pckh_05` of each, or `None`.
         oks_ap: COCO's average precision, one person per image; `None` unless asked for.
 
     """
@@ -41,6 +42,7 @@ class Scores:
     per_joint: dict[str, float]
     per_joint_pckh: dict[str, float] | None
     by_group: dict[str, float]
+    by_group_pckh: dict[str, float] | None
     oks_ap: dict[str, float] | None = None
 
 
@@ -122,6 +124,7 @@ def score(
     with_heads = bool((~np.isnan(head)).any())
     counted = head[:, metrics.pckh_columns(skeleton)]
     groups = np.array([record.group for record in records])
+    named = sorted(set(groups.tolist()) - {""})
     return Scores(
         records=len(records),
         pck_box_02=metrics.share_correct(box, 0.2),
@@ -131,9 +134,10 @@ def score(
         auc=metrics.area_under_curve(counted) if with_heads else None,
         per_joint=metrics.per_joint(box, 0.2, skeleton),
         per_joint_pckh=metrics.per_joint(head, 0.5, skeleton) if with_heads else None,
-        by_group={
-            name: metrics.share_correct(box[groups == name], 0.2) for name in sorted(set(groups.tolist()) - {""})
-        },
+        by_group={name: metrics.share_correct(box[groups == name], 0.2) for name in named},
+        by_group_pckh={name: metrics.share_correct(counted[groups == name], 0.5) for name in named}
+        if with_heads
+        else None,
         oks_ap=None
         if confidence is None
         else metrics.oks_ap(

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from wardpose.shared.data.crops import IMAGENET_MEAN, IMAGENET_STD, PADDING
 from wardpose.shared.errors import ConfigError, DataError
-from wardpose.shared.files import write_bytes
+from wardpose.shared.files import ASKED_FOR, write_bytes
 from wardpose.shared.pose.codec import SimCC
 from wardpose.shared.pose.estimators import ONNX_KEY, Colours, OnnxEstimator, TorchEstimator
 from wardpose.shared.pose.model import PoseModel
@@ -135,7 +135,7 @@ def write_compared(
             f"{path}: its joints differ from torch's by up to {largest:.3f} pixels on {len(crops)} crops (allowed: "
             f"{most_pixels}); nothing was written"
         )
-    write_bytes(path, content)
+    write_bytes(path, content, mode=ASKED_FOR)
     return Exported(
         path=path,
         bytes=len(content),
@@ -201,7 +201,10 @@ def _traced(model: PoseModel, colours: Colours, decoding: bool) -> Any:
 def _quantised(proto: Any) -> Any:
     """Give matrix products 8-bit weights, a scale a column, and activations quantised as they come.
 
-    Ranges that were measured on somebody's frames would stay in the file, and cost twenty times the accuracy here.
+    Ranges that were measured on somebody's frames would stay in the file, and are worse: on 24 LSP crops the 95th
+    percentile of the moves is 5.7 pixels with 8-bit ranges against 2.7 without, 2.7 with 16-bit ones, and 3.0 where
+    weights alone have 8 bits. (The median is 0.03 pixels, and 0.17 with 8-bit ranges: what moves far are few joints, by
+    up to 50 pixels.)
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wardpose.shared.errors import LedgerError
+from wardpose.shared.files import private_folder
 from wardpose.shared.privacy.entries import (
     CHECKPOINT,
     COMMIT,
@@ -49,7 +50,7 @@ from wardpose.shared.privacy.entries import (
 from wardpose.shared.privacy.row_signatures import check_all, check_row, sign_rows, signature_of
 from wardpose.shared.privacy.tally import FORM, Tally, text_digest
 from wardpose.shared.signing import PublicKey, Signer
-from wardpose.shared.sqlite import making, sweep
+from wardpose.shared.sqlite import keep_database_private, making, sweep
 
 _APPLICATION_ID = 0x57504C31  # "WPL1", in the header of every ledger file
 _PATIENCE = 120.0  # seconds to wait for another process's transaction
@@ -207,6 +208,7 @@ class Chain:
             self._create()
         else:
             sweep(self.path)
+            keep_database_private(self.path)
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
             tally = self._tally(connection, signed=signed)
@@ -329,8 +331,8 @@ class Chain:
     def _create(self) -> None:
         """Make the file with its first entry under a name of its own, then give it the ledger's name at once."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with making(self.path, private=True) as connection:
+            private_folder(self.path.parent)
+            with making(self.path) as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:
                     connection.execute(statement)

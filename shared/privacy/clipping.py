@@ -92,12 +92,14 @@ class ClipSum:
         max_grad_norm: C; infinite for no clipping at all (mechanism `none`).
         like: a vector of the shapes and device of the sum.
         discrete: return int64 multiples of C / `GRID`.
+        watch: is shown the units' norms (u,) before they are clipped; for whoever may look at the site.
 
     """
 
     max_grad_norm: float
     like: Vector
     discrete: bool = False
+    watch: Callable[[Tensor], None] | None = None
 
     def zero(self) -> Vector:
         """Return the sum over no units, float64 or int64."""
@@ -120,7 +122,10 @@ class ClipSum:
         dtype = next(iter(gradients.values())).dtype
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"gradients are {dtype}; clipped sums need float32 or float64")
-        factors = clip_factors(unit_norms(gradients), self.max_grad_norm)  # of all rows: one shape, one rounding
+        norms = unit_norms(gradients)
+        factors = clip_factors(norms, self.max_grad_norm)  # of all rows: one shape, one rounding
+        if self.watch is not None:
+            self.watch(norms[:count].clone())
         gradients, factors = _first(gradients, count), factors[:count]
         if self.discrete:
             _add_on_grid(total, _without(gradients, factors == 0), factors, self.max_grad_norm)
@@ -148,6 +153,7 @@ class ProjectClipSum:
         rank: k.
         before: clip in R^p first.
         discrete: return int64 multiples of C / `GRID`.
+        watch: is shown the norms (u,) of what is clipped first; for whoever may look at the site.
 
     """
 
@@ -156,6 +162,7 @@ class ProjectClipSum:
     rank: int
     before: bool = False
     discrete: bool = True
+    watch: Callable[[Tensor], None] | None = None
 
     def zero(self) -> Vector:
         """Return the sum over no units: {"coefficients": (k,)}."""
@@ -174,11 +181,15 @@ class ProjectClipSum:
         not finite, and dropped for that.
         """
         if self.before:
-            factors = clip_factors(unit_norms(gradients), self.max_grad_norm)
+            norms = unit_norms(gradients)
+            factors = clip_factors(norms, self.max_grad_norm)
+            if self.watch is not None:
+                self.watch(norms[:count].clone())
             gradients = scale_units(_without(gradients, factors == 0), factors)
         coefficients = {"coefficients": self.encode(gradients).double().cpu()}
         like = {"coefficients": torch.zeros(self.rank, dtype=torch.float64)}
-        ClipSum(self.max_grad_norm, like, self.discrete).add(total, coefficients, count)
+        watch = None if self.before else self.watch
+        ClipSum(self.max_grad_norm, like, self.discrete, watch).add(total, coefficients, count)
 
 
 def add_noise(total: Vector, query: Query, noise_multiplier: float, stream: RandomStream) -> Vector:

@@ -35,6 +35,7 @@ from wardpose.shared.data.crops import Affine, Augmentation, compose, crop_frame
 from wardpose.shared.data.dataset import ListDataset
 from wardpose.shared.data.records import Frame, PoseDataset, PoseRecord
 from wardpose.shared.errors import DataError
+from wardpose.shared.files import PRIVATE, private_folder, write_json
 from wardpose.shared.pose.model import ModelConfig, PoseModel
 from wardpose.shared.pose.trainable import Strategy
 
@@ -44,6 +45,7 @@ _FORMAT = 3
 _MARKER = "entry.json"
 _VIEW_KEY = b"wardpose augmented view"  # of the pre-rendered augmentation, which hides nothing
 _BUILD_BATCH = 8
+_SEEN_BATCH = 16  # records whose frames are held at a time: the map of public views takes several
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -217,8 +219,8 @@ class _Job:
 
     def _seen(self) -> Iterator[tuple[int, PoseRecord, Frame, tuple[Frame, Affine] | None]]:
         """Give out records with their frames and public views, which are made a batch at a time."""
-        for start in range(0, len(self.dataset), _BUILD_BATCH):
-            rows = range(start, min(start + _BUILD_BATCH, len(self.dataset)))
+        for start in range(0, len(self.dataset), _SEEN_BATCH):
+            rows = range(start, min(start + _SEEN_BATCH, len(self.dataset)))
             frames = [self.dataset.frame(index) for index in rows]
             records = [self._with_box(self.dataset.record(i), frame) for i, frame in zip(rows, frames, strict=True)]
             views: list[tuple[Frame, Affine] | None] = [None] * len(rows)
@@ -312,7 +314,7 @@ def _opened(entry: Path, layout: _Layout) -> dict[str, NDArray[Any]] | None:
 
 def _build(entry: Path, job: _Job, limit_bytes: int | None) -> None:
     folder = entry.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     if entry.exists():
         shutil.rmtree(entry)
     for rest in _unfinished(folder):
@@ -326,7 +328,7 @@ def _build(entry: Path, job: _Job, limit_bytes: int | None) -> None:
         for array in arrays.values():
             cast("np.memmap[Any, Any]", array).flush()  # msync: the pages are on disk before the marker says so
         sizes = {f"{name}.npy": (temporary / f"{name}.npy").stat().st_size for name in arrays}
-        (temporary / _MARKER).write_text(json.dumps(sizes))
+        write_json(temporary / _MARKER, sizes)
         try:
             temporary.rename(entry)
         except OSError:
@@ -348,6 +350,7 @@ def _reserve(path: Path, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
         OSError: the disk is full.
 
     """
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(kind), shape=shape)
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))

@@ -15,7 +15,7 @@ of the very vector that is summed; no Gram identity is involved, and with it no 
 halves of a pair nearly agree.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import functional_call, grad_and_value, jvp, vmap
 
 from wardpose.shared.pose.codec import SimCC
 from wardpose.shared.pose.loss import simcc_loss
@@ -163,9 +163,17 @@ class UnitGradients:
             yield map_vector(lambda value, kept=count: value[:kept], gradients)
 
     def padded(
-        self, parameters: Vector, bags: Bags, size: int, *, only: tuple[str, ...] | None = None
+        self,
+        parameters: Vector,
+        bags: Bags,
+        size: int,
+        *,
+        only: tuple[str, ...] | None = None,
+        watch: Callable[[Tensor], None] | None = None,
     ) -> Iterator[tuple[Vector, int]]:
         """Yield micro-batches of exactly `size` gradients, and how many of them are units; arguments as `per_unit`.
+
+        `watch` is shown the units' losses (u,), which are computed anyway.
 
         The last unit is repeated until a micro-batch is full. Shapes therefore never change, and with equal shapes a
         unit's gradient does not depend on the others, to the last bit (see `clipping`).
@@ -177,12 +185,14 @@ class UnitGradients:
         def bag_loss(values: Vector, inputs: Tensor, joints: Tensor, visibility: Tensor) -> Tensor:
             return self._row_losses({**fixed, **values}, inputs, joints, visibility) @ bags.weights
 
-        gradient = vmap(grad(bag_loss), in_dims=(None, 0, 0, 0))
+        gradient = vmap(grad_and_value(bag_loss), in_dims=(None, 0, 0, 0))
         for start in range(0, len(bags), size):
             part = bags.units(start, min(start + size, len(bags)))
             count = len(part)
             part = part.padded(size)
-            result = gradient(moving, part.inputs, part.joints, part.visibility)
+            result, losses = gradient(moving, part.inputs, part.joints, part.visibility)
+            if watch is not None:
+                watch(losses[:count])
             yield {name: result.pop(name) for name in names}, count  # not held on to: the largest thing here
 
     def summed(self, parameters: Vector, bags: Bags, unit_weights: Tensor | None = None) -> Vector:

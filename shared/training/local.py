@@ -17,7 +17,7 @@ from wardpose.shared.training.cohort import CohortData, PublicData, load_bags
 from wardpose.shared.training.gradients import UnitGradients
 from wardpose.shared.training.projection import ProjectionReport
 from wardpose.shared.training.settings import LocalTraining, refuse_distributed, refuse_uplink
-from wardpose.shared.training.step import DeclaredUnits, StepGradient
+from wardpose.shared.training.step import DeclaredUnits, StepGradient, StepObserver
 from wardpose.shared.vectors import Vector, map_vector, unflatten
 
 Progress = Callable[[int, int], None]
@@ -62,6 +62,7 @@ def local_update(
     first_step: int = 0,
     sites: int = 1,
     progress: Progress | None = None,
+    observer: StepObserver | None = None,
 ) -> LocalUpdate:
     """Train `training.steps` noised steps from the model's weights; the model itself is not changed.
 
@@ -77,6 +78,7 @@ def local_update(
         first_step: noised steps that the run took before this round, the position in a schedule.
         sites: that add up, where the mechanism's noise is distributed.
         progress: called after each step.
+        observer: looks at the units from inside the site; what it saw is no part of the result.
 
     Raises:
         ConfigError: the mechanism needs public views, public data, tiers or an optimiser that are not given.
@@ -93,7 +95,14 @@ def local_update(
     leaves = map_vector(torch.clone, start)
     algorithm = training.optimizer.build(list(leaves.values()))
     step_gradient = StepGradient(
-        engine, data, mechanism, streams=streams, declared_units=declared_units, public=public, first_step=first_step
+        engine,
+        data,
+        mechanism,
+        streams=streams,
+        declared_units=declared_units,
+        public=public,
+        first_step=first_step,
+        observer=observer,
     )
     if mechanism.distributed is not None:
         share = step_gradient.share(leaves, sites=sites)

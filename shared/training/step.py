@@ -14,8 +14,9 @@ amplification by subsampling.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from statistics import NormalDist
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -37,6 +38,18 @@ DeclaredUnits = int | Mapping[str, int]
 """N; by consent tier (the plain tier is "") where a mechanism has tiers."""
 
 
+class StepObserver(Protocol):
+    """Who may look at the units of a step from inside the site; it changes nothing, and nothing of it may leave."""
+
+    def losses(self, values: list[float], *, frames: int) -> None:
+        """Take note of the losses of a micro-batch's units, each of so many frames."""
+        ...
+
+    def norms(self, values: list[float]) -> None:
+        """Take note of what units contribute before it is clipped."""
+        ...
+
+
 class StepGradient:
     """The noised gradients of one round; every call is one step.
 
@@ -48,6 +61,7 @@ class StepGradient:
         declared_units: N.
         public: public data of the basis, where the mechanism's basis comes from public data.
         first_step: steps that the run took before this round, the position in a schedule.
+        observer: looks at the units, if anybody does.
 
     Attributes:
         coordinates: sum of all steps' gradients in the public frames' coordinates, (m,) float64, if asked for.
@@ -67,6 +81,7 @@ class StepGradient:
         declared_units: DeclaredUnits,
         public: PublicData | None = None,
         first_step: int = 0,
+        observer: StepObserver | None = None,
     ) -> None:
         views = None
         if mechanism.uses_public_views:
@@ -82,6 +97,7 @@ class StepGradient:
         self._views = views if mechanism.uses_difference else None
         self._public = PublicPart(engine, data, views, mechanism, streams.public) if views is not None else None
         self._projection = Projection(engine, mechanism, public, views) if mechanism.uses_basis else None
+        self._observer = observer
         self._chunk = 0
         self.coordinates: Tensor | None = None
         if mechanism.reads_private:
@@ -107,7 +123,7 @@ class StepGradient:
         mechanism = self._mechanism.at(self._step)
         if mechanism.distributed is None:
             raise ConfigError("the mechanism's noise is not distributed; a site's share alone would protect nobody")
-        query = _main_query(mechanism, parameters, None)
+        query = self._query(mechanism, parameters, None)
         total = query.zero()
         for gradients, count in self._gradients(parameters, self._sample(mechanism), mechanism):
             query.add(total, gradients, count)
@@ -126,7 +142,7 @@ class StepGradient:
         """Bounded sums over the units that take part in this step, noised, over the expected batch size."""
         expected = expected_batch_size(mechanism, self._declared)
         basis = self._projection.at(parameters) if self._projection is not None else None
-        query = _main_query(mechanism, parameters, basis)
+        query = self._query(mechanism, parameters, basis)
         residual = _residual_query(mechanism, parameters, basis)
         total = query.zero()
         rest = residual.zero() if residual is not None else {}
@@ -146,6 +162,11 @@ class StepGradient:
                 released = add_noise(rest, residual, options.noise_multiplier, self._streams.noise)
                 noised = map_vector(torch.add, noised, released)
         return map_vector(lambda value: value.double() / expected, noised)
+
+    def _query(self, mechanism: Mechanism, parameters: Vector, basis: PublicBasis | None) -> Query:
+        observer = self._observer
+        watch = None if observer is None else lambda norms: observer.norms(norms.tolist())
+        return _main_query(mechanism, parameters, basis, watch)
 
     def _sample(self, mechanism: Mechanism) -> RowIds:
         """Draw the units that take part, each by its own coin, and rows of each."""
@@ -168,8 +189,15 @@ class StepGradient:
         for start in range(0, len(ids), max(1, self._chunk)):
             count = min(self._chunk, len(ids) - start)
             rows = start + np.minimum(np.arange(self._chunk), count - 1)  # padded before features are computed, too
-            for gradients, _ in self._engine.padded(parameters, self._bags(ids[rows]), self._chunk):
+            watch = self._watch(count, frames=ids.shape[1])
+            for gradients, _ in self._engine.padded(parameters, self._bags(ids[rows]), self._chunk, watch=watch):
                 yield gradients, count
+
+    def _watch(self, count: int, *, frames: int) -> Callable[[Tensor], None] | None:
+        observer = self._observer
+        if observer is None:
+            return None
+        return lambda losses: observer.losses(losses[:count].tolist(), frames=frames)
 
     def _bags(self, ids: RowIds) -> Bags:
         bags = load_bags(self._engine, self._data.private, ids)
@@ -179,16 +207,19 @@ class StepGradient:
         self.coordinates = step if self.coordinates is None else self.coordinates + step
 
 
-def _main_query(mechanism: Mechanism, parameters: Vector, basis: PublicBasis | None) -> Query:
+def _main_query(
+    mechanism: Mechanism, parameters: Vector, basis: PublicBasis | None, watch: Callable[[Tensor], None] | None
+) -> Query:
     if basis is None:
         bound = mechanism.max_grad_norm if mechanism.is_private else float("inf")
-        return ClipSum(bound, parameters, mechanism.discrete)
+        return ClipSum(bound, parameters, mechanism.discrete, watch)
     return ProjectClipSum(
         mechanism.max_grad_norm,
         basis.encode,
         basis.rank,
         before=mechanism.projection.clip == "before",
         discrete=mechanism.discrete,
+        watch=watch,
     )
 
 

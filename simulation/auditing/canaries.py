@@ -13,7 +13,7 @@ tell it from them. As a claim is about all gradients there can be, the auditor m
 (Nasr et al. 2021, arXiv 2101.04535): `make_orthogonal` turns those of a table into the nearest that do not interfere.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,9 +83,15 @@ class KnownGradients(UnitGradients):
         self._table = table.gradients
 
     def padded(
-        self, parameters: Vector, bags: Bags, size: int, *, only: tuple[str, ...] | None = None
+        self,
+        parameters: Vector,
+        bags: Bags,
+        size: int,
+        *,
+        only: tuple[str, ...] | None = None,
+        watch: Callable[[Tensor], None] | None = None,
     ) -> Iterator[tuple[Vector, int]]:
-        """Yield micro-batches of `size` looked-up gradients, and how many of them are units."""
+        """Yield micro-batches of `size` looked-up gradients, and how many of them are units; there are no losses."""
         names = self.names if only is None else only
         weights = bags.weights.tolist()
         for start in range(0, len(bags), size):

@@ -88,7 +88,9 @@ def certify(
     signed = certificate.sign(table.certificate, key)
     thresholds = certificate.Thresholds()
     with files.storing(out, "nothing is signed; with --work the same command repeats nothing that was measured"):
-        files.write_text(out / "certificate.html", report.certificate_html(signed, table.pictures, thresholds))
+        files.write_text(
+            out / "certificate.html", report.certificate_html(signed, table.pictures, thresholds), mode=files.ASKED_FOR
+        )
         certificate.write(signed, out / "certificate.json")
     content = {
         "certificate": str(out / "certificate.json"),
@@ -136,7 +138,7 @@ def report(
         pictures = table.pictures
         if results is not None:
             with files.storing(results):
-                files.write_json(results, found)
+                files.write_json(results, found, mode=files.ASKED_FOR)
     relinking = json.loads(_RELINKING.read_text()) if config is None and _RELINKING.is_file() else None
     verdicts = pages.targets(found["rows"])
     html = pages.page(
@@ -151,7 +153,7 @@ def report(
         relinking=relinking,
     )
     with files.storing(out):
-        files.write_text(out, html)
+        files.write_text(out, html, mode=files.ASKED_FOR)
     reached = {verdict.name: verdict.reached for verdict in verdicts}
     if as_json:
         say({"page": str(out), "targets": reached, "relinking": relinking, **found}, as_json=True)
@@ -179,7 +181,7 @@ def relink(
     found = relink_report.measure(settings, command=f"wardpose anonymizer relink {config}", work=work, say=say_step)
     if results is not None:
         with files.storing(results):
-            files.write_json(results, found)
+            files.write_json(results, found, mode=files.ASKED_FOR)
     if as_json:
         say(found, as_json=True)
         return

@@ -128,7 +128,7 @@ def anonymizer(
 @app.command()
 def predict(
     seconds: Annotated[int, typer.Option(min=1, help="Length of the film.")] = 60,
-    batch: Annotated[int, typer.Option(min=1, help="Crops at a time.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Crops at a time.")] = 16,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     save: Save = False,
     as_json: AsJson = False,
@@ -175,6 +175,36 @@ def secure_aggregation(
         repetitions=repetitions,
     )
     _show(measure_secure_aggregation(setting), "secure-aggregation", save=save, as_json=as_json)
+
+
+@app.command()
+def deployment(
+    rounds: Annotated[int, typer.Option(min=2, help="Of the federation; the first one carries the whole model.")] = 5,
+    folder: Annotated[Path | None, typer.Option(help="Keep the deployment in this folder.")] = None,
+    save: Save = False,
+    as_json: AsJson = False,
+) -> None:
+    """Seconds and bytes that a round of real processes costs beyond its training, and where they go."""
+    from wardpose.simulation.benchmarks.deployment import measure_deployment
+
+    report = (lambda text: None) if as_json else console().print
+    _show(measure_deployment(rounds=rounds, folder=folder, report=report), "deployment", save=save, as_json=as_json)
+
+
+@app.command()
+def scale(
+    sites: Annotated[str, typer.Option(help="Numbers of sites, with commas between.")] = "10,100,1000",
+    rounds: Annotated[int, typer.Option(min=1, help="Of each federation.")] = 2,
+    nodes: Annotated[int, typer.Option(min=0, help="SuperNodes on one real SuperLink; none leaves them out.")] = 50,
+    save: Save = False,
+    as_json: AsJson = False,
+) -> None:
+    """Seconds and memory per site as federations grow, and nodes that one SuperLink holds."""
+    from wardpose.simulation.benchmarks.scale import measure_scale
+    from wardpose.simulation.benchmarks.secure_aggregation import numbers_from
+
+    numbers = tuple(int(number) for number in numbers_from(sites, "--sites"))
+    _show(measure_scale(numbers, rounds=rounds, nodes=nodes), "scale", save=save, as_json=as_json)
 
 
 def _strategy(name: str) -> Any:

@@ -46,30 +46,38 @@ def up(
         typer.echo(json.dumps(deployment.status()))
     else:
         say_step(
-            f"next: wardpose dev run --directory {directory}; afterwards: wardpose dev down --directory {directory}"
+            f"next: wardpose dev run --directory {directory}; look: wardpose server status --home {directory}; "
+            f"afterwards: wardpose dev down --directory {directory}"
         )
 
 
 @dev.command()
 def run(
     directory: Directory = _DEFAULT,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the latest run from its last checkpoint.")
+    ] = False,
+    spend_rest: Annotated[
+        bool, typer.Option("--spend-rest", help="Also if the run would train on noise with what is left.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run the federation once on the processes that are up."""
+    """Run the federation once on the processes that are up; ends 0 when it completed, 1 failed, 3 stopped."""
     from wardpose.simulation.dev import open_deployment
 
-    summary = open_deployment(directory).run(resume=resume, report=say_step)
+    found, summary = open_deployment(directory).run(resume=resume, spend_rest=spend_rest, report=say_step)
     if as_json:
-        typer.echo(json.dumps(summary))
-        return
-    score = " -> ".join(
-        "-" if value is None else f"{value:.3f}" for value in (summary["score_initial"], summary["score_final"])
-    )
-    say_step(f"{summary['status']}: {summary['score_name']} {score}")
-    for site in summary["sites"]:
-        spent = "infinite" if site["epsilon_spent"] is None else f"{site['epsilon_spent']:.4f}"
-        say_step(f"{site['name']}: epsilon {spent} of {site['epsilon_budget']}, {site['status']}")
+        typer.echo(json.dumps(summary | {"status": found.status, "why": found.why, "next": found.next}))
+    elif summary:
+        score = " -> ".join(
+            "-" if value is None else f"{value:.3f}" for value in (summary["score_initial"], summary["score_final"])
+        )
+        say_step(f"{summary['status']}: {summary['score_name']} {score}")
+        for site in summary["sites"]:
+            spent = "infinite" if site["epsilon_spent"] is None else f"{site['epsilon_spent']:.4f}"
+            say_step(f"{site['name']}: epsilon {spent} of {site['epsilon_budget']}, {site['status']}")
+    say_step(found.sentence)
+    raise typer.Exit(found.exit_status)
 
 
 @dev.command()
@@ -113,9 +121,9 @@ def certificate(
     ] = None,
 ) -> None:
     """Make a client certificate for the coordinator's Budget service."""
+    from wardpose.server.provision.certificates import client_role, create_client_certificate, sign_client_request
     from wardpose.shared.errors import ConfigError
     from wardpose.shared.files import write_bytes
-    from wardpose.simulation.keys import client_role, create_client_certificate, sign_client_request
 
     path = folder / f"{name}.crt"
     if path.exists():

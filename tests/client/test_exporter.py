@@ -101,6 +101,10 @@ def test_nothing_about_patients_is_exposed(site: Path) -> None:
         "wardpose_site_orders_open",
         "wardpose_site_bytes_up",
         "wardpose_site_last_order_timestamp_seconds",
+        "wardpose_site_rounds_left",
+        "wardpose_site_noise_multiplier",
+        "wardpose_site_certificate_expiry_timestamp_seconds",
+        "wardpose_site_public_view_certified_timestamp_seconds",
     }
 
 

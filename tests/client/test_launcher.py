@@ -36,10 +36,10 @@ from wardpose.client.clientapp import answer
 from wardpose.client.contract import check_flower
 from wardpose.client.journal import SiteJournal
 from wardpose.client.supernode import REFUSED, SIGNED_OFF, checked_fab
+from wardpose.server.provision.certificates import create_authority, create_node_key, create_server_certificate
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.wire import PREFLIGHT, Refusal
 from wardpose.simulation.flower import LOOPBACK, free_ports, program
-from wardpose.simulation.keys import create_authority, create_node_key, create_server_certificate
 
 CLEAN = pack()
 HOSTILE = pack(("evil.py", "raise SystemExit"), pyproject=clientapp('clientapp = "evil:app"'))
@@ -214,7 +214,9 @@ def test_the_app_hears_of_its_site_from_the_command_line_alone(site: Path, monke
 
 def test_no_process_of_a_site_uses_flowers_loader() -> None:
     folder = Path(inspect.getfile(check_bundle)).parent
-    text = "".join((folder / f"{name}.py").read_text() for name in ("clientapp", "executor", "launcher", "supernode"))
+    text = "".join(
+        (folder / f"{name}.py").read_text() for name in ("clientapp", "executor", "launcher", "supernode", "zygote")
+    )
     for name in ("install_from_fab", "load_app", "get_load_client_app_fn", "install_app_dependencies", "extractall"):
         assert name not in text
     assert APP == "wardpose.client.app:app"
@@ -224,7 +226,7 @@ def test_no_process_of_a_site_uses_flowers_loader() -> None:
 
 DRIVER = """\
 import subprocess, sys
-from wardpose.client.children import start_child
+from wardpose.shared.children import start_child
 from wardpose.client.launcher import supervise
 
 def start(script):

@@ -106,7 +106,8 @@ def watch(folder: Path, deployment: Deployment, installed: Callable[[str], str])
     config = yaml.safe_load((REPOSITORY / "deploy" / "prometheus" / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "4s", "scrape_timeout": "4s", "evaluation_interval": "4s"}
     config["rule_files"] = [str(REPOSITORY / "deploy" / "prometheus" / "rules.yml")]
-    server, site = config["scrape_configs"]
+    server, site, _local = config["scrape_configs"]
+    config["scrape_configs"] = [server, site]
     server["static_configs"] = [{"targets": [f"{LOOPBACK}:{ports['server']}"]}]
     site["static_configs"] = [{"targets": [f"{LOOPBACK}:{ports[name]}"]} for name in SITES]
     write_text(folder / "prometheus.yml", yaml.safe_dump(config))
@@ -119,7 +120,7 @@ def watch(folder: Path, deployment: Deployment, installed: Callable[[str], str])
             f"--web.listen-address={LOOPBACK}:{ports['prometheus']}",
         ],
         "server": [
-            *(program("wardpose"), "server", "metrics", "--directory", str(deployment.run_directory)),
+            *(program("wardpose"), "server", "metrics", "--directory", str(deployment.folder / "runs")),
             *("--superlink-database", str(deployment.database), "--port", str(ports["server"])),
         ],
     }

@@ -39,7 +39,8 @@ def site_events(deployment: Deployment, site: str, run: str) -> int:
 def test_two_rounds_and_prometheus_reads_the_epsilons_back(
     deployment: Deployment, federation: FederationConfig, watch: Callable[[], Any]
 ) -> None:
-    summary = deployment.run()
+    found, summary = deployment.run()
+    assert found.exit_status == 0, found.sentence
     assert summary["flower"]["status"] == "finished:completed"
     assert summary["status"] == "completed"
     assert summary["rounds"] == 2
@@ -80,17 +81,16 @@ def test_a_supernode_killed_in_mid_round_is_charged_and_the_run_ends(
     deployment: Deployment, federation: FederationConfig, watch: Callable[[], Any]
 ) -> None:
     victim, survivor = SITES
-    journal = RunJournal(deployment.run_directory / "journal.sqlite")
-    known = {run["run"] for run in journal.runs()}
-    run_id = deployment.submit()
-    wait_for(lambda: {run["run"] for run in journal.runs()} > known, seconds=300, what="the run to start")
+    submitted = deployment.submit()
+    journal = RunJournal(submitted.folder / "journal.sqlite")
+    wait_for(lambda: journal.runs() != [], seconds=300, what="the run to start")
     run = journal.runs()[-1]["run"]
     wait_for(lambda: site_events(deployment, victim, run) == 1, seconds=400, what="the victim to train")
     for role in (f"node-{victim}", f"exec-{victim}"):
         deployment.processes.send(role, signal.SIGKILL)
     wait_for(lambda: f"node-{victim}" in deployment.processes.dead(), seconds=10, what="the victim's death")
 
-    assert deployment.wait_for_end(run_id) == "finished:completed"
+    assert deployment.wait_for_end(submitted).status == "completed"
     assert journal.runs()[-1]["status"] == "completed"
     assert len(journal.rounds(run)) == federation.rounds
     statuses = {(row.round, row.site): row.status for row in journal.sites(run)}

@@ -22,13 +22,13 @@ from support.bundles import pack
 
 from wardpose.client.journal import SiteJournal
 from wardpose.server.journal import RunJournal
+from wardpose.server.provision.certificates import create_secret
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.signing import ensure_key_pair
 from wardpose.shared.site_config import load_site
 from wardpose.shared.wire import Refusal
 from wardpose.simulation.dev import Deployment
 from wardpose.simulation.flower import LOOPBACK, ask, environment, free_ports, program
-from wardpose.simulation.keys import create_secret
 from wardpose.simulation.layout import prepare_sites
 
 pytestmark = [pytest.mark.slow, pytest.mark.guard, pytest.mark.timeout(900)]
@@ -281,7 +281,7 @@ def test_no_bundle_brings_code(hospitals: Hospitals) -> None:
 
 def test_the_bundle_without_code_trains_a_round(hospitals: Hospitals, federation: FederationConfig) -> None:
     hospitals.deployment.folder.joinpath("federation.yaml").write_text(json.dumps(federation.model_dump(mode="json")))
-    summary = hospitals.deployment.run()
+    _, summary = hospitals.deployment.run()
     assert summary["status"] == "completed"
     assert {site["name"]: site["rounds_released"] for site in summary["sites"]} == {DEV: 1, LAUNCHED: 1}
     journal = RunJournal(hospitals.deployment.run_directory / "journal.sqlite")

@@ -27,18 +27,17 @@ from wardpose.server.coordinator import (
     import_ledger,
     load_coordinator,
 )
-from wardpose.server.course import with_noise
 from wardpose.server.journal import RunJournal, SiteRow
+from wardpose.server.provision.templates import render
 from wardpose.server.summary import summarise
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError
+from wardpose.shared.first_course import with_noise
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.signing import create_key_pair, load_public_key
 from wardpose.shared.yaml_config import load_yaml
 from wardpose.simulation.cli import app as cli
 from wardpose.simulation.grid import InProcessGrid
 from wardpose.simulation.layout import prepare_sites
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -80,11 +79,11 @@ def test_the_coordinators_processes_say_where_its_file_is_and_no_run_does(
 
 
 def test_the_example_that_is_deployed_is_one(tmp_path: Path) -> None:
-    text = (REPOSITORY / "deploy" / "coordinator.yaml").read_text()
+    text = render("coordinator.yaml", epsilon=8.0, delta=1e-5, unit="patient").decode()
     example = tmp_path / "coordinator.yaml"
     example.write_text(text)
     config = load_yaml(example, CoordinatorConfig)
-    assert (config.budget.epsilon, str(config.state)) == (8.0, "/var/lib/wardpose/coordinator")
+    assert (config.budget.epsilon, str(config.state)) == (8.0, str(tmp_path / "coordinator"))
     lines = [line.replace("# ", "", 1) if re.match(r" *# {1,}\S*:", line) else line for line in text.splitlines()]
     example.write_text("\n".join(lines))
     allowed = load_yaml(example, CoordinatorConfig)
@@ -321,13 +320,37 @@ def test_a_plan_that_would_cross_a_limit_is_refused_at_submit_and_at_the_start(
     sigma = float(str(told.value).split("noise_multiplier = ")[1].split()[0])
     quiet = config.model_copy(update={"mechanism": with_noise(config.mechanism, sigma)})
     plan.write_text(yaml.safe_dump(quiet.model_dump(mode="json")))
-    assert json.loads(invoke("server", "submit", plan, "--check", "--json")) == {
-        "federation": "tiny",
-        "rounds": 2,
-        "noise_multiplier": sigma,
-    }
+    found = json.loads(invoke("server", "submit", plan, "--check", "--json"))
+    (north,) = found.pop("sites")
+    assert found == {"federation": "tiny", "rounds": 2, "noise_multiplier": sigma}
+    assert (north["name"], north["epsilon_spent"]) == ("north", 0)
+    assert 0 < north["epsilon_after"] <= 0.5
     rules.write_text("state: books\nfederations: {other: {}}\n")
     with pytest.raises(ConfigError, match="federation 'tiny': is not in the coordinator's configuration"):
+        invoke("server", "submit", plan, "--check")
+
+
+def test_a_plan_that_would_train_on_noise_is_refused_unless_the_rest_is_to_be_spent(
+    accounts: Accounts, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.yaml"
+
+    def write(epsilon: float, **mechanism: float) -> None:
+        content = tiny_federation(["north"], privacy={"epsilon": epsilon, "delta": DELTA}).model_dump(mode="json")
+        content["mechanism"] |= {"noise_multiplier": 0, **mechanism}
+        plan.write_text(yaml.safe_dump(content))
+
+    write(0.02)
+    with pytest.raises(BudgetExceeded, match=r"would train on noise: sigma is calibrated to .* at most 30"):
+        invoke("server", "submit", plan, "--check")
+    assert json.loads(invoke("server", "submit", plan, "--check", "--json", "--spend-rest"))["noise_multiplier"] > 30
+    assert not accounts.ledger_path.exists() or accounts.ledger().epsilon("north", DELTA) == 0
+    write(5.0)
+    assert json.loads(invoke("server", "submit", plan, "--check", "--json"))["noise_multiplier"] < 30
+    charge(accounts.ledger())
+    spent = accounts.ledger().epsilon("north", DELTA)
+    write(1.05 * spent, noise_multiplier=200.0)  # nor may a plan that states its noise spend the rest in silence
+    with pytest.raises(BudgetExceeded, match=r"would train on noise: site north has"):
         invoke("server", "submit", plan, "--check")
 
 

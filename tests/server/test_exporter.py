@@ -17,7 +17,7 @@ from support.sites import DAMAGES, damage
 from wardpose.server.exporter import METRICS, ServerExporter
 from wardpose.server.journal import RoundRow, RunJournal, SiteRow
 from wardpose.server.summary import summarise
-from wardpose.server.superlink import registered_nodes, run_ended
+from wardpose.server.superlink import registered_nodes
 from wardpose.shared.errors import LedgerError
 from wardpose.shared.ledger_state import LEDGER_STATES
 from wardpose.shared.privacy.accounting import Event, epsilon
@@ -176,8 +176,10 @@ def test_an_infinite_epsilon_is_shown_as_such(folder: Path) -> None:
 
 
 def test_a_restart_and_a_later_round_never_lower_a_counter(folder: Path) -> None:
-    before = scrape(ServerExporter(folder))
-    assert scrape(ServerExporter(folder)) == before
+    before, again = scrape(ServerExporter(folder)), scrape(ServerExporter(folder))
+    free = ("wardpose_disk_free_bytes", ())
+    assert again.keys() == before.keys() > {free}
+    assert {key for key, found in again.items() if found != before[key]} <= {free}  # others write to this disk, too
     finish_round(RunJournal(folder / "journal.sqlite"), "b", 3, {"north": "late"})
     start(RunJournal(folder / "journal.sqlite"), "b")
     after = scrape(ServerExporter(folder))
@@ -263,8 +265,6 @@ def superlink(tmp_path: Path) -> Path:
 
 def test_the_installed_superlinks_database_is_understood(superlink: Path) -> None:
     assert [(node.name, node.online) for node in registered_nodes(superlink)] == [("north", True), ("south", False)]
-    assert run_ended(superlink, 7)
-    assert not run_ended(superlink, (1 << 64) - 5)
 
 
 def test_the_catalogue_is_complete(folder: Path, superlink: Path) -> None:

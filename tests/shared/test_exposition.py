@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.sites import write_site
 
-from wardpose.shared.exposition import url
+from wardpose.shared.status_server import url
 
 WARDPOSE = (sys.executable, "-c", "from wardpose.simulation.cli import main; main()")
 
@@ -46,7 +46,7 @@ def test_the_address_that_is_printed_is_the_one_that_answers(host: str, tmp_path
     )
     try:
         assert process.stderr is not None
-        printed = re.fullmatch(r"metrics on (\S+)\n", process.stderr.readline())
+        printed = re.fullmatch(r"metrics on (\S+), status page on \S+\n", process.stderr.readline())
         assert printed is not None
         with urllib.request.urlopen(printed[1], timeout=30) as answer:
             assert b"wardpose_exporter_up 1.0" in answer.read()

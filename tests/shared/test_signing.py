@@ -8,6 +8,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
+from wardpose.server.provision.certificates import create_node_key
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.signing import (
     SignatureError,
@@ -17,7 +18,6 @@ from wardpose.shared.signing import (
     load_signer,
     read_public_key,
 )
-from wardpose.simulation.keys import create_node_key
 
 
 def test_a_signature_holds_for_its_key_purpose_and_content_alone(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from wardpose.server import submission
 from wardpose.server.superlink import Node
-from wardpose.shared.config import FederationConfig
+from wardpose.shared.config import FederationConfig, load_federation
 from wardpose.shared.errors import ConfigError
 from wardpose.simulation import dev
 from wardpose.simulation.commands.dev import dev as commands
@@ -28,7 +29,7 @@ def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Depl
     program.chmod(0o755)
     monkeypatch.setattr(dev, "program", lambda name: str(program))
     monkeypatch.setattr(dev, "healthy", lambda address, authority: True)
-    monkeypatch.setattr(dev, "ask", lambda home, *arguments: {"success": True})
+    monkeypatch.setattr(dev, "register", lambda home, names: dict.fromkeys(names, "registered"))
     monkeypatch.setattr(
         dev, "registered_nodes", lambda path: [Node(name=name, online=True) for name in ("north", "south")]
     )
@@ -75,15 +76,23 @@ def test_a_start_that_fails_leaves_nothing_running(deployment: Deployment, monke
     assert not deployment.processes.state.exists()
 
 
-def test_the_bundle_carries_no_code(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(
-        dev, "ask", lambda home, *arguments: asked.append(arguments) or {"success": True, "run-id": "7"}
-    )
+def test_a_run_has_a_folder_of_its_own_and_a_bundle_without_code(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def ask(home: Path, *arguments: str) -> dict[str, str]:
+        asked.append((arguments[0], sorted(path.name for path in Path(arguments[1]).iterdir())))
+        return {"run-id": str(6 + len(asked))}
+
+    monkeypatch.setattr(submission, "ask", ask)
     deployment.up(PLAN)
-    assert deployment.submit() == 7
-    assert asked[-1][0] == "run"
-    assert sorted(path.name for path in Path(asked[-1][1]).iterdir()) == ["README.md", "pyproject.toml"]
+    first, second = deployment.submit(), deployment.submit()
+    assert asked == [("run", ["README.md", "pyproject.toml"])] * 2
+    assert first.folder != second.folder
+    assert (first.flower_runs, second.flower_runs) == ([7], [8])
+    assert deployment.run_directory == second.folder
+    assert load_federation(second.plan) == PLAN
 
 
 def test_commands_without_a_deployment(tmp_path: Path) -> None:

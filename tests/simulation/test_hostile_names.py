@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from wardpose.server.report import write_report
 from wardpose.shared import terminal
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import one_line
 from wardpose.simulation.commands.simulate import print_summary
-from wardpose.simulation.report import write_report
 
 HOSTILE = [
     "[/x]",

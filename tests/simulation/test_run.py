@@ -104,10 +104,18 @@ def test_two_hospitals_train_and_pay_exactly_for_what_they_did(tmp_path: Path) -
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
 
 
-def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
-    run(tmp_path / "run", rounds=1)
+def test_a_run_folder_is_never_overwritten_and_a_finished_run_not_begun_again(tmp_path: Path) -> None:
+    first = run(tmp_path / "run", rounds=1)
     with pytest.raises(ConfigError, match="holds a run already"):
         run(tmp_path / "run", rounds=1)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.suffix in (".safetensors", ".json", ".yaml")]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    told: list[str] = []
+    config = FederationConfig.model_validate(plan(rounds=1))
+    assert simulate(config, tmp_path / "run", resume=True, report=False, observe_message=told.append) == first
+    assert told == [f"{tmp_path / 'run'}: the run was finished, all 1 rounds; nothing is started"]
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+    assert run(tmp_path / "run", resume=True, rounds=2)["rounds"] == 2  # another plan is another matter
 
 
 @pytest.mark.parametrize("kind", ["crash-after-training", "straggle"])

@@ -11,17 +11,17 @@ from support.ledgers import BUDGET, COURSE, EVENT
 
 from wardpose.server.budget_service.process import Server
 from wardpose.server.budget_service.settings import ServiceSettings, build
-from wardpose.shared.budget_wire import budget_pb2_grpc
-from wardpose.shared.known_server import FILE, KnownServer
-from wardpose.shared.privacy.ledger import Ledger
-from wardpose.shared.remote_ledger import RemoteLedger, connect
-from wardpose.shared.signing import Signer, create_key_pair, load_public_key, load_signer
-from wardpose.simulation.keys import (
+from wardpose.server.provision.certificates import (
     ClientRole,
     create_authority,
     create_client_certificate,
     create_server_certificate,
 )
+from wardpose.shared.budget_wire import budget_pb2_grpc
+from wardpose.shared.known_server import FILE, KnownServer
+from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.remote_ledger import RemoteLedger, connect
+from wardpose.shared.signing import Signer, create_key_pair, load_public_key, load_signer
 
 CLIENTS: dict[str, ClientRole] = {"north": "site", "south": "site", "inspector": "auditor"}
 

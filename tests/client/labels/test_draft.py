@@ -140,6 +140,57 @@ def test_a_video_is_labelled_as_pictures(tmp_path: Path) -> None:
     assert len(open_source(source, skeleton=LSP14)) == 4
 
 
+def test_a_draft_that_was_interrupted_is_gone_on_with_and_becomes_the_same_file(tmp_path: Path) -> None:
+    film = ward(tmp_path / "a.mkv", lambda n: [box(n % 5)], 40)
+    options = {"format": "cvat", "every": 2, "hard": 7}
+    drafted(film, tmp_path / "whole.xml", frames_to=tmp_path / "whole", **options)
+    resumed = []
+    for stop in (2, 13, 99):
+
+        def progress(done: int, total: int, stop: int = stop) -> None:
+            assert (done <= total) == (total == 20)
+            if done > stop:
+                raise KeyboardInterrupt
+
+        try:
+            parts = drafted(film, tmp_path / "parts.xml", frames_to=tmp_path / "parts", progress=progress, **options)
+        except KeyboardInterrupt:
+            assert not (tmp_path / "parts.xml").exists()
+            assert not (tmp_path / "parts").exists()
+        else:
+            resumed.append(parts.resumed)
+    assert resumed == [16]
+    assert (tmp_path / "parts.xml").read_bytes() == (tmp_path / "whole.xml").read_bytes()
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()} == whole
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_was_seen_in_other_frames_or_with_another_model_is_not_gone_on_with(frames: Path, tmp_path: Path) -> None:
+    def interrupted(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drafted(frames, tmp_path / "d.json", progress=interrupted)
+    Image.fromarray(scene([box(9)])).save(frames / "0.png")
+    assert drafted(frames, tmp_path / "d.json").resumed == 0
+    with pytest.raises(KeyboardInterrupt):
+        drafted(frames, tmp_path / "e.json", progress=interrupted)
+    other = Discs()
+    other.identity = lambda: "another"
+    assert drafted(frames, tmp_path / "e.json", estimator=other).resumed == 0
+
+
+def test_a_picture_that_somebody_else_wrote_is_no_frame_of_a_video(tmp_path: Path) -> None:
+    film = ward(tmp_path / "a.mkv", lambda n: [box(n % 4)], 3)
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / "a_000001.png").write_text("mine")
+    with pytest.raises(ConfigError, match="another picture"):
+        drafted(film, tmp_path / "d.xml", format="cvat", frames_to=tmp_path / "to")
+    assert (tmp_path / "to" / "a_000001.png").read_text() == "mine"
+    assert drafted(film, tmp_path / "d.xml", format="cvat", frames_to=tmp_path / "to", force=True).resumed == 3
+
+
 def test_cvat_tracks_of_a_video_are_read(tmp_path: Path) -> None:
     ward(tmp_path / "a.mkv", lambda n: [box(n)], 4)
 

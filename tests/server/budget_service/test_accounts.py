@@ -10,11 +10,11 @@ from support.ledgers import BUDGET, COURSE, EVENT
 from wardpose.server.budget_service.settings import build
 from wardpose.server.coordinator import VARIABLE, coordinator_accounts, load_coordinator
 from wardpose.server.ledger import ServerLedger
+from wardpose.server.provision.certificates import create_client_certificate
 from wardpose.shared.budget_wire import budget_pb2 as wire
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.remote_ledger import RemoteError, RemoteLedger
 from wardpose.shared.signing import SignatureError, load_public_key
-from wardpose.simulation.keys import create_client_certificate
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from support.ledgers import DELTA
 
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.budget_service.process import SERVICE
+from wardpose.server.provision.certificates import create_authority, create_client_certificate, sign_client_request
 from wardpose.shared.budget_wire import budget_pb2 as wire
 from wardpose.shared.privacy.ledger import Ledger
-from wardpose.simulation.keys import create_authority, create_client_certificate, sign_client_request
 
 METHODS = {method.name: method for method in wire.DESCRIPTOR.services_by_name["BudgetService"].methods}
 
@@ -73,6 +73,7 @@ def certificate(
     (folder / "c.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
     form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     (folder / "c.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))
+    (folder / "c.key").chmod(0o600)
     return folder / "c.crt", folder / "c.key"
 
 
@@ -225,6 +226,7 @@ def test_a_role_that_is_forged_in_a_request_for_a_certificate_is_not_taken_over(
     (tmp_path / "n.crt").write_bytes(signed)
     form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     (tmp_path / "n.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))
+    (tmp_path / "n.key").chmod(0o600)
     with coordinator.stub("", files=(tmp_path / "n.crt", tmp_path / "n.key")) as stub:
         answer = stub.GetAccount(wire.GetAccountRequest(), timeout=10)
         call = stub.StreamEntries(wire.StreamEntriesRequest(from_sequence=1), timeout=10)
@@ -246,3 +248,24 @@ def test_health_and_reflection_answer_over_mutual_tls(coordinator: Coordinator) 
         (listed,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]), timeout=10)
     names = {service.name for service in listed.list_services_response.service}
     assert {SERVICE, "grpc.health.v1.Health"} <= names
+
+
+def test_a_certificate_that_was_taken_back_is_refused_at_the_next_call(coordinator: Coordinator) -> None:
+    """Also on a connection that is open, and no other certificate of the same name with it."""
+    revoked = coordinator.authority / "revoked.txt"
+    digest = x509.load_pem_x509_certificate(coordinator.files("north")[0].read_bytes()).fingerprint(hashes.SHA256())
+    try:
+        with coordinator.stub("north") as north, coordinator.stub("south") as south:
+            north.GetAccount(wire.GetAccountRequest(), timeout=10)
+            revoked.write_text(f"{'0' * 64}  somebody\n{digest.hex()}  north\n")
+            with pytest.raises(grpc.RpcError) as error:
+                north.GetAccount(wire.GetAccountRequest(), timeout=10)
+            south.GetAccount(wire.GetAccountRequest(), timeout=10)
+            revoked.write_bytes(b"\xff\xfe")
+            with pytest.raises(grpc.RpcError) as damaged:
+                south.GetAccount(wire.GetAccountRequest(), timeout=10)
+    finally:
+        revoked.unlink(missing_ok=True)
+    assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert "taken back" in (error.value.details() or "")
+    assert damaged.value.code() == grpc.StatusCode.UNAVAILABLE

@@ -1,0 +1,1 @@
+"""Whether a site reaches its server and is known there: `wardpose site check --connect`, one kind of fault a file."""

@@ -1,0 +1,143 @@
+"""The server's home: the one folder that a coordinator's archive is installed in.
+
+It is found by `--home`, by `WARDPOSE_SERVER_HOME`, or as the working directory. Everything of a coordinator's machine
+lies below it, so that it may be anywhere, belong to anybody, and be backed up as a whole.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from wardpose.shared.deployment import Host, ServerPorts, at, find_home
+from wardpose.shared.yaml_config import Name, Strict, load_yaml
+
+VARIABLE = "WARDPOSE_SERVER_HOME"
+FILE = "server.yaml"
+LOOPBACK = "127.0.0.1"
+
+
+class ServerSettings(Strict):
+    """server.yaml: who the server is, and where it listens.
+
+    Attributes:
+        name: of the federation.
+        address: at which hospitals reach it.
+        ports: of its machine.
+
+    """
+
+    name: Name
+    address: Host
+    ports: ServerPorts = ServerPorts()
+
+
+@dataclass(frozen=True)
+class ServerHome:
+    """Places and addresses of a server.
+
+    Attributes:
+        folder: absolute.
+        settings: of server.yaml.
+
+    """
+
+    folder: Path
+    settings: ServerSettings
+
+    @property
+    def plan(self) -> Path:
+        """The plan that is submitted where none is given."""
+        return self.folder / "federation.yaml"
+
+    @property
+    def coordinator(self) -> Path:
+        """coordinator.yaml, which `WARDPOSE_COORDINATOR` names to the server's processes."""
+        return self.folder / "coordinator.yaml"
+
+    @property
+    def state(self) -> Path:
+        """Folder of the coordinator's ledger, its key, heads and alarms."""
+        return self.folder / "coordinator"
+
+    @property
+    def ledger(self) -> Path:
+        """The coordinator's ledger."""
+        return self.state / "ledger.sqlite"
+
+    @property
+    def coordinator_public_key(self) -> Path:
+        """Public half of the key that signs orders."""
+        return self.state / "coordinator.pub"
+
+    @property
+    def keys(self) -> Path:
+        """Folder of certificates and keys."""
+        return self.folder / "keys"
+
+    @property
+    def authority(self) -> Path:
+        """Certificate of the federation's authority."""
+        return self.keys / "ca.crt"
+
+    @property
+    def certificate(self) -> Path:
+        """The server's certificate, for its address and loopback."""
+        return self.keys / "server.crt"
+
+    @property
+    def key(self) -> Path:
+        """The certificate's private key."""
+        return self.keys / "server.key"
+
+    @property
+    def secret(self) -> Path:
+        """What SuperLink and SuperExec prove themselves to each other with."""
+        return self.keys / "superexec.secret"
+
+    @property
+    def operator(self) -> Path:
+        """Flower's home of the operator (`FLWR_HOME`), whose default connection is this server's SuperLink."""
+        return self.folder / "operator"
+
+    @property
+    def nodes(self) -> Path:
+        """Folder of the sites' public node keys, NAME.pub each."""
+        return self.folder / "nodes"
+
+    @property
+    def database(self) -> Path:
+        """The SuperLink's SQLite file."""
+        return self.folder / "superlink" / "state.sqlite"
+
+    @property
+    def runs(self) -> Path:
+        """Folder of runs, one folder each."""
+        return self.folder / "runs"
+
+    @property
+    def log(self) -> Path:
+        """Folder of logs."""
+        return self.folder / "log"
+
+    @property
+    def superlink(self) -> str:
+        """Address of the SuperLink itself, which only this machine reaches."""
+        return at(LOOPBACK, self.settings.ports.superlink)
+
+    @property
+    def budget_service(self) -> str:
+        """Address of the Budget service itself, likewise; its door passes connections on as they are."""
+        return at(LOOPBACK, self.settings.ports.budget_service)
+
+
+def open_server_home(folder: Path | None = None) -> ServerHome:
+    """Open a server's home.
+
+    Args:
+        folder: what `--home` says; the environment's, else the working directory, when absent.
+
+    Raises:
+        ConfigError: it is none, or its server.yaml is wrong.
+
+    """
+    home = find_home(folder, variable=VARIABLE, file=FILE)
+    return ServerHome(home, load_yaml(home / FILE, ServerSettings))

@@ -1,0 +1,91 @@
+"""An exporter's web server: three addresses, of which one and a half are for the machine itself alone."""
+
+import http.client
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+import pytest
+from support.status_views import view
+
+from wardpose.shared.exposition import FileCollector, gauge
+from wardpose.shared.status_server import Pages, StatusServer
+
+
+def collector(name: str) -> FileCollector:
+    return FileCollector({"one": lambda: [gauge(name, "A value.", [({}, 1.0)])]}, prefix=f"{name}_exporter")
+
+
+@pytest.fixture
+def server() -> Iterator[StatusServer]:
+    pages = Pages(metrics=collector("shared"), status=lambda: view("JaneDoe", local=True), local=collector("private"))
+    with StatusServer(pages, host="127.0.0.1", port=0) as running:
+        yield running
+
+
+def ask(
+    server: StatusServer, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None
+) -> tuple[int, str, Mapping[str, str]]:
+    address = urlsplit(server.url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port or 0, timeout=30)
+    try:
+        connection.request(method, path, headers=dict(headers or {}))
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(), dict(answer.getheaders())
+    finally:
+        connection.close()
+
+
+def test_page_and_metrics_have_their_addresses(server: StatusServer) -> None:
+    status, page, told = ask(server, "/")
+    assert (status, "JaneDoe" in page) == (200, True)
+    assert told["Content-Security-Policy"].startswith("default-src 'none'; style-src 'sha256-")
+    assert (told["X-Content-Type-Options"], told["X-Frame-Options"], told["Cache-Control"]) == (
+        "nosniff", "DENY", "no-store",
+    )  # fmt: skip
+    assert "shared 1.0" in ask(server, "/metrics")[1]
+    assert "private 1.0" in ask(server, "/metrics/local")[1]
+    assert "private" not in ask(server, "/metrics")[1]
+    assert ask(server, "/elsewhere")[0] == 404
+    assert ask(server, "/../../etc/passwd")[0] == 404
+
+
+def test_it_only_answers(server: StatusServer) -> None:
+    assert [ask(server, "/", method=method)[0] for method in ("POST", "PUT", "DELETE", "OPTIONS")] == [501] * 4
+    status, body, told = ask(server, "/", method="HEAD")
+    assert (status, body) == (200, "")
+    assert int(told["Content-Length"]) > 1000
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "ward.example"},
+        {"Host": "127.0.0.1.ward.example"},
+        {"Host": "localhost.ward.example:9465"},
+        {"Host": ""},
+        {"Host": "[::1"},
+        {"Host": "127.0.0.1", "X-Forwarded-For": "10.0.0.7"},
+        {"Host": "127.0.0.1", "Forwarded": "for=10.0.0.7"},
+        {"Host": "127.0.0.1", "Via": "1.1 proxy"},
+    ],
+)
+def test_who_comes_by_another_name_or_a_proxy_is_not_this_machine(
+    server: StatusServer, headers: Mapping[str, str]
+) -> None:
+    status, text, _ = ask(server, "/metrics/local", headers=headers)
+    assert (status, "private" in text) == (403, False)
+    status, page, _ = ask(server, "/", headers=headers)
+    assert (status, "<table" in page) == (200, False)
+    assert ask(server, "/metrics", headers=headers)[0] == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:9465", "localhost", "LOCALHOST:1", "[::1]:9465"])
+def test_the_machine_itself_may_give_any_of_its_loopback_names(server: StatusServer, host: str) -> None:
+    assert ask(server, "/metrics/local", headers={"Host": host})[0] == 200
+
+
+def test_without_local_figures_there_is_no_such_address() -> None:
+    pages = Pages(metrics=collector("shared"), status=lambda: replace(view(), tables=()))
+    with StatusServer(pages, host="127.0.0.1", port=0) as running:
+        assert ask(running, "/metrics/local")[0] == 404
