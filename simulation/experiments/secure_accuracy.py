@@ -18,7 +18,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,13 @@ class MapsGradients(UnitGradients):
         self._targets = SimCC.of(model.config)
 
     def padded(
-        self, parameters: Vector, bags: Bags, size: int, *, only: tuple[str, ...] | None = None
+        self,
+        parameters: Vector,
+        bags: Bags,
+        size: int,
+        *,
+        only: tuple[str, ...] | None = None,
+        watch: Callable[[torch.Tensor], None] | None = None,
     ) -> Iterator[tuple[Vector, int]]:
         """Yield micro-batches as `UnitGradients.padded` does; the last one is not padded."""
         weight, bias = parameters["head.maps.weight"], parameters["head.maps.bias"]
@@ -93,7 +99,10 @@ class MapsGradients(UnitGradients):
             tokens = functional.interpolate(maps, self._head.map_size, mode="bilinear", align_corners=True).flatten(2)
             joints, visibility = part.joints.flatten(0, 1), part.visibility.flatten(0, 1)
             losses = simcc_loss(self._head.x(tokens), self._head.y(tokens), joints, visibility, self._targets)
-            (change,) = torch.autograd.grad((losses.reshape(len(part), -1) @ part.weights).sum(), maps)
+            of_units = losses.reshape(len(part), -1) @ part.weights
+            (change,) = torch.autograd.grad(of_units.sum(), maps)
+            if watch is not None:
+                watch(of_units.detach())
             product = torch.bmm(change.flatten(2), features.flatten(2).mT)  # (U R, J, C)
             rows = {"head.maps.weight": product[..., None, None], "head.maps.bias": change.sum((2, 3))}
             gradients = {name: value.reshape(len(part), -1, *value.shape[1:]).sum(1) for name, value in rows.items()}
