@@ -1,5 +1,6 @@
 """The comparison of shared, own and central noise runs, goes on where it ended, and its picture can be seen."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ from wardpose.shared.config import FederationConfig, changed
 from wardpose.shared.privacy.noise import seeded_streams
 from wardpose.shared.training.cohort import build_cohort, load_bags
 from wardpose.shared.training.gradients import UnitGradients
-from wardpose.simulation.experiments.secure_accuracy import Comparison, MapsGradients, draw, measure, table
+from wardpose.simulation.experiments.secure_accuracy import (
+    RESULTS,
+    Comparison,
+    MapsGradients,
+    draw,
+    measure,
+    table,
+)
 
 
 def plan(**changes: Any) -> FederationConfig:
@@ -75,3 +83,15 @@ def test_gradients_of_the_maps_are_those_of_the_engine(frames: int, tmp_path: Pa
     for name, value in expected.items():
         assert value.abs().max() > 0
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_documented_table_is_that_of_the_committed_result() -> None:
+    result = json.loads(RESULTS.read_text())
+    assert result["table"] == table(result)
+    assert RESULTS.with_suffix(".png").stat().st_size > 10_000
+    page = (Path(__file__).parents[2] / "docs" / "guarantees.md").read_text()
+    for row in result["table"]:
+        cells = (f"{row['epsilon']:g}", row["variant"], str(row["sites"]), f"{row['mean']:.4f} ± {row['spread']:.4f}")
+        line = f"| {' | '.join(cells)} | {'yes' if row['within'] else 'no'} |"
+        assert line in page
+    assert len({(row["variant"], row["sites"]) for row in result["table"]}) >= 5
