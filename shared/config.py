@@ -101,11 +101,12 @@ class SecureConfig(Strict):
     """Secure aggregation: the server learns the sum over sites alone, and each site adds a share of the noise.
 
     Attributes:
-        minimum_survivors: sites whose sums a round needs; with fewer it fails, and is charged. The noise of so many,
-            less the colluding ones, is all that the stated epsilon counts on. When absent a fifth of the sites, but one
-            at least, may drop out, as far as the protocol allows.
-        colluding: sites that may be in league with the server without the guarantee being lost. A site knows its own
-            share of the noise: 0 protects no patient from another site.
+        minimum_survivors: sites whose sums a round needs; with fewer it fails, and is charged. Each site adds noise for
+            this case, and what is too much when more survive is taken off the sum. When absent a fifth of the sites,
+            but one at least, may drop out, as far as the protocol allows.
+        colluding: sites t that may be in league with the server without the guarantee being lost. A site knows its own
+            share of the noise: 0 protects no patient from another site. Of c survivors the sum has c / (c - t) times
+            the variance that the stated epsilon needs: 4/3 of 4 and 10/9 of 10 when it is 1.
         bits: of a number on the wire.
 
     """
@@ -124,7 +125,7 @@ class SecureConfig(Strict):
         least = least_survivors(sites, self.colluding)
         survivors = self.minimum_survivors or max(least, sites - max(1, sites // 5))
         refuse_small(sites, survivors, self.colluding)
-        return DistributedNoise(minimum_survivors=survivors, colluding=self.colluding, bits=self.bits)
+        return DistributedNoise(sites=sites, minimum_survivors=survivors, colluding=self.colluding, bits=self.bits)
 
 
 class AggregationConfig(Strict):

@@ -227,7 +227,7 @@ class Mechanism(_Options):
             raise ValueError(f'distributed noise with mechanism "{self.name}"; allowed: "dp-sgd"')
         phases = self.schedule.phases if self.schedule is not None else (self,)
         for phase in phases:
-            distributed.scale(phase.noise_multiplier)
+            distributed.scales(phase.noise_multiplier, sites=distributed.sites)
 
     def _check_schedule(self, schedule: Schedule) -> None:
         if not self.is_private or self.tiers or self.projection.residual is not None:
@@ -346,7 +346,7 @@ class Mechanism(_Options):
         kind: Noise = "discrete-gaussian" if self.discrete else "gaussian"
         shares = 1
         if self.distributed is not None:
-            kind, shares = "distributed-discrete-gaussian", self.distributed.honest
+            kind, shares = "distributed-discrete-gaussian", self.distributed.shares
         if self.schedule is not None:
             phases = self.schedule.events(
                 first, steps, unit=self.unit, mechanism=self.name, noise=kind, adjacency=self.adjacency
