@@ -352,7 +352,7 @@ def rows_of(content: dict[str, Any]) -> list[dict[str, Any]]:
                 "seeds": len(found),
             }
         )
-    return table
+    return sorted(table, key=lambda row: (row["mechanism"], row["sites"], row["epsilon"]))
 
 
 def draw(content: dict[str, Any], path: Path) -> None:
@@ -360,7 +360,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     table = rows_of(content)
-    counts = sorted({row["sites"] for row in table})
+    counts, epsilons = (sorted({row[key] for row in table}) for key in ("sites", "epsilon"))
     figure = Figure(figsize=(4.2 * len(counts), 3.4), layout="constrained")
     panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
     for axes, count in zip(panels, counts, strict=True):
@@ -371,6 +371,8 @@ def draw(content: dict[str, Any], path: Path) -> None:
         axes.axhline(mine[0]["free"], color="grey", linestyle=":", label="free")
         axes.axhline(mine[0]["none"], color="black", linestyle="--", label="none")
         axes.set_xscale("log")
+        axes.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
+        axes.minorticks_off()
         axes.set_xlabel("epsilon of each site")
         axes.set_title("one hospital" if count == 1 else f"{count} hospitals, plain aggregation")
     panels[0].set_ylabel("PCK@0.2")
