@@ -34,7 +34,7 @@ from wardpose.shared.kits.seal import Kit
 from wardpose.shared.privacy.accounting import UNITS
 from wardpose.shared.skeleton import get_skeleton
 
-SITE_FILE = "site.yaml"
+SITE_FILE, PLAN = "site.yaml", "federation.yaml"
 _DELTA = 1e-5
 _ROUND = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 _NAME = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -242,12 +242,26 @@ def _site_yaml(kit: Kit, cohort: Cohort, data: Path, *, unit: str, declared: int
             data=as_yaml(cohort.source),
             remarks=[*remarks[:1], "it is public; another one near it is as good", *remarks[1:]],
             unit=unit,
-            delta=min(_DELTA, 10.0 ** -(len(str(declared)) + 1)),
+            delta=_delta(kit, declared),
             peers=sorted(
                 name.removeprefix("peers/").removesuffix(".pub") for name in kit.files if name.startswith("peers/")
             ),
         )
     )
+
+
+def _delta(kit: Kit, declared: int) -> float:
+    """Return the plan's delta, at which coordinator and sites must count alike, where it is below 1 / patients."""
+    usual = min(_DELTA, 10.0 ** -(len(str(declared)) + 1))
+    plan = kit.files.get(PLAN)
+    content = None if plan is None else yaml.safe_load(plan.content)
+    privacy = content.get("privacy") if isinstance(content, Mapping) else None
+    said = privacy.get("delta") if isinstance(privacy, Mapping) else None
+    try:
+        asked = float(said) if isinstance(said, float | int | str) else usual  # YAML takes 1e-3 for a text
+    except ValueError:
+        return usual
+    return asked if 0 < asked < 1 / declared else usual
 
 
 def _differences(there: Path, fresh: str) -> Iterator[str]:

@@ -100,7 +100,7 @@ def filled_in(values: FilledIn) -> str:
             *(f"  {line}\n" for line in lines),
             _POLICY.format(
                 unit=values.unit,
-                delta=f"{values.delta:.1e}",
+                delta=yaml.safe_dump(values.delta).split()[0],
                 node_key="keys/node.key",
                 coordinator_key="keys/coordinator.pub",
                 peers="".join(f"{line}\n" for line in peers or ("# peers: {south: peers/south.pub}",)),

@@ -62,7 +62,7 @@ class Aggregator:
                 not finite.
 
         """
-        names = sorted(updates[next(iter(updates))][0])
+        names = sorted(name for name in updates[next(iter(updates))][0] if name in weights)
         before = self.state()
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # found out just below

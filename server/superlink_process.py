@@ -1,26 +1,32 @@
 """Flower's SuperLink, with a database that is waited for, and files that nobody else reads.
 
 Flower gives a write five seconds to get hold of its SQLite database, whatever the database's URL says, and answers 500
-when they are over; a SuperNode signs off at that, and a run was lost. Here it is given a minute.
+when they are over; a SuperNode signs off at that, and a run was lost. Here it is given a minute. And Flower takes a run
+whose process was not heard of for a minute for lost, also where it was the SuperLink that was away: it is given another
+when it comes back.
 """
 
 import logging
 import math
 import os
+import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from wardpose.server.contract import check_flower
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import private_folder, private_process, refuse_readable
 from wardpose.shared.health import healthy
-from wardpose.shared.sqlite import keep_database_private
+from wardpose.shared.sqlite import keep_database_private, understood
 from wardpose.shared.supervision import AGAIN, PATIENCE_SECONDS
 
 BUSY_MILLISECONDS = 60_000
+LEASE_SECONDS = 60.0  # two of Flower's heartbeats, as a process that runs has
 
 _EVERY_SECONDS = 10.0
 
@@ -66,8 +72,26 @@ def run_superlink(
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret_file)),
         *("--disable-runtime-dependency-installation", "--host", host, "--port", str(port)),
     ]
+    renew_leases(database)
     _watch(f"{host}:{port}", authority)
     flower_superlink()
+
+
+def renew_leases(database: Path) -> None:
+    """Give every task that has not ended another minute: nobody could be heard of while there was no SuperLink.
+
+    A process that died meanwhile is found out when that minute is over.
+
+    Raises:
+        DataError: the database cannot be read or written.
+
+    """
+    if not database.exists():
+        return
+    until = (datetime.now(UTC) + timedelta(seconds=LEASE_SECONDS)).isoformat(sep=" ")  # as Flower writes it
+    with understood(database), closing(sqlite3.connect(database, timeout=BUSY_MILLISECONDS / 1000)) as connection:
+        connection.execute("UPDATE task SET active_until = ? WHERE active_until < ?", (until, until))
+        connection.commit()
 
 
 def _watch(address: str, authority: Path) -> None:

@@ -39,3 +39,11 @@ def test_hooks_run_the_tools_that_the_makefile_runs() -> None:
             tool = hook["entry"].removeprefix(".venv/bin/").split()
             assert tool[0] in ("ruff", "make")
             assert f"{tool[1]}:" in makefile if tool[0] == "make" else f"ruff {tool[1]}" in makefile
+
+
+def test_the_wheel_holds_every_package() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    rooms = ("client", "server", "shared", "simulation")
+    found = {path.parent.relative_to(REPOSITORY) for room in rooms for path in (REPOSITORY / room).rglob("*.py")}
+    named = {f"wardpose.{'.'.join(folder.parts)}" for folder in found}
+    assert set(project["tool"]["setuptools"]["packages"]) == {*named, "wardpose.deploy"}

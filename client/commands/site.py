@@ -241,7 +241,7 @@ def install(
         _say_summary(summary)
     verdict = "installed, but this site cannot take part yet" if failed else "installed; this site can take part"
     shown = done.findings if as_json else [found for found in done.findings if found.status != "ok"]
-    say_findings(shown, ok=not failed, verdict=f"{verdict}\nnext: {summary['next']}", counts=summary, as_json=as_json)
+    say_findings(shown, ok=not failed, verdict=f"{verdict}; next: {summary['next']}", counts=summary, as_json=as_json)
 
 
 def _say_summary(summary: dict[str, Any]) -> None:

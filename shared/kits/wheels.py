@@ -11,7 +11,7 @@ import io
 import re
 import zipfile
 from collections.abc import Iterator
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from pathlib import Path
 
 from wardpose.shared.kits.archive import KitError
@@ -32,7 +32,7 @@ def pack_wheel() -> tuple[str, bytes]:
         KitError: the installation lacks what a wheel needs.
 
     """
-    installed = distribution("wardpose")
+    installed = _installed()
     information = f"wardpose-{installed.version}.dist-info"
     files = {f"wardpose/{name}": path.read_bytes() for name, path in _package_files()}
     for name in _INFORMATION:
@@ -50,6 +50,14 @@ def pack_wheel() -> tuple[str, bytes]:
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             wheel.writestr(entry, files[name])
     return f"wardpose-{installed.version}-py3-none-any.whl", buffer.getvalue()
+
+
+def _installed() -> Distribution:
+    """Return what pip installed: what a build left beside a checkout is found before it, and says less."""
+    found = list(distributions(name="wardpose"))
+    if not found:
+        raise KitError("wardpose is not installed (allowed: one that pip installed)")
+    return next((each for each in found if each.read_text("METADATA") is not None), found[0])
 
 
 def code_hash_of(wheel: bytes) -> str:

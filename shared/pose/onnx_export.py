@@ -203,8 +203,8 @@ def _quantised(proto: Any) -> Any:
 
     Ranges that were measured on somebody's frames would stay in the file, and are worse: on 24 LSP crops the 95th
     percentile of the moves is 5.7 pixels with 8-bit ranges against 2.7 without, 2.7 with 16-bit ones, and 3.0 where
-    weights alone have 8 bits. (The median is 0.03 pixels, and 0.17 with 8-bit ranges: what moves far are few joints, by up
-    to 50 pixels.)
+    weights alone have 8 bits. (The median is 0.03 pixels, and 0.17 with 8-bit ranges: what moves far are few joints, by
+    up to 50 pixels.)
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,7 +25,7 @@ from wardpose.server.provision.archives import provision
 from wardpose.server.provision.plan import load_plan
 from wardpose.shared.errors import ConfigError, DataError
 from wardpose.shared.files import OTHERS
-from wardpose.shared.kits.archive import KitError
+from wardpose.shared.kits.archive import KitError, KitFile
 from wardpose.shared.kits.seal import Kit, open_kit
 from wardpose.shared.site_config import load_site
 from wardpose.shared.skeleton import LSP14
@@ -231,6 +232,20 @@ def test_a_home_is_filled_in_from_the_data_and_is_its_owners_alone(tmp_path: Pat
     assert [found.text for found in done.findings if found.status == "failure"] == []
     everything = [tmp_path / "home", *(tmp_path / "home").rglob("*")]
     assert [path for path in everything if path.stat().st_mode & OTHERS] == []
+
+
+@pytest.mark.parametrize(
+    ("said", "taken"), [(1e-3, 1e-3), ("1e-3", 1e-3), (0.5, 1e-5), (-1.0, 1e-5), (float("nan"), 1e-5), ("x", 1e-5)]
+)
+def test_sites_count_at_the_plans_delta_where_it_protects_them(
+    tmp_path: Path, kit: Kit, said: object, taken: float
+) -> None:
+    folder = frames(tmp_path / "data")
+    owners(folder)
+    plan = yaml.safe_load(kit.files["federation.yaml"].content) | {"privacy": {"delta": said}}
+    files = {**kit.files, "federation.yaml": KitFile(content=yaml.safe_dump(plan).encode())}
+    install_site(replace(kit, files=files), folder, home=tmp_path / "home", declared=60)
+    assert load_site(tmp_path / "home" / "site.yaml").policy.delta == taken
 
 
 def test_a_site_yaml_that_is_there_stays_and_what_differs_is_said(tmp_path: Path, kit: Kit) -> None:

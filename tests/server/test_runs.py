@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from flwr.supercore.corestate.sql_corestate import SqlCoreState
+from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.state.alembic.utils import run_migrations
 from sqlalchemy import create_engine
 from support.federations import tiny_federation
@@ -15,6 +17,7 @@ from wardpose.server.home import FILE
 from wardpose.server.link_state import RunState, registered, run_log, run_state
 from wardpose.server.outcome import outcome
 from wardpose.server.runs import Run, find_run, make_latest, new_run
+from wardpose.server.superlink_process import renew_leases
 from wardpose.shared.config import load_federation
 from wardpose.shared.errors import ConfigError
 
@@ -42,17 +45,17 @@ def home(tmp_path: Path, empty: Path) -> Path:
 
 def flower(home: Path, number: int, *, ended: bool, outcome: str = "", details: str = "") -> Path:
     signed = number - (1 << 64) if number >= 1 << 63 else number
-    finished = "2026-01-01 00:00:00" if ended else None
+    finished, key = "2026-01-01 00:00:00" if ended else None, f"key {number}".encode()
     with sqlite3.connect(home / "state.sqlite") as connection:
         connection.execute("INSERT INTO run (run_id, primary_task_id) VALUES (?, ?)", (signed, signed + 1))
         connection.execute(
             "INSERT INTO task (task_id, type, run_id, pending_at, finished_at, sub_status, details) "
-            "VALUES (?, 'x', ?, '2026', ?, ?, ?)",
+            "VALUES (?, 'flwr-serverapp', ?, '2026-01-01 00:00:00', ?, ?, ?)",
             (signed + 1, signed, finished, outcome, details),
         )
         connection.execute("INSERT INTO task_logs VALUES (1.0, ?, ?)", (signed + 1, f"said by {number}\n"))
         connection.execute(
-            "INSERT INTO node (node_id, name, status, public_key) VALUES (?, 'north', 'online', ?)", (signed, b"key")
+            "INSERT INTO node (node_id, name, status, public_key) VALUES (?, 'north', 'online', ?)", (signed, key)
         )
     return home / "state.sqlite"
 
@@ -96,7 +99,7 @@ def test_flowers_numbers_of_a_run_survive_sqlite_and_json(home: Path) -> None:
     assert run_state(database, BIG) == RunState(ended=True, outcome="failed", detail="why")
     assert run_state(database, 7) is None
     assert run_log(database, BIG) == f"said by {BIG}\n"
-    assert [(node.name, node.number, node.key) for node in registered(database)] == [("north", BIG, "key")]
+    assert [(node.name, node.number, node.key) for node in registered(database)] == [("north", BIG, f"key {BIG}")]
     assert registered(home / "none.sqlite") == []
 
 
@@ -147,3 +150,38 @@ def test_a_resume_that_fails_is_told_and_not_what_the_run_was_before(home: Path)
     found = outcome(run, flower(home, 6, ended=True, outcome="failed", details="started with another mechanism"))
     assert found.status == "failed"
     assert found.why.startswith("started with another mechanism")
+
+
+class Core(SqlCoreState):
+    """What SuperLink and SuperNode share of Flower's state, without what either adds."""
+
+    def get_node_id(self) -> int:
+        raise NotImplementedError
+
+    def store_message_and_object_tree(self, *_: object, **__: object) -> str | None:
+        raise NotImplementedError
+
+
+def test_a_run_is_not_lost_because_the_superlink_was_away(home: Path) -> None:
+    """By the very code with which the installed SuperLink gives tasks up."""
+    database = home / "state.sqlite"
+    for number in (3, 5):
+        flower(home, number, ended=number == 5, outcome="completed" if number == 5 else "")
+    with sqlite3.connect(database) as connection:
+        connection.execute(
+            "UPDATE task SET token = 'x', starting_at = pending_at, running_at = pending_at, "
+            "active_until = '2026-01-01 00:00:00.000000+00:00' WHERE finished_at IS NULL"
+        )
+
+    def outcomes() -> list[str]:
+        state = Core(str(database), ObjectStoreFactory().store())
+        state.initialize()
+        state._cleanup_expired_task_tokens()
+        return [found.outcome if found.ended else "runs" for n in (3, 5) if (found := run_state(database, n))]
+
+    renew_leases(database)
+    assert outcomes() == ["runs", "completed"]
+    with sqlite3.connect(database) as connection:
+        connection.execute("UPDATE task SET active_until = '2026-01-01 00:00:00+00:00' WHERE finished_at IS NULL")
+    assert outcomes() == ["failed", "completed"]
+    renew_leases(home / "none.sqlite")
