@@ -290,12 +290,21 @@ def test_hospitals_reach_two_doors_by_tls_and_no_more(federation: Hospitals) -> 
     assert there[control] not in (403, 404)  # whoever reaches the SuperLink itself is heard
 
 
+_LOOT = """
+from flwr.clientapp import ClientApp
+
+open("{marker}", "w").close()
+app = ClientApp()
+"""
+
+
 def test_a_bundle_with_code_is_refused(federation: Hospitals) -> None:
     bundle, folder = federation.folder / "bundle", federation.home(SERVER) / "checks" / "hostile"
     assert federation.wardpose(SERVER, "server", "bundle", bundle).returncode == 0
     change(bundle / "pyproject.toml", "wardpose.client.app:app", "loot.app:app")
     write_text(bundle / "loot" / "__init__.py", "")
-    write_text(bundle / "loot" / "app.py", "from wardpose.client.app import app\n")
+    looted = federation.folder / "looted"
+    write_text(bundle / "loot" / "app.py", _LOOT.format(marker=looted))
     folder.mkdir(parents=True, mode=0o700)
     plan = federation.home(SERVER) / "federation.yaml"
     write_text(federation.folder / "run-config.toml", run_config(plan, folder, resume=False, preflight="strict"))
@@ -303,13 +312,14 @@ def test_a_bundle_with_code_is_refused(federation: Hospitals) -> None:
     done = federation.command(
         SERVER, "env", f"FLWR_HOME={federation.server.operator}", "FLWR_TELEMETRY_ENABLED=0", "flwr", *words
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["success"], done.stdout
     journal = RunJournal(folder / "journal.sqlite")
     wait_for(lambda: bool(journal.runs()) and journal.runs()[-1]["status"] != "running", what="the run's end")
     (run,) = journal.runs()
     assert run["status"] == "stopped", run["detail"]
     rows = {row.site: (row.round, row.status, row.code) for row in journal.sites(run["run"])}
     assert rows == dict.fromkeys(SITES, (0, "refused", int(Refusal.CODE)))
+    assert not looted.exists()
     for site in SITES:
         order = federation.order(site)
         assert order is not None

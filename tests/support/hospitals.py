@@ -190,8 +190,8 @@ class Hospitals:
         assert done.returncode == 0, done.stdout + done.stderr
         shutil.copyfile(self.folder / "val.json", self.home(SERVER) / "val.json")
         prometheus = self.home(SERVER) / "prometheus" / "prometheus.yml"
-        change(prometheus, "scrape_interval: 15s", "scrape_interval: 3s")
-        change(prometheus, "evaluation_interval: 15s", "evaluation_interval: 3s")
+        change(prometheus, "scrape_interval: 15s", "scrape_interval: 5s")
+        change(prometheus, "evaluation_interval: 15s", "evaluation_interval: 5s")
 
     def install_site(self, site: str) -> None:
         """Install a hospital's archive for its frames; its people allow what the tests need."""
