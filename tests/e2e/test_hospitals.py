@@ -335,12 +335,13 @@ def test_a_bundle_with_code_is_refused(federation: Hospitals) -> None:
 def test_a_superlink_and_its_executor_are_killed(federation: Hospitals) -> None:
     watched = Watched(federation, rounds=3)
     (app,) = federation.network[SERVER].processes("wardpose.server.serverapp")
-    watched.wait_in_round(NORTH)
+    first = watched.wait_in_round(NORTH)
     (killed,) = federation.kill(SERVER, "wardpose.server superlink")
     wait_for(
         lambda: federation.network[SERVER].processes("wardpose.server superlink") not in ([], [killed]),
         what="another SuperLink",
     )
+    wait_for(lambda: watched.done >= first, what="the round's end")
     watched.wait_in_round(NORTH)
     (killed,) = federation.kill(SERVER, "wardpose.server exec")
     wait_for(
