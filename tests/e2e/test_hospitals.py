@@ -358,7 +358,7 @@ def test_a_clientapp_and_its_executor_are_killed(federation: Hospitals) -> None:
     wait_for(lambda: bool(federation.forks(NORTH)), what="a process in hand", every=0.02)
     federation.kill_numbers(federation.forks(NORTH))
     wait_for(lambda: watched.done >= first, what="the round's end")
-    assert watched.statuses(NORTH)[first] == "failed"
+    assert watched.statuses(NORTH)[first] in ("failed", "late")
     assert watched.statuses(SOUTH)[first] == watched.statuses(WEST)[first] == "released"
     second = watched.wait_in_round(SOUTH)
     federation.kill(SOUTH, "wardpose.client exec")
