@@ -225,10 +225,11 @@ def _round(
     except BaseException as error:
         site.journal.finished(number, "failed", detail=f"{type(error).__name__}: {error}")
         raise
-    basis = update.projection
-    if basis is not None and not basis.used:
-        logger.warning("round %d of run %s: %s", order.round, order.run, basis)
-    site.journal.finished(number, "released", detail="" if basis is None else str(basis), bytes_up=size)
+    verdicts = [verdict for verdict in (update.view, update.projection) if verdict is not None]
+    for verdict in verdicts:
+        if not verdict.used:
+            logger.warning("round %d of run %s: %s", order.round, order.run, verdict)
+    site.journal.finished(number, "released", detail="; ".join(map(str, verdicts)), bytes_up=size)
     return content
 
 

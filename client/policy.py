@@ -15,6 +15,7 @@ import torch
 
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import PolicyViolation, WireError
+from wardpose.shared.pose.low_rank import SUFFIX
 from wardpose.shared.pose.model import ModelConfig, PoseModel, trainable_names
 from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.privacy.accounting import UNITS, Event, as_seeded
@@ -128,6 +129,18 @@ LIMITS: tuple[Limit[RoundOrder], ...] = (
         protects="the noised part from being drowned by the public one",
     ),
     Limit(
+        asked="anchor.weight",
+        value=lambda order: 0.0 if order.training.anchor is None else order.training.anchor.weight,
+        most="maximum_public_weight",
+        protects="the same",
+    ),
+    Limit(
+        asked="anchor.batch",
+        value=lambda order: 0 if order.training.anchor is None else order.training.anchor.batch,
+        most="maximum_basis_frames",
+        protects="memory and time",
+    ),
+    Limit(
         asked="projection.frames",
         value=lambda order: order.mechanism.projection.frames if order.mechanism.uses_basis else 0,
         most="maximum_basis_frames",
@@ -185,8 +198,11 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
         _refuse("feature.labels", mechanism.feature.labels, "policy.public_labels", policy.public_labels)
     if mechanism.uses_public_views and site.public_view is None:
         _refuse("mechanism", mechanism.name, "public_view", None)
-    if mechanism.uses_basis and mechanism.projection.source == "public" and not site.public_data:
-        _refuse("mechanism", mechanism.name, "public_data", [])
+    if order.reads_public_data and not site.public_data:
+        needs: tuple[str, object] = ("training.anchor", order.training.anchor)
+        if mechanism.uses_basis or order.judges_view:
+            needs = ("mechanism", mechanism.name)
+        _refuse(*needs, "public_data", [])
     if mechanism.uses_basis and mechanism.projection.source == "public-views" and not policy.own_public_basis:
         _refuse(
             "projection.source",
@@ -307,7 +323,7 @@ def trained_weights(order: RoundOrder) -> frozenset[str]:
 @lru_cache(maxsize=8)
 def _trained(config: ModelConfig, strategy: Strategy) -> frozenset[str]:
     with torch.device("meta"):
-        return frozenset(trainable_names(PoseModel(config), strategy))
+        return frozenset(name.removesuffix(SUFFIX) for name in trainable_names(PoseModel(config), strategy))
 
 
 Turner = Literal["site", "server, within the site's bounds", "nobody"]

@@ -17,8 +17,10 @@ from pydantic import ValidationError
 
 from wardpose.client.release import build_part
 from wardpose.client.site import Site
+from wardpose.client.training import site_seed
 from wardpose.shared.errors import DataError, PolicyViolation, WireError
 from wardpose.shared.files import private_folder, private_opener, write_bytes
+from wardpose.shared.privacy.noise import SeededStream
 from wardpose.shared.secure_aggregation.messages import (
     KeysRequest,
     RevealedShares,
@@ -56,7 +58,9 @@ def _answer(message: Message, site: Site) -> SignedKeys | SealedShares | SignedS
     if kind == SECURE_KEYS:
         session = unpack(message.content, KeysRequest)[0].session
         check_session(site, session)
-        return states.begin(session, lambda: advertise(session, site.config.site, site.signer))
+        return states.begin(
+            session, lambda: advertise(session, site.config.site, site.signer, root=simulated_root(site, session))
+        )
     if kind == SECURE_SHARES:
         shares, _ = unpack(message.content, SharesRequest)
         return states.step(shares.session, lambda state: share(state, shares, site.node_keys))
@@ -65,6 +69,14 @@ def _answer(message: Message, site: Site) -> SignedKeys | SealedShares | SignedS
         return states.step(listed.session, lambda state: confirm(state, listed, site.signer))
     asked, _ = unpack(message.content, UnmaskRequest)
     return states.step(asked.session, lambda state: (None, reveal(state, asked, site.node_keys)))
+
+
+def simulated_root(site: Site, session: Session) -> bytes | None:
+    """Return the root of removable noise that a simulation repeats; none, which draws one, at every other site."""
+    seed = site.config.simulation_seed
+    if seed is None:
+        return None
+    return SeededStream(site_seed(seed, site.config.site, session.round), "removable noise").uint64(4).tobytes()
 
 
 def check_session(site: Site, session: Session) -> None:
@@ -107,8 +119,11 @@ def take_seat(site: Site, order: RoundOrder) -> Masker | None:
         session = state.session
         agreed = (session.run, session.round, session.course, session.minimum_survivors, session.colluding)
         asked = (order.run, order.round, order.course.identity, noise.minimum_survivors, noise.colluding)
-        if agreed != asked or session.bits != noise.bits:
+        sites, sigma = len(session.participants), order.mechanism.at(order.first_step).noise_multiplier
+        if agreed != asked or session.bits != noise.bits or sites > noise.sites:
             raise WireError("the order is of another round, course or threshold than its secure aggregation")
+        if session.scales != noise.scales(sigma, sites=sites)[1:]:
+            raise WireError("the order's noise is not that of its secure aggregation")
         return accept(state, delivery)
 
     return SessionStates(site.config.state / "secure").step(delivery.session, sit)

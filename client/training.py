@@ -75,9 +75,15 @@ def train_round(
         limit_bytes=config.cache.limit_bytes,
     )
     public = None
-    if order.mechanism.uses_basis and order.mechanism.projection.source == "public":
+    if order.reads_public_data:
         known = open_public_data(config.public_data, order.model.skeleton)
-        public = build_public(known, model, strategy=order.training.strategy, cache_folder=config.cache_folder)
+        public = build_public(
+            known,
+            model,
+            strategy=order.training.strategy,
+            cache_folder=config.cache_folder,
+            public_view=site.public_view if order.judges_view else None,
+        )
     observer.begin()
     update = local_update(
         model,

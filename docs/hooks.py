@@ -19,6 +19,7 @@ from mkdocs.structure.pages import Page
 
 REPOSITORY = Path(__file__).parents[1]
 _LINK = re.compile(r"(\]\()((?:\.\./)+)([^)#\s]+)(\))")
+_PICTURE = ".png"
 _LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml", ".md": "markdown"}
 
 
@@ -34,11 +35,14 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the reference and the sources that pages link to."""
-    made = from_code.pages()
+    made: dict[str, str | bytes] = dict(from_code.pages())
     for file in list(files.documentation_pages()):
         page = PurePosixPath(file.src_uri)
         for path in linked_files(page, file.content_string):
-            made[f"source/{path}.md"] = source(path)
+            if path.endswith(_PICTURE):
+                made[f"source/{path}"] = (REPOSITORY / path).read_bytes()
+            else:
+                made[f"source/{path}.md"] = source(path)
     for name, text in made.items():
         files.append(File.generated(config, name, content=text))
     return files
@@ -54,7 +58,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         path = _outside(here, link[2] + link[3])
         if path is None:
             return link[0]
-        return f"{link[1]}{os.path.relpath(f'source/{path}.md', here.parent)}{link[4]}"
+        shown = path if path.endswith(_PICTURE) else f"{path}.md"
+        return f"{link[1]}{os.path.relpath(f'source/{shown}', here.parent)}{link[4]}"
 
     return _LINK.sub(led, markdown)
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
@@ -29,7 +30,8 @@ from wardpose.server.norm_bound import Trained, largest_norm, largest_scores
 from wardpose.server.uplink import UplinkDecoder
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import ConfigError, LedgerError, WireError
-from wardpose.shared.pose.model import PoseModel, trainable_names
+from wardpose.shared.pose.low_rank import SUFFIX, expanded
+from wardpose.shared.pose.model import PoseModel, shapes_of, trained_shapes
 from wardpose.shared.privacy.accounting import MINIMUM_DELTA
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.seals import OrderSeal, body_text, text_hash
@@ -115,7 +117,8 @@ class Admission:
         self.heads = heads
         self.contact = contact
         self._uplink = uplink
-        self._trained = trainable_names(model, config.training.strategy)
+        self._trained = trained_shapes(shapes_of(model), config.training.strategy)
+        self._shapes = dict(shapes_of(model))
 
     def status(
         self,
@@ -256,8 +259,22 @@ class Admission:
         self.heads.remember(stated.site, stated.ledger_sequence, stated.ledger_head)
 
     def trained(self, weights: Arrays) -> Arrays:
-        """Return the weights that sites train, in the order of their vectors."""
-        return {name: weights[name] for name in self._trained}
+        """Return the weights that sites train, in the order of their vectors; factors of low rank begin at 0."""
+        return {
+            name: weights[name] if name in weights else np.zeros(shape, np.float32)
+            for name, shape in self._trained.items()
+        }
+
+    def moving(self, weights: Arrays) -> Arrays:
+        """Return the network's own weights that rounds may change."""
+        return {name: weights[name] for name in (trained.removesuffix(SUFFIX) for trained in self._trained)}
+
+    def of_weights(self, update: Arrays) -> Arrays:
+        """Return an update of what sites train as one of the network's own weights."""
+        if set(update) <= set(self._shapes):
+            return update
+        whole = expanded({name: torch.from_numpy(value.copy()) for name, value in update.items()}, self._shapes)
+        return {name: value.numpy() for name, value in whole.items()}
 
     def scores(
         self,
@@ -349,7 +366,8 @@ class Admission:
 
     def _forms(self, weights: Arrays) -> list[Mapping[str, ArrayForm]]:
         """Return what the arrays of a release may be: the update or, where it was ordered, its coefficients."""
-        whole = {name: ArrayForm(shape=weights[name].shape, dtype=weights[name].dtype) for name in self._trained}
+        trained = self.trained(weights)
+        whole = {name: ArrayForm(shape=value.shape, dtype=value.dtype) for name, value in trained.items()}
         count = self._uplink.coefficients
         short = [] if count is None else [{COEFFICIENTS: ArrayForm(shape=(count,), dtype=np.dtype(np.float64))}]
         return [whole, *short]
@@ -362,7 +380,7 @@ class Admission:
         except WireError as error:
             raise Rejected(Reason.ARRAYS, str(error)) from error
         _check_finite(update)
-        return update
+        return self.of_weights(update)
 
     def _bound(self, order: RoundOrder, declared_units: Mapping[str, int], weights: Arrays, *, in_span: bool) -> float:
         start = self.trained(weights)

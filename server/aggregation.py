@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.app.exception import AppExitException
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg, Krum
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedTrimmedAvg, Krum
 from numpy.typing import NDArray
 
 from wardpose.shared.config import AggregationConfig
@@ -30,7 +30,7 @@ _PART = 16
 
 
 class Aggregator:
-    """Combine the updates of one round after another; FedAdam's moments live here and in the checkpoint.
+    """Combine the updates of one round after another; moments and momentum live here and in the checkpoint.
 
     Attributes:
         config: the rule.
@@ -40,6 +40,7 @@ class Aggregator:
     def __init__(self, config: AggregationConfig) -> None:
         self.config = config
         self._strategy = _strategy(config)
+        self._names: list[str] = []
 
     def combine(
         self,
@@ -85,10 +86,13 @@ class Aggregator:
     ) -> Arrays:
         current = {name: weights[name] for name in names}
         each = self._replies(current, updates, request)
-        mean = type(self._strategy) in (FedAvg, FedAdam)  # the others are kinds of FedAvg by name alone
+        mean = type(self._strategy) in (FedAvg, FedAvgM, FedAdam)  # the others are kinds of FedAvg by name alone
         replies = self._means(each, round_number, request) if mean else list(each)
         if isinstance(self._strategy, FedAdam):
             self._strategy.current_arrays = dict(current)
+        if isinstance(self._strategy, FedAvgM):
+            self._names = names
+            self._strategy.current_arrays = ArrayRecord({name: Array(value) for name, value in current.items()})
         result, _ = self._strategy.aggregate_train(round_number, replies)
         if result is None:
             raise WireError("no release could be aggregated")
@@ -121,6 +125,10 @@ class Aggregator:
 
     def state(self) -> Arrays:
         """Return what a checkpoint must remember, by name (empty for rules without memory)."""
+        if isinstance(self._strategy, FedAvgM):
+            momentum = self._strategy.momentum_vector or []
+            named = zip(self._names, momentum, strict=True) if momentum else ()
+            return {f"momentum/{name}": np.asarray(value, np.float32) for name, value in named}
         if not isinstance(self._strategy, FedAdam):
             return {}
         moments = {"m": self._strategy.m_t or {}, "v": self._strategy.v_t or {}}
@@ -132,6 +140,9 @@ class Aggregator:
 
     def restore(self, state: Mapping[str, NDArray[np.float32]]) -> None:
         """Take back what `state` returned."""
+        if isinstance(self._strategy, FedAvgM):
+            self._names = sorted(key.partition("/")[2] for key in state)
+            self._strategy.momentum_vector = [state[f"momentum/{name}"] for name in self._names] or None
         if isinstance(self._strategy, FedAdam):
             moments: dict[str, Any] = {"m": {}, "v": {}}
             for key, value in state.items():
@@ -166,6 +177,8 @@ def _strategy(config: AggregationConfig) -> FedAvg:
             tau=config.tau,
         )
         return cast(FedAvg, adam)
+    if config.name == "fedavgm":
+        return FedAvgM(weighted_by_key=_WEIGHT, server_momentum=config.momentum)
     if config.name == "fedtrimmedavg":
         return FedTrimmedAvg(weighted_by_key=_WEIGHT, beta=config.trim)
     if config.name == "krum":

@@ -31,7 +31,7 @@ from wardpose.server.journal import EvaluationRow, RunJournal
 from wardpose.server.ledger import ServerLedger
 from wardpose.server.limits import Limits
 from wardpose.server.rounds import Coordinator, catch_up
-from wardpose.server.scoring import Scorer, arrays_of, check_public_data, load_arrays
+from wardpose.server.scoring import Arrays, Scorer, arrays_of, check_public_data, load_arrays
 from wardpose.server.summary import summarise
 from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.config import (
@@ -265,37 +265,59 @@ def _train(
         return turned_back
     status = coordinator.run()
     end = coordinator.end(status)
-    measured, start = None, state.weights
-    if course.evaluation is not None and state.round:
+    measured, start, chosen = None, state.weights, None
+    if state.round and (course.evaluation is not None or config.server.keep == "better"):
         start = arrays_of(load_model(folder / INITIAL))
+    if course.evaluation is not None and state.round:
         measured = coordinator.evaluator.after_last(state.round, state.weights, start)
         coordinator.deliver_receipts()
-    kept = start if measured is not None and measured.chosen == PUBLIC else state.weights
-    scores = scorer.test(kept)
-    _score(journal, state.run, scores, measured)
+        chosen = measured.chosen if measured is not None else None
+    if chosen is None and state.round and config.server.keep == "better":
+        chosen = _better(scorer, state.weights, start)
+    scores = scorer.test(start if chosen == PUBLIC else state.weights)
+    _score(journal, state.run, scores, measured, chosen)
     summary = summarise(folder, state.run) | {"status": status}
     card = model_card(summary, config, scores)
     facts = {"run": state.run, "round": str(state.round), "mechanism": course.mechanism.name, "candidate": PRIVATE}
     free = facts | {"round": "0", "mechanism": "public start", "candidate": PUBLIC}
     candidates = {PRIVATE: (state.weights, facts), PUBLIC: (start, free)}
-    chosen = PRIVATE if measured is None or measured.chosen is None else measured.chosen
     for name, (weights, about) in candidates.items():
-        if name == chosen or (measured is not None and measured.chosen is not None):
+        if chosen is not None or name == PRIVATE:
             load_arrays(model, weights)
-            told = {"card": card, "epsilon": epsilon_sentence(summary)} if name == chosen else {}
-            place = folder / ("model.safetensors" if name == chosen else f"model-{name}.safetensors")
+            mine = name == (chosen or PRIVATE)
+            told = {"card": card, "epsilon": epsilon_sentence(summary)} if mine else {}
+            place = folder / ("model.safetensors" if mine else f"model-{name}.safetensors")
             _save_model(model, place, about | told)
     write_text(folder / CARD, card)
     return end
 
 
-def _score(journal: RunJournal, run: str, final: dict[str, Any] | None, measured: EvaluationRow | None) -> None:
+def _better(scorer: Scorer, private: Arrays, start: Arrays) -> str:
+    """Name the model that scores higher on public validation data; the free one where they are equal."""
+    scores = {PRIVATE: scorer.validation(private) or 0.0, PUBLIC: scorer.validation(start) or 0.0}
+    chosen = PRIVATE if scores[PRIVATE] > scores[PUBLIC] else PUBLIC
+    logger.info(
+        "on data.validation: %.3f private, %.3f before the first round: the %s model is kept",
+        scores[PRIVATE],
+        scores[PUBLIC],
+        chosen,
+    )
+    return chosen
+
+
+def _score(
+    journal: RunJournal,
+    run: str,
+    final: dict[str, Any] | None,
+    measured: EvaluationRow | None,
+    chosen: str | None,
+) -> None:
     """Write down the scores of the model that is kept: on public test data, or what patients were charged for."""
     if final is None and measured is not None:
         before, final = scores_on_patients(measured)
         if before:
             journal.score(run, "initial", before)
-    journal.score(run, "final", final or {})
+    journal.score(run, "final", (final or {}) | ({} if chosen is None else {"kept": chosen}))
 
 
 def _save_model(model: PoseModel, path: Path, facts: dict[str, str]) -> None:

@@ -27,6 +27,9 @@ decay) and h_t (learning rate, momentum, decay) come from running the optimiser'
   depends on earlier noise keeps the sum sub-Gaussian in all p dimensions with parameter (|V| tau)^2. Where the gate may
   fall back, the server cannot tell whether it did, and the bound is that of p dimensions, sqrt(p / k) times as long. A
   residual query (GEP) adds its own clip norm and noise in p dimensions.
+* *Averages.* Where the last steps' weights are averaged, a and h_t are averages too; under Adam each of the averaged
+  steps is within the bound.
+* *Anchor.* What public people add is shortened to a number of the order, and adds its weight times that.
 * *Public part.* Nothing clips u, nor the units' gradients of mechanism `none`. Their bound is a number of the plan,
   `unclipped_gradient_norm`, and as loose as that.
 
@@ -116,11 +119,11 @@ def largest_norm(
     optimizer, steps = training.optimizer, training.steps
     try:
         if optimizer.name == "sgd":
-            queries = _queries(mechanism, first_step, steps, dict(declared_units), admission)
+            queries = _queries(mechanism, training, first_step, dict(declared_units), admission)
             span = mechanism.uses_basis and (in_span or mechanism.projection.min_captured_energy == 0)
-            bound = _sgd_bound(optimizer, queries, mechanism, trained, in_span=span)
+            bound = _sgd_bound(training, queries, mechanism, trained, in_span=span)
         else:
-            bound = _adam_bound(optimizer, steps, trained)
+            bound = _adam_bound(optimizer, steps, trained, averaged=training.averaged_steps)
     except OverflowError:
         return math.inf
     total = admission.slack * (bound * (1 + _ARITHMETIC) + steps * _ROUNDING * (trained.norm + bound))
@@ -163,14 +166,16 @@ class _Queries:
 
 
 def _queries(
-    mechanism: Mechanism, first_step: int, steps: int, declared: dict[str, int], admission: AdmissionConfig
+    mechanism: Mechanism, training: LocalTraining, first_step: int, declared: dict[str, int], admission: AdmissionConfig
 ) -> _Queries:
+    steps, anchor = training.steps, training.anchor
     most = admission.largest_cohort or _MOST_UNITS[mechanism.unit]
     units: dict[str, int] | int = declared if mechanism.tiers or set(declared) != {""} else declared[""]
     zero = np.zeros(steps)
     residual = mechanism.projection.residual if mechanism.uses_basis else None
     unclipped = admission.unclipped_gradient_norm
     public = zero + (mechanism.feature.weight * unclipped if mechanism.uses_public_views else 0.0)
+    public = public + (0.0 if anchor is None else anchor.weight * anchor.max_grad_norm)
     if not mechanism.reads_private:
         return _Queries(per_unit=zero, units=zero, cohort=0.0, noise=zero, rest=zero, public=public)
     each = [mechanism.at(first_step + step) for step in range(steps)]
@@ -190,9 +195,9 @@ def _queries(
 
 
 def _sgd_bound(
-    optimizer: OptimizerConfig, queries: _Queries, mechanism: Mechanism, trained: Trained, *, in_span: bool
+    training: LocalTraining, queries: _Queries, mechanism: Mechanism, trained: Trained, *, in_span: bool
 ) -> float:
-    decayed, response = _sgd_response(optimizer, len(queries.noise))
+    decayed, response = _sgd_response(training.optimizer, training.steps, training.averaged_steps)
     if not (math.isfinite(decayed) and np.isfinite(response).all()):
         return math.inf
     noise = np.linalg.norm(response * queries.noise) * _noise_length(mechanism, len(response), trained, in_span=in_span)
@@ -215,8 +220,11 @@ def _noise_length(mechanism: Mechanism, steps: int, trained: Trained, *, in_span
     return _STRETCH * everywhere if bases > 1 else max(inside, everywhere)
 
 
-def _sgd_response(optimizer: OptimizerConfig, steps: int) -> tuple[float, Floats]:
-    """Return |a|, and |h_t| of each step's gradient (K,), of `update = a w_0 - sum_t h_t g_t`."""
+def _sgd_response(optimizer: OptimizerConfig, steps: int, averaged: int) -> tuple[float, Floats]:
+    """Return |a|, and |h_t| of each step's gradient (K,), of `update = a w_0 - sum_t h_t g_t`.
+
+    Where the last steps' weights are averaged, a and h_t are the averages of theirs: the update is linear in them too.
+    """
 
     def run(weight: float, impulse: float) -> list[float]:
         """Follow torch's SGD from `weight`, with one gradient `impulse` in front; the weight after each step."""
@@ -228,11 +236,13 @@ def _sgd_response(optimizer: OptimizerConfig, steps: int) -> tuple[float, Floats
             path.append(weight)
         return path
 
-    answers = np.abs(run(0.0, 1.0))  # (K,) after 1 to K steps
-    return abs(run(1.0, 0.0)[-1] - 1.0), answers[::-1].copy()
+    answers = np.concatenate([np.zeros(averaged - 1), run(0.0, 1.0)])  # after 1 to K steps; before its time, nothing
+    mean = np.convolve(answers, np.full(averaged, 1.0 / averaged), mode="valid")  # (K,)
+    return abs(float(np.mean(run(1.0, 0.0)[-averaged:])) - 1.0), np.abs(mean)[::-1].copy()
 
 
-def _adam_bound(optimizer: OptimizerConfig, steps: int, trained: Trained) -> float:
+def _adam_bound(optimizer: OptimizerConfig, steps: int, trained: Trained, *, averaged: int) -> float:
+    """Bound every step's weights that are averaged, hence their mean."""
     first, second = optimizer.betas
     if not (0 <= first < 1 and 0 < second < 1):
         return math.inf
@@ -242,8 +252,11 @@ def _adam_bound(optimizer: OptimizerConfig, steps: int, trained: Trained) -> flo
     corrections = (1 - first) / (1 - first**powers) * np.sqrt((1 - second**powers) / (1 - second))
     kept = 1 - optimizer.learning_rate * optimizer.weight_decay if optimizer.name == "adamw" else 1.0
     decay = np.abs(kept) ** (steps - powers)  # of each step, by those after it
+    if averaged > 1:
+        decay = np.maximum(decay, 1.0)
     moved = optimizer.learning_rate * math.sqrt(trained.parameters) * np.sum(decay * corrections * np.sqrt(history))
-    return float(abs(kept**steps - 1) * trained.norm + moved)
+    shrunk = np.abs(float(kept) ** powers[-averaged:] - 1).max()
+    return float(shrunk * trained.norm + moved)
 
 
 def _bernstein(weights: Floats, units: Floats, cohort: float) -> float:

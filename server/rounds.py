@@ -158,7 +158,7 @@ class Coordinator:
             weights_hash=hash_arrays(self.state.weights),
             code_hash=code_hash(),
             public_data=self.uplink.public_data,
-            resident=resident_hash(self.state.weights, self.admission.trained(self.state.weights)),
+            resident=resident_hash(self.state.weights, self.admission.moving(self.state.weights)),
         )
 
     def round(self, order: RoundOrder) -> bool:
@@ -202,7 +202,7 @@ class Coordinator:
             admission=self.admission,
             budget=self.budget,
             weights=self.state.weights,
-            trained=self.admission.trained(self.state.weights),
+            trained=self.admission.moving(self.state.weights),
             seconds=self.deadline(),
         )
 

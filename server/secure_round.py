@@ -8,7 +8,7 @@ agree; once ordered, the round is charged whatever comes of it, and where too fe
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -100,8 +100,8 @@ class SecureRound:
         coordinator.close(number, weights, self._rows, started=started, delivery=delivery)
         return True
 
-    def _session(self, members: Iterable[Member]) -> Session:
-        noise = self._noise
+    def _session(self, members: Sequence[Member]) -> Session:
+        noise, mechanism = self._noise, self._order.mechanism.at(self._order.first_step)
         return Session(
             run=self._order.run,
             round=self._order.round,
@@ -112,6 +112,7 @@ class SecureRound:
             colluding=noise.colluding,
             bits=noise.bits,
             coordinates=self._coordinates,
+            scales=noise.scales(mechanism.noise_multiplier, sites=len(members))[1:],
         )
 
     def _agree(self, masked: MaskedSum, members: list[Member]) -> None:
@@ -170,7 +171,7 @@ class SecureRound:
             self._order.training,
             expected=expected,
         )
-        arrays = {name: value.numpy() for name, value in update.items()}
+        arrays = self._coordinator.admission.of_weights({name: value.numpy() for name, value in update.items()})
         return self._coordinator.aggregator.combine(
             self._weights, {"sum": (arrays, 1.0)}, round_number=self._order.round, request=request
         )

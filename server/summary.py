@@ -59,6 +59,7 @@ def summarise(folder: Path, run: str | None = None) -> dict[str, Any]:
         "score_on": final.get("on", "test"),
         "score_initial": initial.get("score"),
         "score_final": final.get("score"),
+        "kept": final.get("kept", "private"),
         "score_initial_by_group": initial.get("by_group", {}),
         "score_final_by_group": final.get("by_group", {}),
         "rounds": len(rounds),

@@ -16,7 +16,7 @@ from wardpose.shared.pose.pretrain import PretrainConfig
 from wardpose.shared.privacy.distributed import DistributedNoise
 from wardpose.shared.privacy.mechanisms import Mechanism, with_values
 from wardpose.shared.secure_aggregation.messages import least_survivors, refuse_small
-from wardpose.shared.training.settings import LocalTraining, refuse_distributed, refuse_uplink
+from wardpose.shared.training.settings import LocalTraining, refuse_anchor, refuse_distributed, refuse_uplink
 from wardpose.shared.yaml_config import Name, Strict, describe, load_yaml
 
 
@@ -101,11 +101,12 @@ class SecureConfig(Strict):
     """Secure aggregation: the server learns the sum over sites alone, and each site adds a share of the noise.
 
     Attributes:
-        minimum_survivors: sites whose sums a round needs; with fewer it fails, and is charged. The noise of so many,
-            less the colluding ones, is all that the stated epsilon counts on. When absent a fifth of the sites, but one
-            at least, may drop out, as far as the protocol allows.
-        colluding: sites that may be in league with the server without the guarantee being lost. A site knows its own
-            share of the noise: 0 protects no patient from another site.
+        minimum_survivors: sites whose sums a round needs; with fewer it fails, and is charged. Each site adds noise for
+            this case, and what is too much when more survive is taken off the sum. When absent a fifth of the sites,
+            but one at least, may drop out, as far as the protocol allows.
+        colluding: sites t that may be in league with the server without the guarantee being lost. A site knows its own
+            share of the noise: 0 protects no patient from another site. Of c survivors the sum has c / (c - t) times
+            the variance that the stated epsilon needs: 4/3 of 4 and 10/9 of 10 when it is 1.
         bits: of a number on the wire.
 
     """
@@ -124,7 +125,7 @@ class SecureConfig(Strict):
         least = least_survivors(sites, self.colluding)
         survivors = self.minimum_survivors or max(least, sites - max(1, sites // 5))
         refuse_small(sites, survivors, self.colluding)
-        return DistributedNoise(minimum_survivors=survivors, colluding=self.colluding, bits=self.bits)
+        return DistributedNoise(sites=sites, minimum_survivors=survivors, colluding=self.colluding, bits=self.bits)
 
 
 class AggregationConfig(Strict):
@@ -132,6 +133,7 @@ class AggregationConfig(Strict):
 
     Attributes:
         name: the rule.
+        momentum: of FedAvgM (Hsu et al. 2019, arXiv 1909.06335), from round to round.
         learning_rate: server step size of FedAdam (eta).
         beta_1: first-moment decay of FedAdam.
         beta_2: second-moment decay of FedAdam.
@@ -142,7 +144,8 @@ class AggregationConfig(Strict):
 
     """
 
-    name: Literal["fedavg", "fedadam", "fedmedian", "fedtrimmedavg", "krum"] = "fedavg"
+    name: Literal["fedavg", "fedavgm", "fedadam", "fedmedian", "fedtrimmedavg", "krum"] = "fedavg"
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     learning_rate: float = Field(default=0.01, gt=0)
     beta_1: float = Field(default=0.9, ge=0, lt=1)
     beta_2: float = Field(default=0.99, ge=0, lt=1)
@@ -153,8 +156,8 @@ class AggregationConfig(Strict):
 
     @model_validator(mode="after")
     def _of_a_sum(self) -> Self:
-        if self.secure is not None and self.name not in ("fedavg", "fedadam"):
-            raise ValueError(f'name is "{self.name}"; of a sum over sites allowed: fedavg, fedadam')
+        if self.secure is not None and self.name not in ("fedavg", "fedavgm", "fedadam"):
+            raise ValueError(f'name is "{self.name}"; of a sum over sites allowed: fedavg, fedavgm, fedadam')
         return self
 
 
@@ -231,6 +234,9 @@ class ServerConfig(Strict):
         score: what is reported each round, on `data.validation`, and by evaluations.
         evaluation: scores on the sites' own patients, which cost them; none when absent. Where there are no public
             `data.validation` and `data.test`, the run's scores are these.
+        keep: `better`: keep the private model only where it scores higher on `data.validation` than the model before
+            the first round, which cost no patient anything. The data are public and the models released, so the
+            comparison is free. `private`: keep the private one, unless an evaluation on patients chose the other.
 
     """
 
@@ -242,6 +248,7 @@ class ServerConfig(Strict):
     wait_seconds: float = Field(default=120, gt=0)
     score: Literal["pck@0.2", "pckh@0.5"] = "pck@0.2"
     evaluation: EvaluationConfig | None = None
+    keep: Literal["private", "better"] = "private"
 
 
 class FederationConfig(Strict):
@@ -294,7 +301,10 @@ class FederationConfig(Strict):
         if self.pretrain is not None:
             check_strategy(self.model, self.pretrain.strategy)
         refuse_uplink(self.mechanism, self.training)
+        refuse_anchor(self.mechanism, self.training)
         self._check_secure()
+        if self.server.keep == "better" and not self.data.validation:
+            raise ValueError('server.keep is "better" (allowed: "private", or public data in data.validation)')
         evaluation = self.server.evaluation
         if evaluation is not None and (evaluation.epsilon or 0.0) >= self.privacy.epsilon:
             raise ValueError(
@@ -317,6 +327,7 @@ class FederationConfig(Strict):
         except (ValueError, ConfigError) as error:
             raise ValueError(f"server.aggregation.secure: {error}") from error
         refuse_distributed(mechanism, self.training)
+        refuse_anchor(mechanism, self.training)
 
     @property
     def ordered_mechanism(self) -> Mechanism:

@@ -77,8 +77,8 @@ class PolicyConfig(Strict):
         maximum_learning_rate: largest step size.
         maximum_weight_decay: largest decay.
         maximum_weight: largest magnitude of a weight that is sent.
-        maximum_public_weight: largest factor of the public gradient.
-        maximum_basis_frames: most public frames of a basis.
+        maximum_public_weight: largest factor of the public gradient, of an anchor too.
+        maximum_basis_frames: most public frames of a basis, and of an anchor's step.
         minimum_evaluation_noise: smallest sigma of an evaluation, in which every patient takes part.
         maximum_evaluations: most evaluations of a course.
         minimum_declared_patients: smallest cohort that may train.
@@ -166,7 +166,7 @@ class SiteConfig(Strict):
         cache: of crops and features, in `state`.
         device: `auto` takes CUDA where there is one.
         public_view: the declared map phi; without one feature-DP is refused.
-        public_data: public data for projection bases.
+        public_data: public data for projection bases and anchors.
         answer_seconds: answers to training orders leave at whole multiples of this time after the order came, so that
             the server does not see how long a round took; longer than the longest round, it hides that altogether. 0
             (simulation): at once.

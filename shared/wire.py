@@ -30,7 +30,7 @@ from wardpose.shared.seals import MOST_CHARGES, MOST_RECEIPTS, Digest, Head, Wor
 from wardpose.shared.secure_aggregation.messages import Delivery
 from wardpose.shared.signing import PublicKey, Signer
 from wardpose.shared.skeleton import get_skeleton
-from wardpose.shared.training.settings import LocalTraining, refuse_distributed, refuse_uplink
+from wardpose.shared.training.settings import LocalTraining, refuse_anchor, refuse_distributed, refuse_uplink
 from wardpose.shared.yaml_config import describe
 
 TRAIN = "train"
@@ -107,6 +107,7 @@ class RoundOrder(_Body):
             raise ValueError(f"training.steps is {self.training.steps}; the course declares {self.course.steps}")
         check_strategy(self.model, self.training.strategy)
         refuse_uplink(self.mechanism, self.training)
+        refuse_anchor(self.mechanism, self.training)
         refuse_distributed(self.mechanism, self.training)
         if self.secure is not None and self.mechanism.distributed is None:
             raise ValueError("secure: shares come along, but the course declares no distributed noise")
@@ -130,6 +131,17 @@ class RoundOrder(_Body):
     def mechanism(self) -> Mechanism:
         """How each gradient is made private."""
         return self.course.mechanism
+
+    @property
+    def reads_public_data(self) -> bool:
+        """Whether a site needs public data of its own: for a basis, an anchor, or a judgement of its public view."""
+        basis = self.mechanism.uses_basis and self.mechanism.projection.source == "public"
+        return basis or self.judges_view or self.training.anchor is not None
+
+    @property
+    def judges_view(self) -> bool:
+        """Whether public people decide if the site's public view is used."""
+        return self.mechanism.uses_difference and self.mechanism.feature.max_difference is not None
 
     @property
     def first_step(self) -> int:

@@ -11,7 +11,7 @@ from wardpose.shared.allocator import tune_allocator
 from wardpose.shared.commands import export, ledger
 from wardpose.shared.errors import WardposeError, one_line
 from wardpose.shared.files import FULL
-from wardpose.simulation.commands import anonymizer, audit, benchmark, dev, plan, pretrain, simulate, watch
+from wardpose.simulation.commands import anonymizer, audit, benchmark, dev, experiment, plan, pretrain, simulate, watch
 
 _REFUSED = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)  # the machine's matter, not a defect
 
@@ -26,7 +26,7 @@ app.add_typer(server.app, name="server", help="What a coordinator does.")
 _OF_HOSPITALS = (predict, evaluate, label, data, anonymize, vault)
 _OF_COORDINATORS = (provision,)
 _OF_ALL = (export, ledger, watch)
-_OF_RESEARCHERS = (anonymizer, audit, benchmark, dev, plan, pretrain, simulate)
+_OF_RESEARCHERS = (anonymizer, audit, benchmark, dev, experiment, plan, pretrain, simulate)
 for _group in (*_OF_HOSPITALS, *_OF_COORDINATORS, *_OF_ALL, *_OF_RESEARCHERS):
     _group.register(app)
 

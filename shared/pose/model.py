@@ -30,13 +30,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wardpose.shared.pose import weights as weight_files
-from wardpose.shared.pose.trainable import Strategy, selected
+from wardpose.shared.pose.low_rank import SUFFIX, factor_shape
+from wardpose.shared.pose.trainable import LowRank, Strategy, factored, selected
 from wardpose.shared.skeleton import Skeleton, get_skeleton
 
 Backbone = Literal["tiny_vit_5m_224", "tiny_vit_11m_224", "tiny_vit_21m_224"]
 
 Front = Literal["head", "last-stage", "full"]
 """Where the trained part begins: everything in front of the head, or of stage 4, is frozen, or nothing is."""
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""Names and shapes of parameters, in the model's order."""
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "pretrained" / "ward_tinyvit5m.safetensors"
 """Public weights that come with the package; `wardpose pretrain` makes them."""
@@ -235,37 +239,71 @@ def build_model(config: ModelConfig, *, seed: int = 0) -> PoseModel:
 
 
 def trainable_names(model: PoseModel, strategy: Strategy) -> tuple[str, ...]:
-    """Names of the parameters that train under `strategy`, in the model's order; no buffer is among them.
+    """Names of what trains under `strategy`, in the model's order; no buffer is among them.
+
+    A layer whose update has low rank is named by its factor (`low_rank.SUFFIX`).
 
     Raises:
-        ValueError: no such set, or a member of a list names no parameter.
+        ValueError: no such set, a member of a list names no parameter, or a layer has no update of that rank.
 
     """
-    return _selected(tuple(name for name, _ in model.named_parameters()), strategy)
+    return tuple(trained_shapes(shapes_of(model), strategy))
+
+
+def trained_values(model: PoseModel, strategy: Strategy) -> dict[str, Tensor]:
+    """Copy what trains, by name; factors of low rank begin at 0. Errors as `trainable_names`."""
+    values = dict(model.named_parameters())
+    first = next(iter(values.values()))
+    shapes = trained_shapes(shapes_of(model), strategy)
+    return {
+        name: values[name].detach().clone()
+        if name in values
+        else torch.zeros(shape, dtype=first.dtype, device=first.device)
+        for name, shape in shapes.items()
+    }
+
+
+def shapes_of(model: PoseModel) -> Shapes:
+    """Return names and shapes of a network's parameters."""
+    return tuple((name, tuple(value.shape)) for name, value in model.named_parameters())
 
 
 @lru_cache(maxsize=64)
-def _selected(names: tuple[str, ...], strategy: Strategy) -> tuple[str, ...]:
-    return selected(names, strategy)
+def trained_shapes(parameters: Shapes, strategy: Strategy) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of what trains, of a network's parameters; errors as `trainable_names`."""
+    shapes = dict(parameters)
+    whole, factors = set(selected(shapes, strategy)), set(factored(shapes, strategy))
+    both = sorted(whole & factors)
+    if both:
+        raise ValueError(f'"{both[0]}" is named by layers and by also (allowed: one of them)')
+    out: dict[str, tuple[int, ...]] = {}
+    for name, shape in parameters:
+        if name in whole:
+            out[name] = shape
+        elif name in factors and isinstance(strategy, LowRank):
+            try:
+                out[name + SUFFIX] = factor_shape(shape, strategy.rank)
+            except ValueError as error:
+                raise ValueError(f'layer "{name.removesuffix(".weight")}": {error}') from error
+    return out
 
 
 def check_strategy(config: ModelConfig, strategy: Strategy) -> None:
-    """See that every member of a strategy's list names parameters; part of every plan's and order's validation.
+    """See that every member of a strategy's lists names what can train; part of every plan's and order's validation.
 
     Raises:
         ValueError: names the member that does not.
 
     """
     if not isinstance(strategy, str):
-        selected(_names(config.backbone, config.skeleton), strategy)
+        trained_shapes(_shapes(config.model_copy(update={"weights": "random"})), strategy)
 
 
 @lru_cache(maxsize=8)
-def _names(backbone: Backbone, skeleton: str) -> tuple[str, ...]:
-    """Names of the network's parameters, from one without memory."""
+def _shapes(config: ModelConfig) -> Shapes:
+    """Names and shapes of the network's parameters, from one without memory."""
     with torch.device("meta"):
-        model = PoseModel(ModelConfig.model_validate({"backbone": backbone, "skeleton": skeleton}))
-    return tuple(name for name, _ in model.named_parameters())
+        return shapes_of(PoseModel(config))
 
 
 def _in_own_precision(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from wardpose.shared.data import crops
@@ -25,8 +25,8 @@ from wardpose.shared.errors import DataError
 from wardpose.shared.files import write_bytes
 from wardpose.shared.pose.codec import SimCC
 from wardpose.shared.pose.loss import simcc_loss
-from wardpose.shared.pose.model import PoseModel, trainable_names
-from wardpose.shared.pose.trainable import Strategy
+from wardpose.shared.pose.model import PoseModel
+from wardpose.shared.pose.trainable import LowRank, Strategy, selected
 from wardpose.shared.pose.weights import state_hash
 
 Progress = Callable[[int, int, float], None]
@@ -64,6 +64,13 @@ class PretrainConfig(BaseModel):
     checkpoint_steps: int = Field(default=100, ge=1)
     cache_gigabytes: float = Field(default=2.0, ge=0)
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("strategy")
+    @classmethod
+    def _as_it_is(cls, value: Strategy) -> Strategy:
+        if isinstance(value, LowRank):
+            raise ValueError("has low rank (allowed in public training: a set, or a list of sets and patterns)")
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +123,7 @@ def pretrain(
     per_epoch = -(-len(frames) // config.batch_size)
     total = per_epoch * config.epochs
     key = _fingerprint(model, frames.provenance, config)
-    chosen = set(trainable_names(model, config.strategy))
+    chosen = set(selected((name for name, _ in model.named_parameters()), config.strategy))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     model.to(device)

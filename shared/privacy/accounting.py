@@ -121,7 +121,7 @@ class Event:
         adjacency: neighbouring relation that the charge was made for.
         seeded: the coins and noise came from a seed, so whoever knows it can subtract the noise: not private, whatever
             the epsilon says. Everything that shows it says so.
-        shares: of distributed noise: how many independent shares `noise_multiplier` is the sum of; otherwise 1.
+        shares: of distributed noise: most independent shares that `noise_multiplier` is the sum of; otherwise 1.
 
     Raises:
         ConfigError: a value is outside its range.
@@ -227,7 +227,7 @@ def as_seeded(events: Iterable[Event]) -> tuple[Event, ...]:
 
 
 def local_events(events: Iterable[Event]) -> tuple[Event, ...]:
-    """Return what the events cost against somebody who could see each site's own sum: its share of the noise alone.
+    """Return what the events cost against somebody who could see each site's own sum: its smallest share of the noise.
 
     Examples:
         >>> [event.noise_multiplier for event in local_events([Event(

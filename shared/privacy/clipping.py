@@ -226,9 +226,10 @@ def add_noise(total: Vector, query: Query, noise_multiplier: float, stream: Rand
 def add_share(
     total: Vector, shared_noise: DistributedNoise, noise_multiplier: float, *, sites: int, stream: RandomStream
 ) -> NDArray[np.int64]:
-    """Make of one site's sum what it may add to the sum over sites: clamped to a public bound, with a share of noise.
+    """Make of one site's sum what it may add to the sum over sites: clamped to a public bound, with some of its noise.
 
-    Clamping each coordinate brings two sums no further apart, so the sensitivity stays that of the query.
+    It is the part of the noise that is never taken off again; masks bring the others. Clamping each coordinate brings
+    two sums no further apart, so the sensitivity stays that of the query.
 
     Args:
         total: the sum of a discrete query, in grid steps.
@@ -243,7 +244,7 @@ def add_share(
     """
     flat = flatten(total).cpu().numpy()
     bound = shared_noise.largest_site_sum(noise_multiplier, sites=sites, coordinates=len(flat))
-    scale = shared_noise.scale(noise_multiplier)
+    scale = shared_noise.scales(noise_multiplier, sites=sites)[0]
     clamped: NDArray[np.int64] = np.clip(flat, -bound, bound)
     return clamped + stream.discrete_gaussian(len(flat), scale) if scale else clamped
 

@@ -62,6 +62,8 @@ class FeatureOptions(_Options):
         labels: labels of the public views. `ground-truth` makes the keypoints public too; `pseudo` predicts
             them from the public view with the round's first weights, so that keypoints stay private. The crop
             itself is part of the public view: a box that was computed from the keypoints still tells about them.
+        max_difference: largest |g(x) - g(phi(x))| / |g(x)| on the site's public people with which a round uses the
+            view; above it, it takes clip(g(x)) alone, which costs the same. Nothing is measured when absent.
 
     """
 
@@ -69,6 +71,15 @@ class FeatureOptions(_Options):
     rate: Rate | None = None
     weight: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
     labels: Literal["ground-truth", "pseudo"] = "ground-truth"
+    max_difference: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is absent, so that a course keeps the identity that earlier versions gave it."""
+        values: dict[str, Any] = handler(self)
+        if self.max_difference is None:
+            values.pop("max_difference", None)
+        return values
 
 
 class ResidualOptions(_Options):
@@ -184,6 +195,8 @@ class Mechanism(_Options):
             raise ValueError(f"frames_per_unit is {self.frames_per_unit}; a unit that is a {self.unit} has 1")
         if not self.is_private and self.noise_multiplier:
             raise ValueError(f'mechanism "{self.name}" adds no noise; noise_multiplier must be 0 or absent')
+        if self.feature.max_difference is not None and self.uses_basis and self.projection.source == "public-views":
+            raise ValueError('feature.max_difference with projection.source "public-views"; allowed: "public"')
         projection = self.projection
         if self.name == "projected" and projection.source == "public-views":
             raise ValueError('projection.source "public-views" needs feature-DP; mechanism "projected" allows "public"')
@@ -214,7 +227,7 @@ class Mechanism(_Options):
             raise ValueError(f'distributed noise with mechanism "{self.name}"; allowed: "dp-sgd"')
         phases = self.schedule.phases if self.schedule is not None else (self,)
         for phase in phases:
-            distributed.scale(phase.noise_multiplier)
+            distributed.scales(phase.noise_multiplier, sites=distributed.sites)
 
     def _check_schedule(self, schedule: Schedule) -> None:
         if not self.is_private or self.tiers or self.projection.residual is not None:
@@ -333,7 +346,7 @@ class Mechanism(_Options):
         kind: Noise = "discrete-gaussian" if self.discrete else "gaussian"
         shares = 1
         if self.distributed is not None:
-            kind, shares = "distributed-discrete-gaussian", self.distributed.honest
+            kind, shares = "distributed-discrete-gaussian", self.distributed.shares
         if self.schedule is not None:
             phases = self.schedule.events(
                 first, steps, unit=self.unit, mechanism=self.name, noise=kind, adjacency=self.adjacency

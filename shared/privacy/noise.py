@@ -198,6 +198,19 @@ class SecureStream(_AesStream):
         return super().uint64(n)
 
 
+class KeyedStream(_AesStream):
+    """Keyed by a secret of 32 bytes: whoever is told it draws the same numbers, on any machine, and nobody else.
+
+    For noise that comes off again (`wardpose.shared.secure_aggregation`): discrete Gaussians are drawn exactly.
+
+    Examples:
+        >>> one, other = (KeyedStream(bytes(32)).discrete_gaussian(3, 2.0).tolist() for _ in range(2))
+        >>> one == other
+        True
+
+    """
+
+
 class SeededStream(_AesStream):
     """Keyed by a seed and a name: repeatable, hence **not private**. For simulation and tests only.
 

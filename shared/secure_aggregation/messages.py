@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from wardpose.shared.privacy.distributed import MOST_REMOVALS, levels
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -14,6 +17,7 @@ Share = Annotated[str, Field(pattern=r"^[0-9a-f]{132}$")]
 Sealed = Annotated[str, Field(pattern=r"^[0-9a-f]{1,1024}$")]
 Site = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 Signature = Annotated[str, Field(min_length=1, max_length=400)]
+Scale = Annotated[int, Field(ge=0, le=2**28)]
 
 KEYS = "secure aggregation keys"
 SURVIVORS = "secure aggregation survivors"
@@ -38,6 +42,7 @@ class Session(SecureBody):
         colluding: t.
         bits: of the modulus.
         coordinates: of a site's vector.
+        scales: of the parts of a site's noise that may come off the sum again (`privacy.distributed`), in grid steps.
 
     """
 
@@ -50,12 +55,16 @@ class Session(SecureBody):
     colluding: int = Field(ge=0)
     bits: int = Field(ge=8, le=56, multiple_of=8)
     coordinates: int = Field(ge=1, le=2**40)
+    scales: tuple[Scale, ...] = Field(max_length=MOST_REMOVALS)
 
     @model_validator(mode="after")
     def _cannot_be_split(self) -> Self:
         if list(self.participants) != sorted(set(self.participants)):
             raise ValueError("participants are not in order, each once")
         refuse_small(len(self.participants), self.minimum_survivors, self.colluding)
+        expected = len(levels(self.minimum_survivors, len(self.participants))) - 1
+        if len(self.scales) != expected:
+            raise ValueError(f"scales has {len(self.scales)} values; allowed for these thresholds: {expected}")
         return self
 
     @cached_property
@@ -66,6 +75,10 @@ class Session(SecureBody):
     def place(self, site: str) -> int:
         """Return the number of a site, from 1, where its shares' polynomials are evaluated."""
         return self.participants.index(site) + 1
+
+    def removed(self, survivors: int) -> int:
+        """Return how many parts of each survivor's noise come off the sum over so many survivors."""
+        return bisect_right(levels(self.minimum_survivors, len(self.participants)), survivors) - 1
 
 
 def refuse_small(sites: int, minimum_survivors: int, colluding: int) -> None:
@@ -103,6 +116,7 @@ class SignedKeys(SecureBody):
         masking: X25519 public key of masks.
         sealing: X25519 public key by which shares are sealed.
         commitment: SHA-256 over the session and the secret seed.
+        chain: end of the hash chain whose links are the keys of removable noise.
         signature: by the node key, over all the rest.
 
     """
@@ -112,6 +126,7 @@ class SignedKeys(SecureBody):
     masking: Key
     sealing: Key
     commitment: Hash
+    chain: Hash
     signature: Signature
 
     def signed(self) -> bytes:
@@ -170,12 +185,22 @@ class UnmaskRequest(SecureBody):
 
 
 class RevealedShares(SecureBody):
-    """Site -> server: its shares of the survivors' seeds and of the missing sites' masking keys."""
+    """Site -> server: its shares of the survivors' seeds and of the missing sites' masking keys.
+
+    Attributes:
+        session: identity of the session.
+        site: whose shares they are.
+        seeds: of the survivors.
+        keys: of the sites that share masks and are no survivors.
+        links: of the survivors' chains, at the place that so many survivors make superfluous; empty where none is.
+
+    """
 
     session: Hash
     site: Site
     seeds: dict[Site, Share]
     keys: dict[Site, Share]
+    links: dict[Site, Share]
 
 
 def keys_digest(keys: Mapping[str, SignedKeys]) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wardpose.shared.errors import WireError
-from wardpose.shared.secure_aggregation import masks, shamir
+from wardpose.shared.secure_aggregation import masks, removal, shamir
 from wardpose.shared.secure_aggregation.messages import (
     Delivery,
     RevealedShares,
@@ -118,34 +118,54 @@ class MaskedSum:
         return UnmaskRequest(session=self.session.identity, signatures=dict(signatures))
 
     def unmask(self, revealed: Mapping[str, RevealedShares]) -> NDArray[np.int64]:
-        """Return the sum over the survivors, (d,) int64.
+        """Return the sum over the survivors, with no more noise than so many survivors owe, (d,) int64.
 
         Raises:
             WireError: too few shares, or shares that do not give the secrets that were announced.
 
         """
         survivors, missing = sorted(self.survivors), sorted(set(self._sealed) - set(self.survivors))
+        removed = self.session.removed(len(survivors))
+        expected = (set(survivors), set(missing), set(survivors if removed else ()))
         usable = {
             site: shares
             for site, shares in revealed.items()
-            if (set(shares.seeds), set(shares.keys)) == (set(survivors), set(missing))
+            if (set(shares.seeds), set(shares.keys), set(shares.links)) == expected
         }
         self._enough("revealed its shares", usable)
-        identity, taken = self.session.identity, []
-        for site in survivors:
-            seed = self._secret(site, {peer: shares.seeds[site] for peer, shares in usable.items()})
-            if masks.commitment(identity, seed) != self.keys[site].commitment:
-                raise WireError(f"the shares of site {site} do not give the seed that it announced")
-            taken.append((masks.seed_key(identity, seed), -1))
+        taken = [
+            self._own_mask(site, {peer: shares.seeds[site] for peer, shares in usable.items()}) for site in survivors
+        ]
         for site in missing:
-            private = self._secret(site, {peer: shares.keys[site] for peer, shares in usable.items()})
-            if masks.public_of(private) != self.keys[site].masking:
-                raise WireError(f"the shares of site {site} do not give the key that it announced")
-            for peer in survivors:
-                key = masks.mask_key(private, self.keys[peer].masking, identity, site, peer)
-                taken.append((key, -sign_of(peer, site)))
+            taken += self._shared_masks(site, {peer: shares.keys[site] for peer, shares in usable.items()})
+        parts = []
+        for site in survivors if removed else ():
+            parts += self._parts(site, {peer: shares.links[site] for peer, shares in usable.items()}, removed)
         masks.add_masks(self._total, taken)
+        removal.add_parts(self._total, self.session.bits, parts, sign=-1)
         return masks.centred(self._total, self.session.bits)
+
+    def _own_mask(self, site: str, shares: Mapping[str, str]) -> tuple[bytes, int]:
+        seed = self._secret(site, shares)
+        if masks.commitment(self.session.identity, seed) != self.keys[site].commitment:
+            raise WireError(f"the shares of site {site} do not give the seed that it announced")
+        return masks.seed_key(self.session.identity, seed), -1
+
+    def _shared_masks(self, site: str, shares: Mapping[str, str]) -> list[tuple[bytes, int]]:
+        private = self._secret(site, shares)
+        if masks.public_of(private) != self.keys[site].masking:
+            raise WireError(f"the shares of site {site} do not give the key that it announced")
+        identity = self.session.identity
+        return [
+            (masks.mask_key(private, self.keys[peer].masking, identity, site, peer), -sign_of(peer, site))
+            for peer in self.survivors
+        ]
+
+    def _parts(self, site: str, shares: Mapping[str, str], removed: int) -> list[tuple[bytes, int]]:
+        links = removal.chain(self._secret(site, shares), removed)
+        if links[0].hex() != self.keys[site].chain:
+            raise WireError(f"the shares of site {site} do not give the chain that it announced")
+        return list(zip(links[1:], self.session.scales[:removed], strict=True))
 
     def _secret(self, site: str, shares: Mapping[str, str]) -> bytes:
         chosen = sorted(shares)[: self.session.minimum_survivors]

@@ -5,6 +5,7 @@ Any `threshold` shares give the secret back; fewer are independent of it.
 
 import secrets
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 PRIME = 2**521 - 1
 SECRET_BYTES = 32
@@ -41,17 +42,24 @@ def combine(shares: Mapping[int, int]) -> bytes:
         ValueError: what they give is no secret of 32 bytes; they are not of one polynomial.
 
     """
-    total = 0
-    for place, share in shares.items():
-        above = below = 1
-        for other in shares:
-            if other != place:
-                above, below = above * other % PRIME, below * (other - place) % PRIME
-        total += share * above * pow(below, -1, PRIME)
+    total = sum(shares[place] * weight for place, weight in zip(shares, _weights(tuple(shares)), strict=True))
     try:
         return (total % PRIME).to_bytes(SECRET_BYTES)
     except OverflowError as error:
         raise ValueError("the shares are not of one secret") from error
+
+
+@lru_cache(maxsize=8)
+def _weights(places: tuple[int, ...]) -> tuple[int, ...]:
+    """Lagrange's weights at 0; a round combines every secret from the same places."""
+    weights = []
+    for place in places:
+        above = below = 1
+        for other in places:
+            if other != place:
+                above, below = above * other % PRIME, below * (other - place) % PRIME
+        weights.append(above * pow(below, -1, PRIME))
+    return tuple(weights)
 
 
 def _value(coefficients: list[int], place: int) -> int:

@@ -5,7 +5,7 @@ sees to that), so that whatever dies, no message is answered twice and nothing s
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from wardpose.shared.errors import WireError
-from wardpose.shared.secure_aggregation import masks, shamir
+from wardpose.shared.secure_aggregation import masks, removal, shamir
 from wardpose.shared.secure_aggregation.messages import (
     KEYS,
     SURVIVORS,
@@ -45,8 +45,9 @@ class SiteState(BaseModel):
         masking: private key of masks, until it is masked.
         sealing: private key by which shares are unsealed, until it is masked.
         seed: of its own mask, until it is masked.
+        root: the chain's last link, which opens all of its removable noise, until it is masked.
         keys: everybody's signed keys.
-        shares: of seed and masking key of each site that it shares masks with, itself included.
+        shares: of seed, masking key and the chain's links 1, 2, .. of itself and each site that it shares masks with.
         survivors: the list that it signed.
 
     """
@@ -59,8 +60,9 @@ class SiteState(BaseModel):
     masking: str = ""
     sealing: str = ""
     seed: str = ""
+    root: str = ""
     keys: dict[str, SignedKeys] = {}
-    shares: dict[str, tuple[str, str]] = {}
+    shares: dict[str, tuple[str, ...]] = {}
     survivors: tuple[str, ...] = ()
 
     def expect(self, session: str, stage: Stage) -> None:
@@ -78,16 +80,18 @@ class SiteState(BaseModel):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Masker:
-    """The masks of one site in one session.
+    """The masks of one site in one session, and the noise that may come off again.
 
     Attributes:
         session: the session.
         keys: of each mask, with its sign.
+        links: 1, 2, .. of the chain: keys of the removable parts of noise.
 
     """
 
     session: Session
     keys: tuple[tuple[bytes, int], ...]
+    links: tuple[bytes, ...]
 
     @property
     def sites(self) -> int:
@@ -95,7 +99,7 @@ class Masker:
         return len(self.session.participants)
 
     def __call__(self, vector: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Mask (d,) integers; returns (d, bits / 8) bytes.
+        """Add the removable noise to (d,) integers and mask them; returns (d, bits / 8) bytes.
 
         Raises:
             WireError: the vector is not of the session's length.
@@ -103,13 +107,24 @@ class Masker:
         """
         if vector.shape != (self.session.coordinates,):
             raise WireError(f"a sum of shape {vector.shape} (allowed: ({self.session.coordinates},))")
-        words = masks.as_words(vector, self.session.bits)
+        session = self.session
+        words = masks.as_words(vector, session.bits)
+        parts = zip(self.links, session.scales, strict=True)
+        removal.add_parts(words, session.bits, parts, sign=1)
         masks.add_masks(words, self.keys)
-        return masks.pack(words, self.session.bits)
+        return masks.pack(words, session.bits)
 
 
-def advertise(session: Session, site: str, signer: Signer) -> tuple[SiteState, SignedKeys]:
+def advertise(
+    session: Session, site: str, signer: Signer, *, root: bytes | None = None
+) -> tuple[SiteState, SignedKeys]:
     """Make the keys of a new session.
+
+    Args:
+        session: the session.
+        site: this site.
+        signer: its node key.
+        root: of the removable noise, 32 bytes; for simulations that repeat themselves, which are not private.
 
     Raises:
         WireError: the session is not for this site.
@@ -118,17 +133,25 @@ def advertise(session: Session, site: str, signer: Signer) -> tuple[SiteState, S
     if site not in session.participants:
         raise WireError("secure aggregation: this site is not among the participants")
     masking, sealing, seed = (secrets.token_bytes(32) for _ in range(3))
+    root = root or secrets.token_bytes(removal.LINK_BYTES)
     keys = SignedKeys(
         session=session.identity,
         site=site,
         masking=masks.public_of(masking),
         sealing=masks.public_of(sealing),
         commitment=masks.commitment(session.identity, seed),
+        chain=removal.chain(root, len(session.scales))[0].hex(),
         signature="-",
     )
     signed = keys.model_copy(update={"signature": signer.sign(KEYS, keys.signed())})
     state = SiteState(
-        session=session, site=site, stage="keys", masking=masking.hex(), sealing=sealing.hex(), seed=seed.hex()
+        session=session,
+        site=site,
+        stage="keys",
+        masking=masking.hex(),
+        sealing=sealing.hex(),
+        seed=seed.hex(),
+        root=root.hex(),
     )
     return state, signed
 
@@ -136,7 +159,7 @@ def advertise(session: Session, site: str, signer: Signer) -> tuple[SiteState, S
 def share(
     state: SiteState, request: SharesRequest, node_keys: Mapping[str, PublicKey]
 ) -> tuple[SiteState, SealedShares]:
-    """Share seed and masking key with everybody whose keys are signed.
+    """Share seed, masking key and every link of the chain with everybody whose keys are signed.
 
     Args:
         state: after `advertise`.
@@ -154,23 +177,14 @@ def share(
     own = request.keys.get(site)
     if own is None or own.masking != masks.public_of(_bytes(state.masking)):
         raise WireError("secure aggregation: the keys under this site's name are not those that it sent")
-    places = [session.place(name) for name in request.keys]
-    seeds = shamir.split(_bytes(state.seed), session.minimum_survivors, places)
-    keys = shamir.split(_bytes(state.masking), session.minimum_survivors, places)
+    links = removal.chain(_bytes(state.root), len(session.scales))[1:]
+    held = _split((_bytes(state.seed), _bytes(state.masking), *links), session, request.keys)
     sealed = {
-        name: masks.seal(
-            _bytes(state.sealing),
-            peer.sealing,
-            session.identity,
-            site,
-            name,
-            _share(seeds[session.place(name)]) + _share(keys[session.place(name)]),
-        )
+        name: masks.seal(_bytes(state.sealing), peer.sealing, session.identity, site, name, b"".join(held[name]))
         for name, peer in request.keys.items()
         if name != site
     }
-    place = session.place(site)
-    kept = {site: (_share(seeds[place]).hex(), _share(keys[place]).hex())}
+    kept = {site: tuple(share.hex() for share in held[site])}
     after = state.model_copy(update={"stage": "shares", "keys": dict(request.keys), "shares": kept})
     return after, SealedShares(session=session.identity, site=site, sealed=sealed)
 
@@ -190,7 +204,7 @@ def check_keys(session: Session, keys: Mapping[str, SignedKeys], node_keys: Mapp
         if name not in node_keys:
             raise SignatureError(f"secure aggregation: no node key of site {name} is known here")
         node_keys[name].verify(KEYS, peer.signed(), peer.signature)
-    for kind in ("masking", "sealing", "commitment"):
+    for kind in ("masking", "sealing", "commitment", "chain"):
         if len({getattr(peer, kind) for peer in keys.values()}) < len(keys):
             raise WireError(f"secure aggregation: two sites have the same {kind}")
 
@@ -216,14 +230,17 @@ def accept(state: SiteState, delivery: Delivery) -> tuple[SiteState, Masker]:
     for name in peers:
         keys = state.keys[name]
         content = masks.unseal(_bytes(state.sealing), keys.sealing, session.identity, name, site, delivery.sealed[name])
-        if len(content) != 2 * shamir.SHARE_BYTES:
+        size = shamir.SHARE_BYTES
+        if len(content) != (2 + len(session.scales)) * size:
             raise WireError(f"secure aggregation: shares of site {name} have {len(content)} bytes")
-        shares[name] = (content[: shamir.SHARE_BYTES].hex(), content[shamir.SHARE_BYTES :].hex())
+        shares[name] = tuple(content[start : start + size].hex() for start in range(0, len(content), size))
         key = masks.mask_key(_bytes(state.masking), keys.masking, session.identity, site, name)
         signed.append((key, sign_of(site, name)))
     own = (masks.seed_key(session.identity, _bytes(state.seed)), 1)
-    after = state.model_copy(update={"stage": "masked", "shares": shares, "masking": "", "sealing": "", "seed": ""})
-    return after, Masker(session=session, keys=(own, *signed))
+    links = removal.chain(_bytes(state.root), len(session.scales))[1:]
+    gone = {"masking": "", "sealing": "", "seed": "", "root": ""}
+    after = state.model_copy(update={"stage": "masked", "shares": shares, **gone})
+    return after, Masker(session=session, keys=(own, *signed), links=links)
 
 
 def sign_of(site: str, peer: str) -> int:
@@ -253,7 +270,7 @@ def confirm(state: SiteState, request: SurvivorsRequest, signer: Signer) -> tupl
 
 
 def reveal(state: SiteState, request: UnmaskRequest, node_keys: Mapping[str, PublicKey]) -> RevealedShares:
-    """Give the shares that unmask the sum over the survivors; no state is left after it.
+    """Give the shares that unmask the sum over the survivors and take superfluous noise off it; no state is left then.
 
     Raises:
         SignatureError: a signature is missing, or is not one on the list that this site signed.
@@ -270,20 +287,25 @@ def reveal(state: SiteState, request: UnmaskRequest, node_keys: Mapping[str, Pub
     content = _content(state)
     for name, signature in request.signatures.items():
         node_keys[name].verify(SURVIVORS, content, signature)
+    removed = session.removed(len(survivors))
     return RevealedShares(
         session=session.identity,
         site=state.site,
-        seeds={name: seed for name, (seed, _) in state.shares.items() if name in survivors},
-        keys={name: key for name, (_, key) in state.shares.items() if name not in survivors},
+        seeds={name: held[0] for name, held in state.shares.items() if name in survivors},
+        keys={name: held[1] for name, held in state.shares.items() if name not in survivors},
+        links={name: state.shares[name][1 + removed] for name in state.survivors if removed},
     )
+
+
+def _split(secret: Sequence[bytes], session: Session, sites: Iterable[str]) -> dict[str, list[bytes]]:
+    """Return each site's shares of several secrets."""
+    places = {name: session.place(name) for name in sites}
+    split = [shamir.split(part, session.minimum_survivors, places.values()) for part in secret]
+    return {name: [part[place].to_bytes(shamir.SHARE_BYTES) for part in split] for name, place in places.items()}
 
 
 def _content(state: SiteState) -> bytes:
     return survivors_content(state.session.identity, keys_digest(state.keys), state.shares, state.survivors)
-
-
-def _share(value: int) -> bytes:
-    return value.to_bytes(shamir.SHARE_BYTES)
 
 
 def _bytes(text: str) -> bytes:

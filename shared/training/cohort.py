@@ -64,11 +64,13 @@ class PublicData:
     Attributes:
         rows: their inputs and joints.
         identity: of the data set they come from.
+        shown: the same rows of their public views, where somebody asks whether the view helps (`view_gate`).
 
     """
 
     rows: Rows
     identity: str
+    shown: Rows | None = None
 
 
 def build_cohort(
@@ -163,17 +165,26 @@ def build_public(
     *,
     strategy: Strategy,
     cache_folder: Path | None = None,
+    public_view: PublicView | None = None,
     features: bool = True,
     precision: Precision = "float32",
 ) -> PublicData:
-    """Prepare a public data set for a basis.
+    """Prepare a public data set for a basis or an anchor, and with a `public_view` for a judgement of it.
 
     Raises:
         DataError: a frame cannot be read.
 
     """
-    rows, _ = build_rows(dataset, model, strategy, folder=cache_folder, features=features, precision=precision)
-    return PublicData(rows=rows, identity=dataset.identity())
+    rows, shown = build_rows(
+        dataset,
+        model,
+        strategy,
+        folder=cache_folder,
+        public_view=public_view,
+        features=features,
+        precision=precision,
+    )
+    return PublicData(rows=rows, identity=dataset.identity(), shown=shown)
 
 
 def load_bags(engine: UnitGradients, rows: Rows, ids: RowIds) -> Bags:

@@ -27,7 +27,8 @@ from torch.func import functional_call, grad_and_value, jvp, vmap
 
 from wardpose.shared.pose.codec import SimCC
 from wardpose.shared.pose.loss import simcc_loss
-from wardpose.shared.pose.model import PoseModel, trainable_names
+from wardpose.shared.pose.low_rank import SUFFIX, expanded
+from wardpose.shared.pose.model import PoseModel, trainable_names, trained_values
 from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.vectors import Vector, map_vector
 
@@ -115,6 +116,7 @@ class UnitGradients:
             raise ValueError(f"micro_batch is {micro_batch}; allowed: 1 or more")
         self.names = trainable_names(model, strategy)
         self.strategy = strategy
+        self.config = model.config
         self._model = model
         self._codec = SimCC.of(model.config)
         trained = set(self.names)
@@ -123,6 +125,8 @@ class UnitGradients:
             for name, tensor in [*model.named_parameters(), *model.named_buffers()]
             if name not in trained
         }
+        factored = {name.removesuffix(SUFFIX) for name in self.names if name.endswith(SUFFIX)}
+        self._shapes = {name: tuple(value.shape) for name, value in self._frozen.items() if name in factored}
         first = next(model.parameters())
         self.device, self.dtype = first.device, first.dtype
         self._autocast = autocast
@@ -131,8 +135,7 @@ class UnitGradients:
 
     def parameters(self) -> Vector:
         """Copy the model's trainable parameters: the point at which gradients are taken."""
-        values = dict(self._model.named_parameters())
-        return {name: values[name].detach().clone() for name in self.names}
+        return trained_values(self._model, self.strategy)
 
     def features(self, inputs: Tensor) -> Tensor:
         """Compute trunk features (B, C, h, w) of crops (B, 3, H, W); the crops where nothing is frozen."""
@@ -271,8 +274,12 @@ class UnitGradients:
         return simcc_loss(logits_x, logits_y, joints, visibility, self._codec)
 
     def _call(self, parameters: Vector, features: Tensor) -> tuple[Tensor, Tensor]:
+        values = parameters
+        if self._shapes:
+            values = expanded(parameters, self._shapes)
+            values |= {name: self._frozen[name] + values[name] for name in self._shapes}
         with self._precision():
-            logits_x, logits_y = functional_call(self._model, {**self._frozen, **parameters}, (features, self.strategy))
+            logits_x, logits_y = functional_call(self._model, {**self._frozen, **values}, (features, self.strategy))
         return logits_x.to(self.dtype), logits_y.to(self.dtype)
 
     @contextmanager

@@ -12,12 +12,14 @@ from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.privacy.clipping import GRID
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.privacy.noise import Streams
+from wardpose.shared.training.anchor import PublicAnchor
 from wardpose.shared.training.basis import decode_coordinates
 from wardpose.shared.training.cohort import CohortData, PublicData, load_bags
 from wardpose.shared.training.gradients import UnitGradients
 from wardpose.shared.training.projection import ProjectionReport
-from wardpose.shared.training.settings import LocalTraining, refuse_distributed, refuse_uplink
+from wardpose.shared.training.settings import LocalTraining, refuse_anchor, refuse_distributed, refuse_uplink
 from wardpose.shared.training.step import DeclaredUnits, StepGradient, StepObserver
+from wardpose.shared.training.view_gate import ViewReport
 from wardpose.shared.vectors import Vector, map_vector, unflatten
 
 Progress = Callable[[int, int], None]
@@ -29,11 +31,12 @@ class LocalUpdate:
     """What local training gives back: the noised update, and facts that do not depend on any private frame.
 
     Attributes:
-        update: w_local - w_global for every trainable name, float32, on the CPU.
+        update: w_local - w_global (`LocalTraining.average`) for every trainable name, float32, on the CPU.
         mechanism: as asked for.
         steps: noised gradients taken.
         secure: whether sampling and noise came from secure streams; `False`: not private.
         projection: what the gate decided from public gradients; `None` without a basis.
+        view: what was decided of the public view from public people; `None` where nothing was asked.
         coefficients: (m,) float64 coordinates of the update in the public frames' gradients, when the
             mechanism's uplink asks for them and the basis was used; the update is then redundant.
         share: (p,) int64, what the site adds to the sum over sites, where the mechanism's noise is distributed. It must
@@ -46,6 +49,7 @@ class LocalUpdate:
     steps: int
     secure: bool
     projection: ProjectionReport | None = None
+    view: ViewReport | None = None
     coefficients: Tensor | None = None
     share: Tensor | None = None
 
@@ -74,7 +78,7 @@ def local_update(
         streams: sampling, noise and public draws.
         declared_units: N, the number of units the site declared; by tier (the plain tier is "") where the
             mechanism has tiers.
-        public: public data for the basis of `projected` and `feature-projective`.
+        public: public data for the basis of `projected` and `feature-projective`, and for `training.anchor`.
         first_step: noised steps that the run took before this round, the position in a schedule.
         sites: that add up, where the mechanism's noise is distributed.
         progress: called after each step.
@@ -87,6 +91,7 @@ def local_update(
     try:
         refuse_uplink(mechanism, training)
         refuse_distributed(mechanism, training)
+        refuse_anchor(mechanism, training)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     autocast = training.precision == "bfloat16" and next(model.parameters()).is_cuda
@@ -102,27 +107,42 @@ def local_update(
         declared_units=declared_units,
         public=public,
         first_step=first_step,
+        anchor=_anchor(engine, public, training, streams),
         observer=observer,
     )
     if mechanism.distributed is not None:
         share = step_gradient.share(leaves, sites=sites)
         return LocalUpdate(update={}, mechanism=mechanism, steps=1, secure=streams.secure, share=share)
+    averaged, total = training.averaged_steps, map_vector(torch.zeros_like, start)
     for step in range(training.steps):
         gradient = step_gradient(leaves)
         for name, leaf in leaves.items():
             leaf.grad = gradient[name].to(leaf)
         algorithm.step()
+        if step >= training.steps - averaged:
+            total = map_vector(lambda value, leaf, first: value + (leaf - first) / averaged, total, leaves, start)
         if progress is not None:
             progress(step + 1, training.steps)
     projection, coordinates = step_gradient.projection, step_gradient.coordinates
     return LocalUpdate(
-        update=map_vector(lambda after, before: (after - before).float().cpu(), leaves, start),
+        update=map_vector(lambda value: value.float().cpu(), total),
         mechanism=mechanism,
         steps=training.steps,
         secure=streams.secure,
         projection=projection,
+        view=step_gradient.view,
         coefficients=None if coordinates is None else -training.optimizer.learning_rate * coordinates,
     )
+
+
+def _anchor(
+    engine: UnitGradients, public: PublicData | None, training: LocalTraining, streams: Streams
+) -> PublicAnchor | None:
+    if training.anchor is None:
+        return None
+    if public is None:
+        raise ConfigError("training.anchor: needs public data, and none is given")
+    return PublicAnchor(engine, public, training.anchor, streams.public)
 
 
 def apply_sum(

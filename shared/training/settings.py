@@ -1,9 +1,9 @@
 """How a site trains locally: one value that the plan holds, the order carries and `local_update` takes, unchanged."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
 from wardpose.shared.data.crops import Augmentation
@@ -48,6 +48,25 @@ class OptimizerConfig(BaseModel):
         return kind(parameters, lr=self.learning_rate, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
 
 
+class AnchorOptions(BaseModel):
+    """What public people add to every step; `training.anchor` has the proof that it costs no privacy.
+
+    Attributes:
+        weight: factor of their un-noised gradient; 0 for none.
+        max_grad_norm: to which their mean gradient is shortened before.
+        batch: people of a step.
+        precondition: scale coordinates by their second moments before units are clipped (`dp-sgd` alone).
+
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: float = Field(default=0.1, ge=0, le=1e6, allow_inf_nan=False)
+    max_grad_norm: float = Field(default=1.0, ge=1e-12, le=1e12, allow_inf_nan=False)
+    batch: int = Field(default=64, ge=1, le=4096)
+    precondition: bool = False
+
+
 class LocalTraining(BaseModel):
     """Local training of one round.
 
@@ -61,6 +80,9 @@ class LocalTraining(BaseModel):
         precision: of forward passes at sites that train on CUDA; `bfloat16` is faster there and changes nothing
             elsewhere. Unit gradients, clip norms and sums stay in the model's dtype and noise in float64: what is
             coarser is the gradient, not its bound.
+        anchor: what public people add; the site's `public_data` are these people. Nothing when absent.
+        average: share of the round's last steps whose weights are averaged into the update; 0: the last step's weights
+            alone. Weights after noised steps may be averaged freely: that is post-processing.
 
     """
 
@@ -73,6 +95,39 @@ class LocalTraining(BaseModel):
     augmentation: Augmentation = Augmentation()
     micro_batch: int | None = Field(default=None, ge=1, le=4096)
     precision: ForwardPrecision = "float32"
+    anchor: AnchorOptions | None = None
+    average: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is absent, so that a run of an earlier version is still the same run."""
+        values: dict[str, Any] = handler(self)
+        for name in ("anchor", "average"):
+            if not values.get(name):
+                values.pop(name, None)
+        return values
+
+    @property
+    def averaged_steps(self) -> int:
+        """Return how many of the last steps' weights are averaged, 1 or more."""
+        return max(1, round(self.average * self.steps))
+
+
+def refuse_anchor(mechanism: Mechanism, training: LocalTraining) -> None:
+    """Refuse public help that does not go with the mechanism; part of every plan's and order's validation.
+
+    Raises:
+        ValueError: the sum over sites or coefficients in a basis cannot hold the anchor, or the preconditioner's scale
+            is not that of the mechanism's other parts.
+
+    """
+    anchor = training.anchor
+    if anchor is not None and (mechanism.distributed is not None or mechanism.sends_coefficients):
+        raise ValueError("training.anchor: allowed: neither with secure aggregation nor with coefficients as uplink")
+    if anchor is not None and anchor.precondition and mechanism.name != "dp-sgd":
+        raise ValueError(f'training.anchor.precondition with mechanism "{mechanism.name}"; allowed: "dp-sgd"')
+    if training.average and mechanism.sends_coefficients:
+        raise ValueError(f"training.average is {training.average:g}; coefficients as uplink allow 0")
 
 
 def refuse_distributed(mechanism: Mechanism, training: LocalTraining) -> None:
@@ -90,7 +145,7 @@ def refuse_distributed(mechanism: Mechanism, training: LocalTraining) -> None:
     if optimizer.name != "sgd" or optimizer.momentum:
         raise ValueError(
             f'training.optimizer is "{optimizer.name}" with momentum {optimizer.momentum:g}; secure aggregation allows '
-            '"sgd" without (server.aggregation.name "fedadam" adapts steps at the server)'
+            '"sgd" without (server.aggregation.name "fedadam" or "fedavgm" follows at the server)'
         )
 
 

@@ -5,7 +5,7 @@ One step at weights w, with q the sampling rate, N the *declared* number of unit
 1. B: every unit takes part with probability q, by coins of the secret sampling stream; F frames of each.
 2. s = sum over B of clip_C(unit gradient) + N(0, (sigma C)^2), noise also when B is empty.
 3. u = mean gradient over a public batch that comes from another stream (feature mechanisms only).
-4. the gradient is weight * u + s / (q N).
+4. the gradient is weight * u + s / (q N), and what public people add (`anchor`).
 
 Neither |B| nor the realised number of units appears in it. Given w, u is independent of B and of the noise,
 so a step is a Poisson-subsampled Gaussian query of sensitivity C and everything else is post-processing. Were
@@ -27,11 +27,13 @@ from wardpose.shared.privacy.clipping import ClipSum, ProjectClipSum, Query, add
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.privacy.noise import Streams
 from wardpose.shared.privacy.sampling import poisson_sample
+from wardpose.shared.training.anchor import PublicAnchor
 from wardpose.shared.training.basis import PublicBasis
 from wardpose.shared.training.cohort import CohortData, PublicData, RowIds, load_bags
 from wardpose.shared.training.gradients import Bags, UnitGradients, join
 from wardpose.shared.training.projection import Projection, ProjectionReport
 from wardpose.shared.training.public_part import PublicPart, PublicViews
+from wardpose.shared.training.view_gate import ViewReport, judge_view
 from wardpose.shared.vectors import Vector, map_vector
 
 DeclaredUnits = int | Mapping[str, int]
@@ -59,12 +61,14 @@ class StepGradient:
         mechanism: what a step does.
         streams: sampling, noise and public draws, all independent.
         declared_units: N.
-        public: public data of the basis, where the mechanism's basis comes from public data.
+        public: public data of the basis and of the judgement of the view, where the mechanism has them.
         first_step: steps that the run took before this round, the position in a schedule.
+        anchor: what public people add to every step.
         observer: looks at the units, if anybody does.
 
     Attributes:
         coordinates: sum of all steps' gradients in the public frames' coordinates, (m,) float64, if asked for.
+        view: whether the round uses the public view, where the mechanism asks for a judgement.
 
     Raises:
         ConfigError: the mechanism needs public views, public data or tiers that are not given.
@@ -81,6 +85,7 @@ class StepGradient:
         declared_units: DeclaredUnits,
         public: PublicData | None = None,
         first_step: int = 0,
+        anchor: PublicAnchor | None = None,
         observer: StepObserver | None = None,
     ) -> None:
         views = None
@@ -88,6 +93,9 @@ class StepGradient:
             if data.public is None:
                 raise ConfigError(f'mechanism "{mechanism.name}" needs rows of the public view; the cohort has none')
             views = PublicViews(engine, data.public, mechanism.feature.labels)
+        self.view: ViewReport | None = judge_view(engine, mechanism, public)
+        if self.view is not None and not self.view.used:
+            views = None
         self._engine = engine
         self._data = data
         self._mechanism = mechanism
@@ -97,6 +105,7 @@ class StepGradient:
         self._views = views if mechanism.uses_difference else None
         self._public = PublicPart(engine, data, views, mechanism, streams.public) if views is not None else None
         self._projection = Projection(engine, mechanism, public, views) if mechanism.uses_basis else None
+        self._anchor = anchor
         self._observer = observer
         self._chunk = 0
         self.coordinates: Tensor | None = None
@@ -110,8 +119,10 @@ class StepGradient:
             parts.append(self._private(parameters, self._mechanism.at(self._step)))
         if self._public is not None:
             parts.append(self._public(parameters))
+        if self._anchor is not None:
+            parts.append(self._anchor(parameters))
         self._step += 1
-        return parts[0] if len(parts) == 1 else map_vector(torch.add, *parts)
+        return map_vector(lambda *values: sum(values[1:], start=values[0]), *parts)
 
     def share(self, parameters: Vector, *, sites: int) -> Tensor:
         """Return what this site adds to a step over the cohorts of so many sites: (p,) int64, in grid steps.
@@ -186,12 +197,14 @@ class StepGradient:
         if len(ids) and not self._chunk:
             most = self._engine.micro_batch(self._bags(ids[:1]))
             self._chunk = micro_batch_size(most, *_batch_size(mechanism, self._declared))
+        scale = None if self._anchor is None else self._anchor.scale
         for start in range(0, len(ids), max(1, self._chunk)):
             count = min(self._chunk, len(ids) - start)
             rows = start + np.minimum(np.arange(self._chunk), count - 1)  # padded before features are computed, too
             watch = self._watch(count, frames=ids.shape[1])
             for gradients, _ in self._engine.padded(parameters, self._bags(ids[rows]), self._chunk, watch=watch):
-                yield gradients, count
+                scaled = gradients if scale is None else map_vector(lambda g, d: g * d.to(g), gradients, scale)
+                yield scaled, count
 
     def _watch(self, count: int, *, frames: int) -> Callable[[Tensor], None] | None:
         observer = self._observer

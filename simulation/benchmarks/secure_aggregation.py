@@ -1,8 +1,9 @@
 """What secure aggregation costs beside plain aggregation: seconds and bytes of whole rounds, in one run.
 
 The work of all sites and of the server is done one after the other on one core, and counted in seconds of that core;
-what one site and the server would take at the same time is told apart. Training is not part of it, and neither is the
-noise, which both ways need.
+what one site and the server would take at the same time is told apart. Training is not part of it. Noise is: the plain
+way draws a float64 Gaussian at each site, secure aggregation discrete ones in parts, of which the server draws again
+those that come off. Thresholds are the defaults of a plan.
 """
 
 import math
@@ -20,16 +21,21 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from wardpose.server.aggregation import Aggregator
-from wardpose.shared.config import AggregationConfig
+from wardpose.shared.config import AggregationConfig, SecureConfig
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.secure_aggregation.messages import KeysRequest, Session, least_survivors
+from wardpose.shared.privacy.distributed import GRID_STEPS, DistributedNoise
+from wardpose.shared.privacy.noise import SecureStream
+from wardpose.shared.secure_aggregation.masks import as_words, centred
+from wardpose.shared.secure_aggregation.messages import KeysRequest, Session
+from wardpose.shared.secure_aggregation.removal import add_parts
 from wardpose.shared.secure_aggregation.server import MaskedSum
-from wardpose.shared.secure_aggregation.site import accept, advertise, confirm, reveal, share
+from wardpose.shared.secure_aggregation.site import Masker, accept, advertise, confirm, reveal, share
 from wardpose.shared.signing import Signer
 from wardpose.simulation.benchmarks.step import hardware
 
 _MOST_MISSING = 0.2
 _RANGE = 2**24  # of the vectors' integers
+_SIGMA = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +114,8 @@ def measure_secure_aggregation(setting: Setting) -> dict[str, Any]:
 
     Returns:
         `rows` of `sites`, `parameters`, `dropouts`, `time_ratio` and `bytes_ratio` to plain aggregation, the seconds
-        behind them, and `exact`: whether the sum was that of the survivors; and what was measured on.
+        behind them, and `exact`: whether the sum was that of the survivors with the noise that they keep; and what was
+        measured on.
 
     Raises:
         ConfigError: a size cannot be measured.
@@ -130,13 +137,15 @@ def measure_secure_aggregation(setting: Setting) -> dict[str, Any]:
 
 def _row(sites: int, parameters: int, dropouts: float, setting: Setting) -> dict[str, Any]:
     names = tuple(f"site-{number:03}" for number in range(sites))
-    missing = min(math.ceil(sites * dropouts), sites - least_survivors(sites, 1))
+    noise = SecureConfig(bits=setting.bits).noise(sites)
+    missing = min(math.ceil(sites * dropouts), sites - noise.minimum_survivors)
     plain, secure, exact = [], [], True
     for _ in range(setting.repetitions):
         plain.append(_plain(names[missing:], parameters))
-        cost, total = _Round(names, missing, parameters, setting.bits).run()
-        secure.append(cost)
-        exact = exact and bool((total == sum(_vector(name, parameters) for name in names[missing:])).all())
+        turn = _Round(names, missing, parameters, noise)
+        total = turn.run()
+        secure.append(turn.cost)
+        exact = exact and bool((total == turn.expected).all())
     one, other = min(secure, key=lambda cost: cost.total), min(plain, key=lambda cost: cost.total)
     return {
         "sites": sites,
@@ -163,7 +172,12 @@ def _plain(present: Sequence[str], parameters: int) -> _Cost:
     """Float32 releases through the plain path: records, and Flower's own mean."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     cost, weights = _Cost(), {"w": np.zeros(parameters, np.float32)}
-    updates = {name: ({"w": cost.carried(name, _vector(name, parameters).astype(np.float32))}, 1.0) for name in present}
+    updates = {}
+    for name in present:
+        vector = _vector(name, parameters).astype(np.float32)
+        with cost.at(name):
+            vector += SecureStream().gaussian(parameters, _SIGMA * GRID_STEPS)
+        updates[name] = ({"w": cost.carried(name, vector)}, 1.0)
     with cost.at(""):
         request = Message(RecordDict(), 1, "train")
         Aggregator(AggregationConfig()).combine(weights, updates, round_number=1, request=request)
@@ -173,26 +187,29 @@ def _plain(present: Sequence[str], parameters: int) -> _Cost:
 class _Round:
     """A whole session; the first `missing` sites share their masks and send no vector, which costs the server most."""
 
-    def __init__(self, names: tuple[str, ...], missing: int, parameters: int, bits: int) -> None:
+    def __init__(self, names: tuple[str, ...], missing: int, parameters: int, noise: DistributedNoise) -> None:
         self.cost = _Cost()
+        self.expected = np.zeros(parameters, np.int64)
         self.names, self.survivors = names, names[missing:]
+        self.base, *scales = noise.scales(_SIGMA, sites=len(names))
         self.session = Session(
             run="benchmark",
             round=1,
             course="0" * 64,
             nonce="0" * 64,
             participants=names,
-            minimum_survivors=max(least_survivors(len(names), 1), len(self.survivors)),
-            colluding=1,
-            bits=bits,
+            minimum_survivors=noise.minimum_survivors,
+            colluding=noise.colluding,
+            bits=noise.bits,
             coordinates=parameters,
+            scales=tuple(scales),
         )
         self.signers = {name: Signer(ec.generate_private_key(ec.SECP384R1())) for name in names}
         self.node_keys = {name: signer.public for name, signer in self.signers.items()}
         self.server = MaskedSum(self.session)
 
-    def run(self) -> tuple[_Cost, NDArray[np.int64]]:
-        """Take the round; returns what it cost and the sum."""
+    def run(self) -> NDArray[np.int64]:
+        """Take the round; returns the sum."""
         cost, server = self.cost, self.server
         states = {}
         cost.sent(KeysRequest(session=self.session), len(self.names))
@@ -214,7 +231,9 @@ class _Round:
                 vector = _vector(name, self.session.coordinates)
                 with cost.at(name):
                     states[name], masker = accept(states[name], delivery)
+                    vector = vector + SecureStream().discrete_gaussian(len(vector), self.base)
                     packed = masker(vector)
+                self._expect(vector, masker)
                 received = cost.carried(name, packed)
                 with cost.at(""):
                     server.add(name, received)
@@ -232,4 +251,13 @@ class _Round:
                 revealed[name] = reveal(states[name], asked, self.node_keys)
             cost.sent(revealed[name])
         with cost.at(""):
-            return cost, server.unmask(revealed)
+            return server.unmask(revealed)
+
+    def _expect(self, vector: NDArray[np.int64], masker: Masker) -> None:
+        """Add what a survivor's vector is without masks and without the noise that comes off."""
+        session, self.expected = self.session, self.expected + vector
+        kept = slice(session.removed(len(self.survivors)), None)
+        words = as_words(np.zeros(len(vector), np.int64), session.bits)
+        parts = zip(masker.links[kept], session.scales[kept], strict=True)
+        add_parts(words, session.bits, parts, sign=1)
+        self.expected += centred(words, session.bits)

@@ -8,7 +8,7 @@ from wardpose.shared.anonymize.public_view import PublicViewConfig
 from wardpose.shared.errors import PolicyViolation
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.site_config import SiteConfig
-from wardpose.shared.training.settings import LocalTraining
+from wardpose.shared.training.settings import AnchorOptions, LocalTraining
 from wardpose.shared.wire import RoundOrder
 
 
@@ -92,6 +92,12 @@ def test_a_projection_needs_public_data_at_the_site() -> None:
     asked = order(Mechanism(name="projected", noise_multiplier=1.0))
     with pytest.raises(PolicyViolation, match=r"public_data = \[\]"):
         check_order(site(mechanisms=["projected"]), asked)
+
+
+def test_an_anchor_needs_public_data_at_the_site() -> None:
+    asked = make_order(Mechanism(noise_multiplier=1.0), training=LocalTraining(anchor=AnchorOptions()))
+    with pytest.raises(PolicyViolation, match=r"public_data = \[\]"):
+        check_order(site(), asked)
 
 
 def test_the_budget_is_stated_for_the_sites_adjacency() -> None:

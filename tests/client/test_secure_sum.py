@@ -3,21 +3,28 @@
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from support.orders import make_order
 from support.secure_sums import Sites, make_session
 from support.sites import write_site
 
 from wardpose.client import secure_sum
 from wardpose.client.check import check_site
-from wardpose.client.secure_sum import SessionStates, check_session
+from wardpose.client.secure_sum import SessionStates, check_session, take_seat
 from wardpose.client.site import Site, open_site
 from wardpose.shared.errors import ConfigError, DataError, PolicyViolation, WireError
-from wardpose.shared.secure_aggregation.messages import Session
+from wardpose.shared.privacy.distributed import DistributedNoise
+from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.secure_aggregation.masks import as_words, centred
+from wardpose.shared.secure_aggregation.messages import Delivery, Session
+from wardpose.shared.secure_aggregation.removal import add_parts
 from wardpose.shared.secure_aggregation.server import MaskedSum
 from wardpose.shared.secure_aggregation.site import SiteState, accept, advertise, confirm, reveal, share
 from wardpose.shared.signing import create_key_pair
+from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
 
 
 class Killed(BaseException):
@@ -70,6 +77,53 @@ def test_a_whole_session_on_the_disk_leaves_an_empty_file(tmp_path: Path) -> Non
         states.step(session.identity, lambda state: (None, state))
     with pytest.raises(WireError, match="has begun before"):
         states.begin(session, lambda: advertise(session, "s00", sites.signers["s00"]))
+
+
+@pytest.mark.parametrize("step", ["share", "accept", "confirm", "reveal"])
+def test_a_kill_at_any_step_and_the_same_message_again_give_the_sum_and_take_the_same_noise_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """One of five sites is missing; of the others one is killed before its state is on the disk, and asked again."""
+    session = make_session(5, 4, scales=(1 << 20,))
+    states, sites, server = SessionStates(tmp_path), Sites(session), MaskedSum(session)
+
+    def twice(name: str, take: Callable[[SiteState], Any]) -> Any:
+        """As site s00, whose state is on the disk, and whose first try ends in a kill where `step` says so."""
+        if name == step:
+            with monkeypatch.context() as patch:
+                patch.setattr(secure_sum, "write_bytes", kill)
+                with pytest.raises(Killed):
+                    states.step(session.identity, take)
+        return states.step(session.identity, take)
+
+    server.add_keys("s00", states.begin(session, lambda: advertise(session, "s00", sites.signers["s00"])))
+    rest = session.participants[1:]
+    for name in rest:
+        server.add_keys(name, sites.keys(name))
+    request = server.shares_request()
+    server.add_shares("s00", twice("share", lambda state: share(state, request, sites.node_keys)))
+    for name in rest:
+        sites.states[name], sealed = share(sites.states[name], request, sites.node_keys)
+        server.add_shares(name, sealed)
+    deliveries, vector = server.deliveries(), np.arange(session.coordinates)
+    maskers = {"s00": twice("accept", lambda state: accept(state, deliveries["s00"]))}
+    server.add("s00", maskers["s00"](vector))
+    for name in rest[:3]:
+        server.add(name, sites.mask(name, deliveries[name], vector))
+    listed, signatures = server.survivors_request(), {}
+    signatures["s00"] = twice("confirm", lambda state: confirm(state, listed, sites.signers["s00"])).signature
+    for name in rest[:3]:
+        sites.states[name], answer = confirm(sites.states[name], listed, sites.signers[name])
+        signatures[name] = answer.signature
+    asked = server.unmask_request(signatures)
+    revealed = {name: reveal(sites.states[name], asked, sites.node_keys) for name in rest[:3]}
+    revealed["s00"] = twice("reveal", lambda state: (None, reveal(state, asked, sites.node_keys)))
+    expected = 4 * vector
+    for masker in (maskers["s00"], *(sites.maskers[name] for name in rest[:3])):  # four survivors keep all noise
+        words = as_words(np.zeros(session.coordinates, np.int64), session.bits)
+        add_parts(words, session.bits, [(masker.links[0], session.scales[0])], sign=1)
+        expected = expected + centred(words, session.bits)
+    assert (server.unmask(revealed) == expected).all()
 
 
 @pytest.mark.parametrize("ends", [False, True])
@@ -155,6 +209,47 @@ def test_a_session_is_held_against_the_sites_own_policy_and_keys(site_with: Call
     ):
         with pytest.raises(PolicyViolation, match=match):
             check_session(site_with(**policy), session)
+
+
+def test_a_session_with_less_noise_than_the_order_or_more_sites_than_its_share_counts_on_gets_no_vector(
+    site_with: Callable[..., Site],
+) -> None:
+    """Refused where the site sits down, which is before anything is charged or a frame is read."""
+    noise = DistributedNoise(sites=4, minimum_survivors=3)
+    site, scales = site_with(distributed_noise=True), noise.scales(1.0, sites=4)[1:]
+    for number, (scale, declared, match) in enumerate(
+        [
+            (scales, 4, 'after "keys" this message has no answer'),  # right in all of this, and only early
+            ((scales[0] - 1,), 4, "noise is not that of"),
+            ((0,), 4, "noise is not that of"),
+            (scales, 3, "another round, course or threshold"),
+        ]
+    ):
+        distributed = noise.model_copy(update={"sites": declared})
+        order = make_order(
+            Mechanism(noise_multiplier=1.0, distributed=distributed),
+            training=LocalTraining(steps=1, optimizer=OptimizerConfig(name="sgd")),
+        )
+        session = make_session(4, 3, course=order.course.identity, nonce=f"{number}" * 64, scales=scale)
+        SessionStates(site.config.state / "secure").begin(session, lambda s=session: advertise(s, "s00", site.signer))
+        asked = order.model_copy(update={"secure": Delivery(session=session.identity, sealed={})})
+        with pytest.raises(WireError, match=match):
+            take_seat(site, asked)
+
+
+def test_removable_noise_is_drawn_anew_in_every_session_but_in_simulations(
+    site_with: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, session = site_with(distributed_noise=True), make_session(4, 3)
+    assert secure_sum.simulated_root(site, session) is None
+    assert len({advertise(session, "s00", site.signer)[0].root for _ in range(3)}) == 3
+    monkeypatch.setattr(site, "config", site.config.model_copy(update={"simulation_seed": 5}))
+    again = secure_sum.simulated_root(site, make_session(4, 3, nonce="2" * 64))
+    assert (
+        again
+        == secure_sum.simulated_root(site, session)
+        != secure_sum.simulated_root(site, make_session(4, 3, round=2))
+    )
 
 
 def test_one_key_for_two_names_is_refused(site_with: Callable[..., Site], tmp_path: Path) -> None:

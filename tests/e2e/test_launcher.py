@@ -14,6 +14,7 @@ import pytest
 from wardpose.server.runs import find_run
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.health import healthy
+from wardpose.shared.yaml_config import to_yaml
 from wardpose.simulation.dev import Deployment
 from wardpose.simulation.flower import environment, free_ports, program
 
@@ -129,13 +130,17 @@ def test_a_run_outlives_its_executor_and_the_superlink(home: Home) -> None:
 
 
 def test_a_run_that_is_told_to_stop_is_told_apart_and_goes_on(home: Home) -> None:
-    home.asked("submit")
+    plans = {rounds: home.folder / f"plan-{rounds}.yaml" for rounds in (1, 1000)}
+    for rounds, path in plans.items():
+        mechanism = PLAN.mechanism.model_copy(update={"noise_multiplier": 150.0})
+        path.write_text(to_yaml(PLAN.model_copy(update={"rounds": rounds, "mechanism": mechanism})))
+    home.asked("submit", str(plans[1000]))
     assert home.asked("stop")["status"] == "told to stop"
     wait_for(lambda: home.server("status").returncode != 4, what="the run's end")
     stopped = home.server("status")
     assert stopped.returncode == 3, stopped.stderr
     assert "it was told to" in stopped.stderr
-    resumed = home.server("resume")
+    resumed = home.server("resume", "--plan", str(plans[1]))
     assert resumed.returncode == 0, resumed.stderr
 
 

@@ -47,8 +47,19 @@ def test_weights_are_the_public_constants(request_message: Message) -> None:
     np.testing.assert_allclose(result["head"], 10 + 13 / 4, rtol=1e-6)
 
 
-def test_fedadam_goes_on_from_a_checkpoint_as_if_nothing_happened(request_message: Message) -> None:
-    config = AggregationConfig(name="fedadam")
+def test_momentum_runs_on_from_round_to_round(request_message: Message) -> None:
+    aggregator = Aggregator(AggregationConfig(name="fedavgm", momentum=0.5))
+    one = aggregator.combine(BASE, updates(1.0, 3.0), round_number=1, request=request_message)
+    np.testing.assert_allclose(one["head"], 12, rtol=1e-6)
+    two = aggregator.combine(one, updates(1.0, 3.0), round_number=2, request=request_message)
+    np.testing.assert_allclose(two["head"], 12 + 2 + 0.5 * 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fedadam", "fedavgm"])
+def test_a_rule_with_memory_goes_on_from_a_checkpoint_as_if_nothing_happened(
+    request_message: Message, name: str
+) -> None:
+    config = AggregationConfig.model_validate({"name": name})
     straight, first, second = Aggregator(config), Aggregator(config), Aggregator(config)
     one = straight.combine(BASE, updates(1.0, 2.0), round_number=1, request=request_message)
     two = straight.combine(one, updates(0.5, 1.5), round_number=2, request=request_message)
@@ -67,7 +78,7 @@ def test_a_release_of_another_shape_is_refused(request_message: Message) -> None
         Aggregator(AggregationConfig()).combine(BASE, bad, round_number=1, request=request_message)
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fedadam", "fedmedian", "fedtrimmedavg", "krum"])
+@pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam", "fedmedian", "fedtrimmedavg", "krum"])
 def test_unknown_names_are_refused_by_every_rule(request_message: Message, name: str) -> None:
     foreign: dict[str, tuple[Arrays, float]] = {"s0": ({"neck": np.zeros((2, 2), np.float32)}, 1.0)}
     config = AggregationConfig.model_validate({"name": name})

@@ -21,7 +21,7 @@ from wardpose.shared.training.basis import build_basis
 from wardpose.shared.training.cohort import CohortData, load_bags
 from wardpose.shared.training.gradients import UnitGradients
 from wardpose.shared.training.local import local_update
-from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
+from wardpose.shared.training.settings import AnchorOptions, LocalTraining, OptimizerConfig
 from wardpose.shared.vectors import flatten
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -171,6 +171,9 @@ def test_what_loosens_the_bound() -> None:
     assert of({}, slack=3.0) == pytest.approx(3 * plain)
     assert of({}, largest_cohort=10.0) > plain
     assert of({"unit": "frame"}) > of({}, largest_cohort=900.0)
+    anchored = training.model_copy(update={"anchor": AnchorOptions(weight=2.0, max_grad_norm=3.0)})
+    longest = bound(mechanism, anchored, units=100, p=10_000, start=1.0) - plain
+    assert longest == pytest.approx(4 * training.optimizer.learning_rate * 2.0 * 3.0, rel=0.01)
     assert of({"name": "feature"}) > plain
     assert of({"name": "feature"}, unclipped_gradient_norm=0.1) < of({"name": "feature"})
     gated = of({"name": "projected"})
@@ -191,6 +194,23 @@ def test_a_basis_stretches_no_more_than_it_is_given_credit_for() -> None:
         basis = build_basis(engine, engine.parameters(), bags.units(0, 32), bags.units(32, 40), options)
         columns = [flatten(basis.decode(line)).double() for line in torch.eye(basis.rank)]
         assert float(torch.linalg.matrix_norm(torch.stack(columns), 2)) < _STRETCH
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum"])
+def test_the_mean_of_the_last_steps_is_bounded_by_the_mean_of_their_answers(name: str) -> None:
+    """Without noise and with every unit there and aligned, the bound is reached, not merely kept."""
+    optimizer = OptimizerConfig.model_validate(OPTIMIZERS[name] | {"weight_decay": 0.0})
+    weights, path = torch.nn.Parameter(torch.zeros(1)), []
+    algorithm = optimizer.build([weights])
+    for _ in range(9):
+        weights.grad = torch.ones(1) * 2.0
+        algorithm.step()
+        path.append(abs(float(weights.detach())))
+    training = LocalTraining(steps=9, optimizer=optimizer, average=0.5)
+    mechanism = Mechanism(sample_rate=1.0, max_grad_norm=2.0)
+    most = bound(mechanism, training, units=5, p=1, start=0.0, largest_cohort=1.0)
+    moved = float(np.mean(path[-training.averaged_steps :]))
+    assert moved <= most <= 1.002 * moved
 
 
 def test_a_schedule_is_followed_step_by_step() -> None:

@@ -82,7 +82,7 @@ def test_all_sites_release_are_charged_and_the_weights_follow_their_sum(whole: P
     assert [rows[number, site].status for number in (1, 2) for site in SITES] == ["released"] * 8
     assert {charged_steps(whole, site) for site in SITES} == {(2, 2)}
     (event,) = {event for site in SITES for event in Ledger(whole / "ledger.sqlite").events(site)}
-    assert (event.noise, event.shares, event.noise_multiplier) == ("distributed-discrete-gaussian", 2, 3.0)
+    assert (event.noise, event.shares, event.noise_multiplier) == ("distributed-discrete-gaussian", 3, 3.0)
     own = load_site(whole / "sites" / "north" / "site.yaml")
     assert set(Ledger(own.ledger).events("north-cohort")) == {event}
 
@@ -93,6 +93,15 @@ def test_the_same_seeds_give_the_same_weights_whatever_the_masks_are(tmp_path: P
     run(tmp_path / "again", rounds=2)
     assert not moved(tmp_path / "again", weights(whole))
     assert moved(whole, initial(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.guard
+def test_the_same_seeds_and_the_same_site_missing_give_the_same_noise(tmp_path: Path) -> None:
+    """Also of the noise that three survivors keep and four would not."""
+    for name in ("one", "other"):
+        run(tmp_path / name, [fault("straggle", TRAIN)], server=IMPATIENT)
+    assert not moved(tmp_path / "one", weights(tmp_path / "other"))
 
 
 def test_both_epsilons_are_shown_where_they_differ(whole: Path) -> None:
@@ -202,7 +211,10 @@ def test_a_site_masks_one_vector_of_a_session_and_none_without_a_session(tmp_pat
         ({"server": {"aggregation": {"name": "krum", "secure": {}}}}, 'name is "krum"'),
         ({"server": {"aggregation": {"secure": {"minimum_survivors": 2}}}}, "allowed with 4 sites, 1 of them"),
         ({"server": {"aggregation": {"secure": {"minimum_survivors": 5}}}}, "3 to 4"),
-        ({"mechanism": {"distributed": {"minimum_survivors": 3}}}, "is decided by server.aggregation.secure"),
+        (
+            {"mechanism": {"distributed": {"sites": 4, "minimum_survivors": 3}}},
+            "is decided by server.aggregation.secure",
+        ),
         ({"sites": [{"name": "a"}, {"name": "b", "weight": 2}]}, "one weight for all"),
     ],
 )

@@ -1,24 +1,97 @@
-"""The comparison of shared, own and central noise runs, and its picture can be seen."""
+"""The comparison of shared, own and central noise runs, goes on where it ended, and its picture can be seen."""
 
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+import torch
 from support.federations import tiny_federation
 
-from wardpose.shared.config import changed
-from wardpose.simulation.experiments.secure_accuracy import draw, measure
+from wardpose.shared.config import FederationConfig, changed
+from wardpose.shared.privacy.noise import seeded_streams
+from wardpose.shared.training.cohort import build_cohort, load_bags
+from wardpose.shared.training.gradients import UnitGradients
+from wardpose.simulation.experiments.secure_accuracy import (
+    RESULTS,
+    Comparison,
+    MapsGradients,
+    draw,
+    measure,
+    table,
+)
 
 
-def test_every_variant_is_trained_at_the_same_noise_and_drawn(tmp_path: Path) -> None:
+def plan(**changes: Any) -> FederationConfig:
     ward = {"kind": "ward", "hospital": "north", "patients": 4, "frames_per_patient": 1, "seed": 1}
     new = {"sites": [{"name": "north", "data": ward}], "data": {"test": [{**ward, "seed": 2}]}}
-    plan = changed(tiny_federation(("north",)), new)
-    result = measure(plan, sites=(3,), seeds=(1,))
+    return changed(tiny_federation(("north",)), new | changes)
+
+
+def test_every_variant_is_trained_at_the_same_noise_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARDPOSE_HOME", str(tmp_path / "home"))
+    path = tmp_path / "scores.json"
+    result = measure(plan(), sites=(3,), seeds=(1,), epsilons=(2.0,), path=path)
     assert [(row["variant"], row["sites"]) for row in result["rows"]] == [
+        ("no noise", 1),
         ("central", 1),
-        ("secure, nobody missing", 3),
         ("secure", 3),
+        ("secure, none colluding", 3),
         ("local", 3),
     ]
     assert all(0 <= row["score"] <= 1 for row in result["rows"])
-    draw(result, tmp_path / "scores.png")
-    assert (tmp_path / "scores.png").stat().st_size > 1000
+    assert len({row["noise_multiplier"] for row in result["rows"][1:]}) == 1
+    draw(result, path.with_suffix(".png"))
+    assert path.with_suffix(".png").stat().st_size > 1000
+    again = measure(plan(), sites=(3,), seeds=(1,), epsilons=(2.0,), path=path)
+    assert again["rows"] == result["rows"]
+
+
+def test_the_table_says_what_is_within_the_spread_and_what_is_not() -> None:
+    scores = {("central", 1): (0.6, 0.62, 0.61), ("secure", 4): (0.6, 0.6, 0.61), ("local", 4): (0.5, 0.52, 0.51)}
+    rows = [
+        {"variant": variant, "sites": sites, "epsilon": 0.8, "seed": seed, "score": score}
+        for (variant, sites), values in scores.items()
+        for seed, score in enumerate(values)
+    ]
+    assert [(row["variant"], row["mean"], row["within"]) for row in table({"rows": rows})] == [
+        ("central", 0.61, True),
+        ("secure", 0.6033, True),
+        ("local", 0.51, False),
+    ]
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_gradients_of_the_maps_are_those_of_the_engine(frames: int, tmp_path: Path) -> None:
+    """Unit by unit, up to the roundings of float32."""
+    federation = plan(
+        training={"strategy": "maps", "steps": 1, "optimizer": {"name": "sgd"}},
+        mechanism={"sample_rate": 0.5, "frames_per_unit": frames, "noise_multiplier": 3.0},
+    )
+    comparison = Comparison(federation, cache=tmp_path)
+    model = comparison._model
+    cohort = build_cohort(comparison._dataset, model, federation.mechanism, federation.training)
+    bags = load_bags(
+        UnitGradients(model, "maps"), cohort.private, cohort.draw_rows(np.arange(4), seeded_streams(1).sampling)
+    )
+    weights = UnitGradients(model, "maps").parameters()
+    ((expected, count),) = UnitGradients(model, "maps").padded(weights, bags, len(bags))
+    ((found, same),) = MapsGradients(model).padded(weights, bags, len(bags))
+    assert count == same == len(bags) > 1
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert value.abs().max() > 0
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_documented_table_is_that_of_the_committed_result() -> None:
+    result = json.loads(RESULTS.read_text())
+    assert result["table"] == table(result)
+    assert RESULTS.with_suffix(".png").stat().st_size > 10_000
+    page = (Path(__file__).parents[2] / "docs" / "guarantees.md").read_text()
+    for row in result["table"]:
+        cells = (f"{row['epsilon']:g}", row["variant"], str(row["sites"]), f"{row['mean']:.4f} ± {row['spread']:.4f}")
+        line = f"| {' | '.join(cells)} | {'yes' if row['within'] else 'no'} |"
+        assert line in page
+    assert len({(row["variant"], row["sites"]) for row in result["table"]}) >= 5

@@ -7,6 +7,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from numpy.typing import NDArray
 
+from wardpose.shared.privacy.distributed import levels
 from wardpose.shared.secure_aggregation.messages import (
     Delivery,
     KeysRequest,
@@ -24,17 +25,19 @@ STAGES = ("keys", "shares", "masked", "signed", "revealed")
 
 
 def make_session(sites: int, survivors: int | None = None, *, colluding: int = 1, **changes: object) -> Session:
-    """A session of sites `a`, `b`, ..."""
+    """A session of sites `s00`, `s01`, ...; without removable noise, unless `scales` say how much."""
+    least = survivors or least_survivors(sites, colluding)
     fields: dict[str, object] = {
         "run": "r",
         "round": 1,
         "course": "0" * 64,
         "nonce": "1" * 64,
         "participants": tuple(f"s{number:02}" for number in range(sites)),
-        "minimum_survivors": survivors or least_survivors(sites, colluding),
+        "minimum_survivors": least,
         "colluding": colluding,
         "bits": 32,
         "coordinates": 64,
+        "scales": (0,) * (len(levels(min(least, sites), sites)) - 1),
     }
     return Session.model_validate(fields | changes)
 

@@ -1,8 +1,11 @@
 """Noise in shares: what the sum has, what it costs, and that no figure lies below the truth."""
 
+import bisect
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import dp_accounting
@@ -18,10 +21,16 @@ from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy import accounting, composition, filters
 from wardpose.shared.privacy.accounting import Event, epsilon, federation_epsilon, local_events
 from wardpose.shared.privacy.course import Course
-from wardpose.shared.privacy.distributed import GRID_STEPS, LEAST_SCALE, DistributedNoise, log_tau
+from wardpose.shared.privacy.distributed import (
+    GRID_STEPS,
+    LEAST_SCALE,
+    MOST_REMOVALS,
+    DistributedNoise,
+    levels,
+    log_tau,
+)
 from wardpose.shared.privacy.filters import Charged
 from wardpose.shared.privacy.mechanisms import Mechanism
-from wardpose.shared.privacy.noise import SecureStream
 
 DELTA = 1e-5
 
@@ -40,12 +49,11 @@ def discrete_gaussian(scale: float, reach: int) -> NDArray[np.float64]:
     return weights / weights.sum()
 
 
-def summed(scale: float, shares: int, reach: int) -> NDArray[np.float64]:
+def summed(scales: Sequence[float], reach: int) -> NDArray[np.float64]:
     """Exact law of a sum of discrete Gaussians on -reach .. reach, which must be well inside its support."""
-    one = discrete_gaussian(scale, 2 * reach)
-    total = one
-    for _ in range(shares - 1):
-        total = np.convolve(total, one)
+    total = np.ones(1)
+    for scale in scales:
+        total = np.convolve(total, discrete_gaussian(scale, 2 * reach))
     middle = len(total) // 2
     return total[middle - reach : middle + reach + 1]
 
@@ -56,13 +64,28 @@ def divergence(p: NDArray[np.float64], q: NDArray[np.float64], order: int, width
     return float(logsumexp(logs) + math.log(width)) / (order - 1)
 
 
-@pytest.mark.parametrize(("scale", "shares"), [(0.5, 2), (0.6, 3), (0.7, 5), (0.8, 8), (1.0, 4)])
-def test_a_sum_is_within_tau_of_one_discrete_gaussian(scale: float, shares: int) -> None:
-    """The published bound against exact convolutions, at scales where it is not nothing."""
-    reach = math.ceil(5 * scale * math.sqrt(shares))
-    exact, one = summed(scale, shares, reach), discrete_gaussian(scale * math.sqrt(shares), 4 * reach)
+@pytest.mark.parametrize(
+    "scales",
+    [
+        [0.5] * 2,
+        [0.6] * 3,
+        [0.7] * 5,
+        [0.8] * 8,
+        [1.0] * 4,
+        [0.9, 0.5],
+        [1.1, 0.6, 0.5],
+        [0.5, 2.0],
+        [0.7, 0.6, 0.5] * 3,
+    ],
+)
+def test_a_sum_is_within_tau_of_one_discrete_gaussian(scales: list[float]) -> None:
+    """The published bound against exact convolutions, at scales where it is not nothing, equal and unequal."""
+    spread = math.sqrt(sum(scale**2 for scale in scales))
+    reach = math.ceil(5 * spread)
+    exact, one = summed(scales, reach), discrete_gaussian(spread, 4 * reach)
     ratio = np.abs(np.log(exact / one[3 * reach : 5 * reach + 1]))
-    assert 0 < ratio.max() <= math.exp(log_tau(scale, shares)) + 1e-9
+    assert 0 < ratio.max() <= math.exp(log_tau(scales)) + 1e-9
+    assert log_tau(scales) <= math.log(10 * (len(scales) - 1)) - math.pi**2 * min(scales) ** 2 + 1e-9
 
 
 @pytest.mark.parametrize(("rate", "scale", "shares", "shift"), [(1.0, 0.9, 3, 1), (0.2, 0.7, 5, 2), (0.05, 1.1, 7, 3)])
@@ -71,55 +94,72 @@ def test_the_divergence_of_a_sampled_sum_is_at_most_what_is_charged(
 ) -> None:
     """Straight from the probabilities of a sum of shares, both ways, against the curve that ledgers add up."""
     reach = math.ceil(7 * scale * math.sqrt(shares)) + 9 * shift
-    base = summed(scale, shares, reach)
+    base = summed([scale] * shares, reach)
     plain, moved = base[shift:], base[:-shift]
     mixed = (1 - rate) * plain + rate * moved
     sigma = scale * math.sqrt(shares) / shift
     orders = (2, 3, 5, 8)
     for order, most in zip(orders, composition.rdp_curve(rate, sigma, "add-remove", orders), strict=True):
-        slack = math.exp(log_tau(scale, shares)) * (2 * order - 1) / (order - 1)
+        slack = math.exp(log_tau([scale] * shares)) * (2 * order - 1) / (order - 1)
         for p, q in ((mixed, plain), (plain, mixed)):
             assert divergence(p, q, order) <= most + slack + 1e-9
 
 
 def test_the_grid_makes_tau_nothing_beside_rounding() -> None:
-    worst = log_tau(LEAST_SCALE, 10_000) + math.log(2.0**40) + math.log(3)  # d coordinates, order 2
+    parts = 10_000 * (1 + MOST_REMOVALS)
+    worst = (
+        math.log(10 * parts) - math.pi**2 * LEAST_SCALE**2 + math.log(2.0**40) + math.log(3)
+    )  # d coordinates, order 2
     assert worst < math.log(1e-14) - 10**6
 
 
-@pytest.mark.parametrize("shares", [1, 3, 7, 40])
+@pytest.mark.parametrize(
+    ("sites", "survivors", "colluding"), [(4, 3, 1), (10, 8, 0), (10, 6, 2), (50, 40, 1), (9, 9, 3)]
+)
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 1 / 3, 12.75])
-def test_honest_shares_have_the_noise_of_the_plan_and_not_a_grid_step_less(shares: int, sigma: float) -> None:
-    scale = DistributedNoise(minimum_survivors=shares + 2, colluding=2).scale(sigma)
-    assert shares * scale**2 >= (sigma * GRID_STEPS) ** 2 * (1 - 1e-15) > shares * (scale - 1) ** 2
+def test_whoever_survives_the_honest_ones_keep_the_noise_of_the_plan_and_hardly_a_grid_step_more(
+    sites: int, survivors: int, colluding: int, sigma: float
+) -> None:
+    """In exact arithmetic, for every number of survivors; at a level not more than the rounding of one scale."""
+    noise = DistributedNoise(sites=sites, minimum_survivors=survivors, colluding=colluding)
+    scales, counts = noise.scales(sigma, sites=sites), levels(survivors, sites)
+    owed = (Fraction(sigma) * GRID_STEPS) ** 2
+    for count in range(survivors, sites + 1):
+        removed = bisect.bisect_right(counts, count) - 1
+        kept = sum(scale**2 for scale in (scales[0], *scales[1 + removed :]))
+        assert (count - colluding) * kept >= owed
+        if count in counts:
+            last = scales[1 + removed] if removed < len(scales) - 1 else scales[0]
+            assert (count - colluding) * (kept - 2 * last) < owed
 
 
-def test_noise_of_the_sum_is_the_central_one() -> None:
-    """Variance and law of the sum of secure shares; false alarms once in a billion."""
-    noise, n = DistributedNoise(minimum_survivors=4, colluding=0), 1 << 16
-    shares = [SecureStream().discrete_gaussian(n, noise.scale(1.5)) for _ in range(4)]
-    total = np.sum(shares, axis=0) / (1.5 * GRID_STEPS)
-    assert abs(total.var() - 1) < 6.2 * math.sqrt(2 / n)
-    assert abs(total.mean()) < 6.2 / math.sqrt(n)
-    assert stats.kstest(total, "norm").pvalue > 1e-9
-    one = shares[0] / (1.5 * GRID_STEPS)
-    assert abs(4 * one.var() - 1) < 6.2 * math.sqrt(2 / n)
+def test_up_to_four_missing_sites_every_number_has_noise_of_its_own() -> None:
+    for sites in range(1, 30):
+        for survivors in range(1, sites + 1):
+            counts = levels(survivors, sites)
+            assert (counts[0], counts[-1]) == (survivors, sites)
+            assert list(counts) == sorted(set(counts))
+            assert len(counts) == min(sites - survivors, MOST_REMOVALS) + 1
+
+
+def test_without_noise_there_is_none_to_take_off() -> None:
+    assert DistributedNoise(sites=10, minimum_survivors=8).scales(0.0, sites=10) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(("sites", "sigma", "coordinates"), [(4, 1.5, 91_000), (50, 2.0, 2_900_000), (10, 0.4, 1)])
 def test_sums_leave_the_modulus_less_than_once_in_a_million_million_rounds(
     sites: int, sigma: float, coordinates: int
 ) -> None:
-    noise = DistributedNoise(minimum_survivors=sites - sites // 5, colluding=1)
+    noise = DistributedNoise(sites=sites, minimum_survivors=sites - sites // 5, colluding=1)
     bound = noise.largest_site_sum(sigma, sites=sites, coordinates=coordinates)
-    spread = noise.scale(sigma) * math.sqrt(sites)
+    spread = math.sqrt(sites * sum(scale**2 for scale in noise.scales(sigma, sites=sites)))
     room = 2 ** (noise.bits - 1) - sites * bound
     assert coordinates * 2 * stats.norm.sf(room / spread) <= 1e-12
     assert noise.largest_site_sum(sigma, sites=sites, coordinates=coordinates) >= GRID_STEPS
 
 
 def test_too_few_bits_are_refused_with_the_number_that_would_do() -> None:
-    noise = DistributedNoise(minimum_survivors=40, bits=24)
+    noise = DistributedNoise(sites=50, minimum_survivors=40, bits=24)
     with pytest.raises(ValueError, match=r"bits is 24; allowed for 50 sites at noise_multiplier 2.0: 28 or more"):
         noise.largest_site_sum(2.0, sites=50, coordinates=10**6)
 
@@ -129,18 +169,20 @@ def test_too_few_bits_are_refused_with_the_number_that_would_do() -> None:
     [
         ({"name": "feature"}, 'allowed: "dp-sgd"'),
         ({"noise_multiplier": 1e-6}, "noise_multiplier is 1e-06"),
-        ({"distributed": {"minimum_survivors": 3, "colluding": 3}}, "fewer than minimum_survivors"),
+        ({"distributed": {"sites": 2, "minimum_survivors": 3}}, "at most sites = 2"),
+        ({"distributed": {"sites": 5, "minimum_survivors": 3, "colluding": 3}}, "fewer than minimum_survivors"),
     ],
 )
 def test_mechanisms_that_cannot_be_distributed_are_refused(changes: dict[str, Any], match: str) -> None:
-    good = {"noise_multiplier": 1.0, "distributed": {"minimum_survivors": 8}}
+    good = {"noise_multiplier": 1.0, "distributed": {"sites": 8, "minimum_survivors": 8}}
     Mechanism.model_validate(good)
     with pytest.raises(ValidationError, match=match):
         Mechanism.model_validate(good | changes)
 
 
 def test_events_carry_the_noise_of_the_sum_and_how_many_shares_it_is() -> None:
-    mechanism = Mechanism(noise_multiplier=1.5, distributed=DistributedNoise(minimum_survivors=8))
+    """So many as there are when nobody is missing: then a site's own share is smallest."""
+    mechanism = Mechanism(noise_multiplier=1.5, distributed=DistributedNoise(sites=8, minimum_survivors=6))
     (charged,) = mechanism.events(50)
     assert charged == event()
     assert Event.from_json(charged.to_json()) == charged

@@ -1,0 +1,56 @@
+"""An experiment's results as one self-contained page."""
+
+import base64
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from wardpose.shared.files import write_text
+from wardpose.simulation.experiments import gap
+
+
+def write_page(path: Path, name: str, content: dict[str, Any]) -> None:
+    """Write the table, the picture, what was chosen and on what it was measured.
+
+    Args:
+        path: HTML file, replaced atomically.
+        name: of the experiment.
+        content: as `records.read_results` returns it.
+
+    """
+    rows = gap.rows_of(content)
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder) / "picture.png"
+        gap.draw(content, picture)
+        encoded = base64.b64encode(picture.read_bytes()).decode()
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parents[1] / "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    html = environment.get_template("experiment.html").render(
+        name=name,
+        about=gap.__doc__,
+        picture=f"data:image/png;base64,{encoded}",
+        headings=list(rows[0]) if rows else [],
+        rows=rows,
+        shown=shown,
+        chosen=json.dumps(content.get("chosen", {}), indent=1),
+        facts=json.dumps({key: content[key] for key in ("start", "free", "setting", "facts")}, indent=1),
+    )
+    write_text(path, html)
+
+
+def shown(value: object) -> str:
+    """Return a cell's text."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) and value != int(value) else f"{value}"
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the table as documentation has it."""
+    headings = list(rows[0])
+    lines = [headings, ["---"] * len(headings), *([shown(row[heading]) for heading in headings] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
