@@ -18,6 +18,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from wardpose.server.contact import Contact
 from wardpose.server.folder import coordinator_key, shared_use
 from wardpose.server.heads import Heads
+from wardpose.server.home import COORDINATOR
 from wardpose.server.ledger import ServerLedger
 from wardpose.server.limits import Limits
 from wardpose.server.spent import LedgerPlace, refuse_lost
@@ -28,7 +29,6 @@ from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.signing import Signer, read_public_key
 from wardpose.shared.yaml_config import load_yaml
 
-VARIABLE = "WARDPOSE_COORDINATOR"
 _NAME = "coordinator.yaml"
 
 
@@ -56,7 +56,7 @@ def load_coordinator(path: Path | None = None) -> CoordinatorConfig:
         ConfigError: the file is wrong, or the one that is named is missing.
 
     """
-    named = os.environ.get(VARIABLE) if path is None else str(path)
+    named = os.environ.get(COORDINATOR) if path is None else str(path)
     path = Path(named).expanduser().resolve() if named else wardpose_home() / _NAME
     if named or path.exists():
         return load_yaml(path, CoordinatorConfig)

@@ -11,6 +11,9 @@ from wardpose.shared.deployment import Host, ServerPorts, at, find_home
 from wardpose.shared.yaml_config import Name, Strict, load_yaml
 
 VARIABLE = "WARDPOSE_SERVER_HOME"
+COORDINATOR = "WARDPOSE_COORDINATOR"
+"""Names the coordinator.yaml to the server's processes; here, so that those without torch need not import it."""
+
 FILE = "server.yaml"
 LOOPBACK = "127.0.0.1"
 

@@ -9,9 +9,8 @@ import logging
 import os
 
 from wardpose.server.contract import check_flower
-from wardpose.server.coordinator import VARIABLE
 from wardpose.server.executor import LAUNCHER
-from wardpose.server.home import ServerHome
+from wardpose.server.home import COORDINATOR, ServerHome
 from wardpose.shared.children import Child, start_child
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.health import healthy
@@ -58,4 +57,4 @@ def services(home: ServerHome) -> list[Service]:
 
 def environment(home: ServerHome) -> dict[str, str]:
     """Return the variables of a home's processes: where the coordinator's configuration is, and Flower's own files."""
-    return {VARIABLE: str(home.coordinator), "FLWR_HOME": str(home.folder / "superlink" / "flwr")}
+    return {COORDINATOR: str(home.coordinator), "FLWR_HOME": str(home.folder / "superlink" / "flwr")}

@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import FrameType
@@ -151,13 +152,14 @@ def _server(pages: Pages, family: int, address: object) -> http.server.Threading
             self._answer(status, f"{text}\n".encode(), {"Content-Type": "text/plain; charset=utf-8", **HEADERS})
 
         def _answer(self, status: HTTPStatus, content: bytes, told: Mapping[str, str]) -> None:
-            self.send_response(status)
-            for name, value in told.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
+            with suppress(ConnectionError):  # whoever asked did not wait: a scraper whose time was over
+                self.send_response(status)
+                for name, value in told.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(content)
 
         def _is_local(self) -> bool:
             asked = self.headers.get("Host", "")

@@ -1,11 +1,15 @@
 """An exporter's web server: three addresses, of which one and a half are for the machine itself alone."""
 
 import http.client
+import socket
+import struct
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
+from prometheus_client import Metric
 from support.status_views import view
 
 from wardpose.shared.exposition import FileCollector, gauge
@@ -89,3 +93,26 @@ def test_without_local_figures_there_is_no_such_address() -> None:
     pages = Pages(metrics=collector("shared"), status=lambda: replace(view(), tables=()))
     with StatusServer(pages, host="127.0.0.1", port=0) as running:
         assert ask(running, "/metrics/local")[0] == 404
+
+
+def test_a_scraper_that_does_not_wait_leaves_no_trace(capfd: pytest.CaptureFixture[str]) -> None:
+    asked, gone = threading.Event(), threading.Event()
+
+    def slow() -> list[Metric]:
+        asked.set()
+        assert gone.wait(30)
+        return [gauge("shared", "A value.", [({}, 1.0)])]
+
+    pages = Pages(metrics=FileCollector({"slow": slow}), status=lambda: view("JaneDoe", local=False))
+    with StatusServer(pages, host="127.0.0.1", port=0) as running:
+        address = urlsplit(running.url)
+        with socket.create_connection((address.hostname, address.port)) as impatient:
+            impatient.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert asked.wait(30)
+            impatient.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset at the close
+        gone.set()
+        for thread in threading.enumerate():
+            if "process_request_thread" in thread.name:
+                thread.join(30)
+        assert "shared 1.0" in ask(running, "/metrics")[1]
+    assert capfd.readouterr().err == ""

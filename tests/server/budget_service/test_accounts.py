@@ -8,7 +8,8 @@ from support.budget_service import Coordinator, charge, create_coordinator
 from support.ledgers import BUDGET, COURSE, EVENT
 
 from wardpose.server.budget_service.settings import build
-from wardpose.server.coordinator import VARIABLE, coordinator_accounts, load_coordinator
+from wardpose.server.coordinator import coordinator_accounts, load_coordinator
+from wardpose.server.home import COORDINATOR
 from wardpose.server.ledger import ServerLedger
 from wardpose.server.provision.certificates import create_client_certificate
 from wardpose.shared.budget_wire import budget_pb2 as wire
@@ -21,7 +22,7 @@ from wardpose.shared.signing import SignatureError, load_public_key
 def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Coordinator:
     """One whose coordinator.yaml says where its ledger is."""
     (tmp_path / "coordinator.yaml").write_text("state: run\nwitness: witness.sqlite\n")
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "coordinator.yaml"))
+    monkeypatch.setenv(COORDINATOR, str(tmp_path / "coordinator.yaml"))
     made = create_coordinator(tmp_path)
     accounts = coordinator_accounts(load_coordinator())
     ledger = accounts.ledger()
