@@ -105,11 +105,21 @@ class Watched:
         return outcome(self.run, self.hospitals.server.database)
 
     def wait_in_round(self, site: str) -> int:
-        """Wait until a site is in a round that begins from now on; returns the round."""
-        number = self.done + 1
-        wait_for(lambda: self.hospitals.at_work(site, self.name, number), what=f"round {number} at {site}", every=0.05)
-        assert self.outcome().status == RUNNING, self.outcome().sentence
+        """Wait until a site is in a round and has not answered yet; returns the round."""
+        number = 0
+
+        def found() -> bool:
+            nonlocal number
+            number = self._training(site)
+            return number > 0
+
+        wait_for(found, what=f"a round at {site}", every=0.05)
         return number
+
+    def _training(self, site: str) -> int:
+        order = self.hospitals.order(site)
+        at_work = order is not None and (order.run, order.status) == (self.name, "training")
+        return order.round if order is not None and at_work else 0
 
     def end(self) -> Outcome:
         """Wait until the run has ended."""
@@ -356,7 +366,9 @@ def test_a_clientapp_and_its_executor_are_killed(federation: Hospitals) -> None:
     watched = Watched(federation, rounds=4)
     first = watched.wait_in_round(NORTH)
     wait_for(lambda: bool(federation.forks(NORTH)), what="a process in hand", every=0.02)
-    federation.kill_numbers(federation.forks(NORTH))
+    in_hand = federation.forks(NORTH)
+    assert in_hand
+    federation.kill_numbers(in_hand)
     wait_for(lambda: watched.done >= first, what="the round's end")
     assert watched.statuses(NORTH)[first] in ("failed", "late")
     assert watched.statuses(SOUTH)[first] == watched.statuses(WEST)[first] == "released"

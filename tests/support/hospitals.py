@@ -305,11 +305,6 @@ class Hospitals:
 
     # What happens to them.
 
-    def at_work(self, site: str, run: str, round_number: int) -> bool:
-        """Tell whether a site is in a round, or has been."""
-        order = self.order(site)
-        return order is not None and order.run == run and order.round >= round_number
-
     def kill(self, machine: str, containing: str) -> list[int]:
         """SIGKILL processes of a machine by their command line, and see that there were some."""
         killed = self.network[machine].kill(containing)
