@@ -58,6 +58,16 @@ def check_plan(site: Site, path: Path) -> Iterator[Finding]:
     except BudgetExceeded as error:
         yield finding("plan", "failure", f"{path}: {error}")
         return
+    wait, answer = plan.server.deadline_seconds, site.config.answer_seconds
+    if wait <= answer:
+        yield finding(
+            "plan",
+            "failure",
+            f"{path}: server.deadline_seconds is {wait:g}, and answers leave here {answer:g} s after an order at "
+            "the soonest (answer_seconds): each would be late; the coordinator waits longer, or you hide less of a "
+            "round's length",
+        )
+        return
     mechanism = order.mechanism
     noise = f", sigma {mechanism.noise_multiplier:g}" if mechanism.is_private and mechanism.schedule is None else ""
     yield finding(

@@ -146,6 +146,7 @@ def test_what_the_coordinators_ledger_says_is_shown(place: Deployed, running: De
         ({"mechanism": {"name": "none"}}, "failure", "policy.mechanisms"),
         ({"mechanism": {"sample_rate": 0.5, "noise_multiplier": 0.5}, "rounds": 90}, "failure", "epsilon"),
         ({"training": {"steps": 5000}}, "failure", "policy.maximum_steps_per_round"),
+        ({"server": {"deadline_seconds": 1}}, "failure", "each would be late"),
         ({"mechanism": {"sample_rate": 0.1}}, "ok", "sigma"),  # calibrated here as the coordinator would
     ],
 )
