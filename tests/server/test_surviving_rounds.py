@@ -29,7 +29,10 @@ from wardpose.simulation.grid import Fault, InProcessGrid
 from wardpose.simulation.layout import prepare_sites
 
 SITES = ("north", "south")
-SECURE = {"server": {"aggregation": "secure"}, "training": {"steps": 1}}
+SECURE = {
+    "server": {"aggregation": "secure"},
+    "training": {"steps": 1, "optimizer": {"name": "sgd", "momentum": 0}},
+}
 PATIENT = {"deadline_seconds": 120, "wait_seconds": 1}
 
 

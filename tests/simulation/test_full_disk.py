@@ -21,8 +21,9 @@ SMALL: dict[str, Any] = {
 }
 
 
-def run(folder: Path, *, resume: bool = False) -> dict[str, Any]:
-    return simulate(changed(load_federation(find_federation("demo")), SMALL), folder, resume=resume, report=False)
+def run(folder: Path, *, resume: bool = False, **changes: Any) -> dict[str, Any]:
+    plan = changed(load_federation(find_federation("demo")), {**SMALL, **changes})
+    return simulate(plan, folder, resume=resume, report=False)
 
 
 @pytest.mark.parametrize("kilobytes", [16, 300, 25_000, 39_990, 40_500, 46_000])
@@ -51,4 +52,4 @@ def test_a_resume_without_a_site_s_ledger_names_the_site(damage: str, tmp_path: 
     if damage == "empty":
         ledger.touch()
     with pytest.raises(LedgerError, match=rf"^site south: {ledger}: (is gone|empty)"):
-        run(tmp_path / "run", resume=True)
+        run(tmp_path / "run", resume=True, rounds=3)

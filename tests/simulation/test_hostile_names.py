@@ -36,7 +36,7 @@ def summary(name: str) -> dict[str, Any]:
         "score_initial_by_group": {name: 0.1, "b": 0.1}, "score_final_by_group": {name: 0.2, "b": 0.1}, "rounds": 1,
         "rounds_planned": 3, "mechanism": name, "unit": name, "delta": 1e-3, "not_private": name, "sites": [site],
         "epsilon_federation": {"disjoint": 0.5, "overlap": None, "overlap_sites": 2}, "bytes_up": 100,
-        "bytes_down": 100, "seconds": 1.0, "versions": {name: name},
+        "bytes_down": 100, "seconds": 1.0, "kept": name, "versions": {name: name},
         "history": [{"round": 1, "score": 0.2, "seconds": 1.0, "bytes_up": 100}], "score_on": "test",
         "evaluation": {
             "epsilon_alone": 0.1, "noise_multiplier": 4.0, "times": 1, "sites": {name: name}, "chosen": name,

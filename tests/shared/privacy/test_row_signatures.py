@@ -120,7 +120,7 @@ def test_nothing_is_left_of_a_transaction_that_cannot_be_signed(tmp_path: Path, 
     path = tmp_path / "l.sqlite"
     ledger = Ledger(path, signer=signer)
     charge(ledger, 1)
-    broken = Ledger(path, signer=Broken(signer._key))
+    broken = Ledger(path, signer=Broken(signer.key))
     with pytest.raises(LedgerError, match="key store is gone"):
         charge(broken, 1)
     assert Ledger(path, signer=signer).head() == ledger.head()

@@ -172,7 +172,7 @@ def test_the_update_is_the_mean_of_the_last_steps_weights(average: float) -> Non
         ({"name": "projected"}, {"anchor": {"precondition": True}}, 'precondition with mechanism "projected"'),
         ({"name": "feature"}, {"anchor": {"precondition": True}}, 'precondition with mechanism "feature"'),
         (
-            {"distributed": {"minimum_survivors": 3, "colluding": 0}},
+            {"distributed": {"sites": 4, "minimum_survivors": 3, "colluding": 0}},
             {"anchor": {}, "steps": 1, "optimizer": {"name": "sgd"}},
             "neither with secure aggregation",
         ),
