@@ -30,7 +30,6 @@ from wardpose.shared.wire import Refusal
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.guard,
     pytest.mark.realdata,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(bool(impossible()), reason=impossible() or "-"),

@@ -301,14 +301,14 @@ def test_a_dead_executor_is_started_again_and_answers(hospitals: Hospitals) -> N
 
 def test_signals_reach_the_supernode_and_nothing_outlives_the_launcher(hospitals: Hospitals) -> None:
     (launcher,) = [pid for pid, line in hospitals.descendants(LAUNCHED).items() if "site run" in line]
-    wait_for(lambda: len(hospitals.descendants(LAUNCHED)) == 3, seconds=30, what="the last message's process to end")
+    wait_for(lambda: len(hospitals.descendants(LAUNCHED)) == PROCESSES, seconds=30, what="the last message's process to end")
     os.kill(launcher, signal.SIGTERM)
     wait_for(lambda: not hospitals.descendants(LAUNCHED), seconds=40, what="everything to end")
     wait_for(lambda: LAUNCHED not in hospitals.online(), seconds=10, what="the node to sign off")
 
     hospitals.launch()
     wait_for(
-        lambda: len(hospitals.descendants(LAUNCHED)) == 3 and LAUNCHED in hospitals.online(), seconds=90, what="it"
+        lambda: len(hospitals.descendants(LAUNCHED)) == PROCESSES and LAUNCHED in hospitals.online(), seconds=90, what="it"
     )
     (launcher,) = [pid for pid, line in hospitals.descendants(LAUNCHED).items() if "site run" in line]
     os.kill(launcher, signal.SIGKILL)

@@ -43,7 +43,8 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, federation: FederationC
 def test_three_sites_add_up_and_the_sum_has_the_noise_of_one(
     deployment: Deployment, federation: FederationConfig
 ) -> None:
-    summary = deployment.run()
+    found, summary = deployment.run()
+    assert found.exit_status == 0, found.sentence
     assert summary["flower"]["status"] == "finished:completed"
     folder = deployment.run_directory
     journal = RunJournal(folder / "journal.sqlite")

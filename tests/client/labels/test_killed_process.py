@@ -17,7 +17,7 @@ from wardpose.shared.pose.weights import save_model
 
 COMMAND = "from wardpose.simulation.cli import main; main()"
 
-pytestmark = [pytest.mark.slow, pytest.mark.guard]
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
