@@ -34,6 +34,7 @@ from wardpose.simulation.layout import prepare_sites
 pytestmark = [pytest.mark.slow, pytest.mark.guard, pytest.mark.timeout(900)]
 
 DEV, LAUNCHED, STOCK = "north", "west", "stock"
+PROCESSES = 4  # of a site: launcher, node, executor, and the process that those who answer are forked from
 SITES = (DEV, LAUNCHED, STOCK)
 RECORD = "patient 4711, admitted for a fall"
 REFUSED = {"code": int(Refusal.CODE), "reason": Refusal.CODE.sentence}
@@ -301,14 +302,18 @@ def test_a_dead_executor_is_started_again_and_answers(hospitals: Hospitals) -> N
 
 def test_signals_reach_the_supernode_and_nothing_outlives_the_launcher(hospitals: Hospitals) -> None:
     (launcher,) = [pid for pid, line in hospitals.descendants(LAUNCHED).items() if "site run" in line]
-    wait_for(lambda: len(hospitals.descendants(LAUNCHED)) == PROCESSES, seconds=30, what="the last message's process to end")
+    wait_for(
+        lambda: len(hospitals.descendants(LAUNCHED)) == PROCESSES, seconds=30, what="the last message's process to end"
+    )
     os.kill(launcher, signal.SIGTERM)
     wait_for(lambda: not hospitals.descendants(LAUNCHED), seconds=40, what="everything to end")
     wait_for(lambda: LAUNCHED not in hospitals.online(), seconds=10, what="the node to sign off")
 
     hospitals.launch()
     wait_for(
-        lambda: len(hospitals.descendants(LAUNCHED)) == PROCESSES and LAUNCHED in hospitals.online(), seconds=90, what="it"
+        lambda: len(hospitals.descendants(LAUNCHED)) == PROCESSES and LAUNCHED in hospitals.online(),
+        seconds=90,
+        what="it",
     )
     (launcher,) = [pid for pid, line in hospitals.descendants(LAUNCHED).items() if "site run" in line]
     os.kill(launcher, signal.SIGKILL)
