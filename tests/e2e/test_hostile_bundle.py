@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -238,7 +239,11 @@ class Hospitals:
     def descendants(self, role: str) -> dict[int, str]:
         """Return number and command line of what is alive of a role."""
         alive = {process.pid for process in self.processes.alive() if process.role == role}
-        return {pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode() for pid in alive}
+        found = {}
+        for pid in alive:
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+                found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        return found
 
 
 @pytest.fixture(scope="module")
