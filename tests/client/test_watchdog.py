@@ -52,14 +52,16 @@ def test_a_night_without_a_network_is_no_hang_and_the_morning_after_is_waited_fo
 def test_what_flower_does_is_heard(clock: Clock) -> None:
     dog = Watchdog(lambda: True, clock=clock)
 
+    waiting = [None, "a message"]
+
     @contextmanager
     def connect() -> Any:
-        yield (7, *(lambda *_: None for _ in range(7)))
+        yield (7, lambda: waiting.pop(0), *(lambda *_: None for _ in range(6)))
 
     with guard(connect, dog)() as (node, receive, *_):
         assert node == 7
         clock.now += 10 * LOOP_SECONDS
-        receive()
+        assert receive() == "a message"
     assert dog.hanging() == ""
     clock.now += LOOP_SECONDS + 1
     assert "loop" in dog.hanging()

@@ -85,6 +85,7 @@ def test_no_report_scrolls_sideways(installed: Callable[[str], str], tmp_path: P
         "rounds": 1, "rounds_planned": 3, "mechanism": "dp-sgd", "unit": "patient", "delta": 1e-3, "not_private": name,
         "sites": [site], "epsilon_federation": {"disjoint": 0.5, "overlap": None, "overlap_sites": 2},
         "bytes_up": 361_000, "bytes_down": 100, "seconds": 3725.0, "versions": {name: name}, "score_on": "test",
+        "kept": "private",
         "history": [{"round": 1, "score": 0.2, "seconds": 1.0, "bytes_up": 100}], "evaluation": None,
     }  # fmt: skip
     config = FederationConfig(sites=("a",))  # type: ignore[arg-type]  # as YAML writes it
