@@ -1,12 +1,14 @@
 """The site's Prometheus exporter: its ledger and its journal of orders, read at every scrape.
 
 Nothing at `/metrics` depends on a patient's data. What is shown follows from the orders (which the server knows), from
-site.yaml and from the ledger: no loss, no sample count, no duration of training (it varies with the frames
-drawn), no text of an error. A hospital may therefore show it to others. What does depend on frames is at
-`/metrics/local`, which only the machine itself is shown (`local_exporter`). `METRICS` is the catalogue; a test holds it
-against what is exposed, against the Grafana dashboards and against the alert rules.
+site.yaml and from the ledger: no loss, no sample count, no text of an error, and no duration of training, which varies
+with the frames drawn: an order is in training until its answer leaves (`facts.as_told`). A hospital may therefore show
+it to others. What does depend on frames is at `/metrics/local`, which only the machine itself is shown
+(`local_exporter`). `METRICS` is the catalogue; a test holds it against what is exposed, against the Grafana dashboards
+and against the alert rules.
 """
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 from prometheus_client.core import Metric
 
 from wardpose.client.apart import open_alarms
-from wardpose.client.facts import certified, rate_of, spent_of
+from wardpose.client.facts import as_told, certified, charged_entries, rate_of, spent_of
 from wardpose.client.journal import SiteJournal
 from wardpose.client.spent import refuse_lost, state_of
 from wardpose.shared.errors import DataError
@@ -38,7 +40,7 @@ METRICS = {
     "wardpose_site_epsilon_delta": "Delta at which the site's epsilons are stated.",
     "wardpose_site_tier_epsilon_spent": "Epsilon of a consent tier of the cohort.",
     "wardpose_site_tier_epsilon_budget": "Epsilon that the site's policy allows a consent tier.",
-    "wardpose_site_ledger_entries": "Entries of the site's ledger.",
+    "wardpose_site_ledger_entries": "Entries of the site's ledger, up to its newest charge.",
     "wardpose_site_ledger_verified": "1 when the ledger's hash chain is unbroken.",
     "wardpose_site_ledger_state": "1 for the state that the ledger is in; all but ok and none need somebody.",
     "wardpose_site_server_alarms": "Ledgers that the coordinator showed and that contradict one before, not settled.",
@@ -124,7 +126,7 @@ class SiteExporter:
         known = [tier for tier in dict.fromkeys([*policy.tiers, *tiers]) if tier]
         named = [({**_label(site), "tier": tier}, tiers.get(tier, tiers[""])) for tier in known]
         yield _gauge("wardpose_site_tier_epsilon_spent", named)
-        yield _gauge("wardpose_site_ledger_entries", [({}, ledger.head()[0])])
+        yield _gauge("wardpose_site_ledger_entries", [({}, charged_entries(ledger))])
         rate = rate_of(site, ledger)
         yield _gauge("wardpose_site_rounds_left", [(_label(site), rate.left)])
         yield _gauge("wardpose_site_noise_multiplier", [(_label(site), rate.sigma)])
@@ -165,6 +167,7 @@ class SiteExporter:
         orders = journal.orders()
         if not orders and state_of(site)[0] == "ok" and Ledger.open_readonly(site.ledger).cohorts():
             raise DataError(f"{journal.path}: holds no order, but the ledger holds charges")
+        orders = as_told(orders, answer_seconds=site.answer_seconds, now=time.time())
         outcomes = Counter(order.status for order in orders)
         yield counter(
             "wardpose_site_orders_total",

@@ -1,10 +1,13 @@
 """What a site's files say, read for exporter, status page and `wardpose watch` alike; nothing is written."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from wardpose.client.home import SiteHome
+from wardpose.client.journal import OrderRow
 from wardpose.shared.anonymize.certificate import read
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import DataError
@@ -25,6 +28,41 @@ class Rate:
 
     left: int | None = None
     sigma: float | None = None
+
+
+def as_told(orders: Sequence[OrderRow], *, answer_seconds: float, now: float) -> list[OrderRow]:
+    """Return orders as the coordinator knows them: in training until their answer leaves, and ended when it did.
+
+    How long a round took varies with the frames that were drawn, and its answer therefore waits for a whole multiple of
+    `answer_seconds` (`release.at_declared_times`). Whoever scrapes a site may not see earlier what became of an order.
+
+    Args:
+        orders: of the journal.
+        answer_seconds: of site.yaml.
+        now: Unix time.
+
+    """
+    return [_told(order, answer_seconds, now) for order in orders]
+
+
+def _told(order: OrderRow, seconds: float, now: float) -> OrderRow:
+    if order.finished is None or seconds <= 0:
+        return order
+    periods = max(1, math.ceil((order.finished - order.received) / seconds))
+    leaves = math.ceil(order.received + periods * seconds)
+    if now < leaves:
+        return replace(order, finished=None, status="training", detail="", bytes_up=0)
+    return replace(order, finished=leaves)
+
+
+def charged_entries(ledger: Ledger) -> int:
+    """Return the number of a ledger's newest entry that charged anybody; that of its newest one before the first.
+
+    The entries that follow a charge are written when the cohort was opened and when training has ended: to count them
+    would tell how long that took.
+    """
+    charged = [entry.sequence for entry in ledger.all_reservations()]
+    return charged[-1] if charged else ledger.head()[0]
 
 
 def certificates_of(home: SiteHome) -> dict[str, Path]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wardpose.client.apart import Alarm, open_alarms
-from wardpose.client.facts import Rate, certified, rate_of, spent_of
+from wardpose.client.facts import Rate, as_told, certified, charged_entries, rate_of, spent_of
 from wardpose.client.journal import OrderRow, SiteJournal
 from wardpose.client.local_exporter import existing
 from wardpose.client.spent import refuse_lost, state_of
@@ -71,12 +71,16 @@ class _Ledger:
 
 @dataclass(frozen=True, kw_only=True)
 class _Read:
-    """What was read; each part its default where it could not be."""
+    """What was read; each part its default where it could not be.
+
+    `orders` are as the coordinator knows them, `own` as they are, for the machine itself.
+    """
 
     state: LedgerState
     problem: str
     ledger: _Ledger | None
     orders: Sequence[OrderRow]
+    own: Sequence[OrderRow]
     alarms: Sequence[Alarm]
     contradictions: int
     trained: Sequence[TrainingRow]
@@ -102,7 +106,7 @@ def site_status(path: Path, *, certificates: Mapping[str, Path] | None = None, n
             role="site", name="", headline="The site's settings cannot be used.", tone="bad", next_step=todo,
             last_error=str(error), last_error_local=True, made=now,
         )  # fmt: skip
-    read = _read(site, certificates or {}, reading)
+    read = _read(site, certificates or {}, reading, now)
     disk, disk_findings = disk_facts(existing(site.state), local=True)
     findings = by_urgency(
         [
@@ -115,7 +119,7 @@ def site_status(path: Path, *, certificates: Mapping[str, Path] | None = None, n
         ]
     )
     tone, headline = _headline(read, now)
-    tables = [_orders(read.orders, now), *_training(read.trained, now)]
+    tables = [_orders(read.own, now), *_training(read.trained, now)]
     if read.ends:
         tables.append(certificate_table(read.ends, now))
     return StatusView(
@@ -124,7 +128,7 @@ def site_status(path: Path, *, certificates: Mapping[str, Path] | None = None, n
         headline=headline,
         tone=worst([tone, *(finding.tone for finding in findings)]),
         next_step=_next_step(read, findings),
-        last_error=_last_error(read.orders),
+        last_error=_last_error(read.own),
         last_error_local=True,
         findings=findings,
         facts=(*_facts(site, read, now), *disk),
@@ -134,17 +138,19 @@ def site_status(path: Path, *, certificates: Mapping[str, Path] | None = None, n
     )
 
 
-def _read(site: SiteConfig, certificates: Mapping[str, Path], reading: Reading) -> _Read:
+def _read(site: SiteConfig, certificates: Mapping[str, Path], reading: Reading, now: float) -> _Read:
     todo = "Look at the file that is named: another program may hold it, or the disk may be full."
     state, problem = state_of(site)
     ask = _AFTER_STATE.get(state, "Look at the file that is named; do not delete it.")
     journal = SiteJournal(site.state / "journal.sqlite")
     known = KnownServer(site.state / FILE)
+    own: list[OrderRow] = reading.read("The journal of orders", journal.orders, [], todo=todo, local=True)
     return _Read(
         state=state,
         problem=problem,
         ledger=None if problem else reading.read("The ledger", lambda: _ledger(site), None, todo=ask, local=True),
-        orders=reading.read("The journal of orders", journal.orders, [], todo=todo, local=True),
+        orders=as_told(own, answer_seconds=site.answer_seconds, now=now),
+        own=own,
         alarms=reading.read(
             "The record of contacts", lambda: open_alarms(site.state / "contact.sqlite"), [], todo=todo, local=True
         ),
@@ -159,7 +165,7 @@ def _read(site: SiteConfig, certificates: Mapping[str, Path], reading: Reading) 
 def _ledger(site: SiteConfig) -> _Ledger:
     refuse_lost(site)
     ledger = Ledger(site.ledger, readonly=site.ledger.exists())
-    return _Ledger(entries=ledger.head()[0], spent=spent_of(site, ledger), rate=rate_of(site, ledger))
+    return _Ledger(entries=charged_entries(ledger), spent=spent_of(site, ledger), rate=rate_of(site, ledger))
 
 
 def _headline(read: _Read, now: float) -> tuple[Tone, str]:

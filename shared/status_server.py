@@ -2,9 +2,9 @@
 
 It answers `GET` alone, reads and changes nothing but what its sources read, and speaks HTTP without TLS: it belongs on
 loopback. What may only be seen on the machine itself (`/metrics/local`, and local parts of the page) is shown where all
-of this holds: the server listens on a loopback address, the request comes from one, it was not passed on by a proxy
-that says so, and it asks for a loopback name, so that no page that a browser on this machine has open can read it by
-giving its own name this address.
+of this holds: the request came to a loopback address and from one, it was not passed on by a proxy that gives itself
+away (by a header, or by the HTTP/1.0 that nginx speaks to what is behind it unless told otherwise), and it asks for a
+loopback name, so that no page that a browser on this machine has open can read it by giving its own name this address.
 """
 
 import http.server
@@ -31,7 +31,8 @@ from wardpose.shared.status_view import StatusView
 
 logger = logging.getLogger("wardpose.exporter")
 
-_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
+_OF_A_PROXY = ("forwarded", "via", "x-real-ip", "true-client-ip", "cf-connecting-ip")
+_OF_PROXIES = ("x-forwarded-", "x-original-", "x-client-", "x-cluster-client-", "x-envoy-")  # how they begin
 _SECONDS = 30.0  # that a client may take for its request
 
 
@@ -164,7 +165,8 @@ def _server(pages: Pages, family: int, address: object) -> http.server.Threading
         def _is_local(self) -> bool:
             asked = self.headers.get("Host", "")
             here = _is_loopback(str(self.request.getsockname()[0])) and _is_loopback(str(self.client_address[0]))
-            return here and not any(self.headers.get(name) for name in _FORWARDED) and _names_loopback(asked)
+            passed_on = self.request_version == "HTTP/1.0" or any(map(_is_of_a_proxy, self.headers))
+            return here and not passed_on and _names_loopback(asked)
 
         def log_message(self, text: str, *values: object) -> None:
             logger.debug("%s: %s", self.client_address[0], one_line(text % values))
@@ -180,6 +182,11 @@ def _registry(collector: Collector) -> CollectorRegistry:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     return registry
+
+
+def _is_of_a_proxy(header: str) -> bool:
+    name = header.lower()
+    return name in _OF_A_PROXY or name.startswith(_OF_PROXIES)
 
 
 def _is_loopback(address: str) -> bool:

@@ -2,7 +2,9 @@
 
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.sites import DAMAGES, damage, write_site
 
 from wardpose.client.exporter import METRICS, SiteExporter
-from wardpose.client.journal import SiteJournal
+from wardpose.client.facts import as_told
+from wardpose.client.journal import OrderRow, SiteJournal
+from wardpose.client.status import site_status
 from wardpose.shared.known_server import FILE, KnownServer
 from wardpose.shared.ledger_state import LEDGER_STATES
 from wardpose.shared.privacy.accounting import Event, epsilon
@@ -106,6 +110,45 @@ def test_nothing_about_patients_is_exposed(site: Path) -> None:
         "wardpose_site_certificate_expiry_timestamp_seconds",
         "wardpose_site_public_view_certified_timestamp_seconds",
     }
+
+
+@pytest.mark.parametrize("ends", ["released", "refused", "failed"])
+def test_nobody_sees_by_scraping_how_long_a_round_took(tmp_path: Path, ends: str) -> None:
+    """The coordinator's Prometheus may scrape a site, and answers wait for `answer_seconds`: so must what is shown."""
+    path = write_site(tmp_path)
+    path.write_text(path.read_text().replace("answer_seconds: 0.0", "answer_seconds: 300.0"))
+    ledger, journal = Ledger(tmp_path / "ledger.sqlite"), SiteJournal(tmp_path / "state" / "journal.sqlite")
+    number = journal.received(run="r", round_number=1, federation="f", mechanism="dp-sgd")
+    paid = ledger.reserve("ward-7", [EVENT], run_id="r", round=1, budget=Budget(epsilon=4.0, delta=DELTA))
+    now = time.time() + 20
+    during, page = scrape(path), site_status(path, now=now).shared()
+    assert value(during[0], "wardpose_site_orders_open") == 1
+    ledger.commit(paid)
+    journal.finished(number, ends, bytes_up=100)
+    assert scrape(path) == during
+    assert site_status(path, now=now).shared() == page
+    assert site_status(path, now=now).tables[0].rows[0][2].text == ends  # the machine itself is told at once
+    with sqlite3.connect(journal.path) as connection:  # five minutes ago
+        connection.execute("UPDATE orders SET received = received - 301, finished = finished - 301")
+    samples, _ = scrape(path)
+    assert value(samples, "wardpose_site_orders_open") == 0
+    assert value(samples, "wardpose_site_orders_total", status=ends) == 1
+    assert value(samples, "wardpose_site_bytes_up_total") == 100
+
+
+@pytest.mark.parametrize(
+    ("took", "seconds", "leaves"), [(0, 300, 300), (299, 300, 300), (300, 300, 300), (301, 300, 600), (7, 2.5, 8)]
+)
+def test_an_order_is_in_training_until_its_answer_leaves(took: int, seconds: float, leaves: int) -> None:
+    order = OrderRow(
+        run="r", round=1, federation="f", mechanism="dp-sgd", received=1000, finished=1000 + took, status="released",
+        detail="of a view", bytes_up=7,
+    )  # fmt: skip
+    (before,) = as_told([order], answer_seconds=seconds, now=999.5 + leaves)
+    assert (before.status, before.finished, before.detail, before.bytes_up) == ("training", None, "", 0)
+    (after,) = as_told([order], answer_seconds=seconds, now=1000 + leaves)
+    assert after == replace(order, finished=1000 + leaves)
+    assert as_told([order], answer_seconds=0, now=0) == [order]
 
 
 def test_a_site_that_was_never_asked_is_up_and_has_spent_nothing(tmp_path: Path) -> None:

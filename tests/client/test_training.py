@@ -1,19 +1,20 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.orders import make_order
 
 from wardpose.client import training
-from wardpose.client.site import Site
+from wardpose.client.site import Site, open_public_data
 from wardpose.client.training import site_seed, train_round
 from wardpose.shared.data.source import open_source
 from wardpose.shared.errors import DataError
 from wardpose.shared.pose.model import ModelConfig, build_model
-from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.privacy.mechanisms import FeatureOptions, Mechanism
 from wardpose.shared.site_config import CohortConfig, SiteConfig
 from wardpose.shared.skeleton import LSP14
-from wardpose.shared.training.settings import LocalTraining
+from wardpose.shared.training.settings import AnchorOptions, LocalTraining
 from wardpose.shared.wire import RoundOrder, hash_arrays
 
 
@@ -67,3 +68,44 @@ def test_the_order_says_how_to_train_and_the_site_how_to_keep(tmp_path: Path, mo
 def fresh(order: RoundOrder) -> RoundOrder:
     """The same order for features that are not kept yet."""
     return order.model_copy(update={"training": order.training.model_copy(update={"augmented_views": 2})})
+
+
+@pytest.mark.parametrize("asks", ["anchor", "judgement"])
+def test_public_people_are_those_of_site_yaml_and_no_patient_is_among_them(
+    asks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their gradient is added without noise, and what is decided by them is not charged."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        training, "local_update", lambda model, data, mechanism, training, **rest: asked.update(rest, data=data)
+    )
+    public = {"kind": "ward", "hospital": "public", "patients": 4, "frames_per_patient": 1, "seed": 7}
+    config = SiteConfig.model_validate(
+        {
+            "site": "north",
+            "cohort": cohort().model_dump(),
+            "state": tmp_path / "state",
+            "ledger": tmp_path / "ledger.sqlite",
+            "public_data": [public],
+            "public_view": {"kind": "blur"},
+            "policy": {"certificate": None},
+        }
+    )
+    model = ModelConfig(weights="random", input_size=(64, 32))
+    weights = {name: value.numpy() for name, value in build_model(model).state_dict().items()}
+    order = make_order(
+        Mechanism(name="feature", noise_multiplier=1.0, feature=FeatureOptions(max_difference=1.0))
+        if asks == "judgement"
+        else Mechanism(noise_multiplier=1.0),
+        training=LocalTraining(steps=3, anchor=AnchorOptions() if asks == "anchor" else None),
+        model=model,
+        weights_hash=hash_arrays(weights),
+    )
+    train_round(Site(config), open_source(config.cohort.data, skeleton=LSP14), order, weights)
+    people, known = asked["public"], open_public_data(config.public_data, "lsp14")
+    assert (people.identity, len(people.rows)) == (known.identity(), 4)
+    patients = {row.tobytes() for row in np.asarray(asked["data"].private.inputs)}
+    assert len(patients) == 10
+    assert patients.isdisjoint(row.tobytes() for row in np.asarray(people.rows.inputs))
+    shown = [] if people.shown is None else [row.tobytes() for row in np.asarray(people.shown.inputs)]
+    assert (len(shown), patients.isdisjoint(shown)) == (4 if asks == "judgement" else 0, True)

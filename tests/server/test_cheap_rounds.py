@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from wardpose.server.app import run_federation
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.journal import RunJournal
 from wardpose.shared.pose.model import trainable_names
+from wardpose.shared.signing import Signer, ensure_key_pair
 from wardpose.shared.wire import TRAIN, RoundOrder, WeightsWanted, hash_arrays, pack, unpack
 from wardpose.simulation.grid import Fault, InProcessGrid
 from wardpose.simulation.layout import prepare_sites
@@ -124,6 +125,42 @@ def test_nobody_else_asks_for_a_site(tmp_path: Path, how: str) -> None:
     grid = federate(tmp_path, rounds=2, faults=faults)
     assert [sent for sent, _ in whole(grid, "south")].count(number) == 1
     assert rows_of(tmp_path)[number, "south"].status == "rejected"
+
+
+class Carrier(WatchedGrid):
+    """Hands one order to nobody, and answers itself: with the site's own last facts, signed by another hand."""
+
+    facts: ClassVar[dict[str, Any]] = {}
+    thief: Signer
+    tries = 0
+
+    def _answer(self, message: Message) -> Any:
+        site, number = self._names[message.metadata.dst_node_id], message.metadata.group_id
+        ours = message.metadata.message_type == TRAIN and site == "south"
+        if ours and number == "2" and not self.tries:
+            self.tries += 1
+            order, _ = unpack(message.content, RoundOrder)
+            self.sent.append((site, order.round, order.resident is None, 0))
+            seal = json.loads(str(message.content.config_records["seal"]["json"]))
+            mine = {"nonce": seal["nonce"], "order": seal["order"], "receipts": (), "words": ()}
+            body = WeightsWanted.model_validate(self.facts | mine)
+            return (Message(pack(body, signer=self.thief), reply_to=message),)
+        answers = super()._answer(message)
+        if ours and number == "1":
+            facts = json.loads(str(answers[0].content.config_records["body"]["json"]))
+            self.facts.update({name: facts[name] for name in WeightsWanted.model_fields})
+        return answers
+
+
+def test_nobody_who_lacks_a_sites_key_asks_before_it_has_heard_the_order(tmp_path: Path) -> None:
+    """All of the question is right but its signature: both orders would else be carried out, for one charge."""
+    config = tiny_federation(SITES)
+    with Carrier(client_app, prepare_sites(config, tmp_path)) as grid:
+        grid.thief = ensure_key_pair(tmp_path / "thief.key", tmp_path / "thief.pub")
+        run_federation(grid, config, tmp_path, resume=False)
+    assert grid.tries == 1
+    assert whole(grid, "south") == [(1, True), (2, False)]
+    assert rows_of(tmp_path)[2, "south"].status == "rejected"
 
 
 def test_few_models_are_kept(tmp_path: Path) -> None:

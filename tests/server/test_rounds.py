@@ -12,15 +12,16 @@ from flwr.app import Message
 from support.federations import charged_steps, rows_of, tiny_federation
 
 from wardpose.client.app import app as client_app
-from wardpose.server.app import run_federation
+from wardpose.server.app import _better, run_federation
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.contact import open_alarms
 from wardpose.server.folder import held
 from wardpose.server.heads import Heads
 from wardpose.server.journal import RunJournal
-from wardpose.server.scoring import arrays_of
+from wardpose.server.scoring import Scorer, arrays_of
 from wardpose.server.summary import summarise
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.pose.model import ModelConfig, build_model
 from wardpose.shared.pose.weights import load_model, read_metadata
 from wardpose.shared.site_config import load_site
 from wardpose.shared.wire import Refusal
@@ -230,3 +231,33 @@ def test_an_unfinished_runs_checkpoint_is_kept_when_another_run_starts(tmp_path:
         run_federation(grid, config, folder, resume=False)
     assert Checkpoint.load(folder / f"checkpoint.{stopped}.safetensors").run == stopped
     assert Checkpoint.load(folder / "checkpoint.safetensors").run != stopped
+
+
+# Which of two released models is kept: by public data, which costs nothing.
+
+
+def test_the_model_before_the_rounds_is_kept_where_public_people_see_no_difference(tmp_path: Path) -> None:
+    ward = {"kind": "ward", "hospital": "public", "patients": 2, "frames_per_patient": 1, "seed": 7}
+    summary = run(
+        tmp_path / "run",
+        rounds=1,
+        data={"validation": [ward]},
+        server={"deadline_seconds": 120, "wait_seconds": 1, "keep": "better"},
+        training={"steps": 1, "optimizer": {"name": "sgd", "learning_rate": 1e-12}},
+    )
+    for name, candidate in (("model", "public-only"), ("model-private", "private")):
+        metadata = read_metadata(tmp_path / "run" / f"{name}.safetensors")
+        assert (metadata["candidate"], metadata["run"]) == (candidate, summary["run"])
+    assert charged_steps(tmp_path / "run", "south") == (1, 1)  # what was not kept was released all the same
+
+
+def test_the_better_model_is_that_with_the_higher_score_on_public_people() -> None:
+    ward = {"kind": "ward", "hospital": "public", "patients": 3, "frames_per_patient": 1, "seed": 7}
+    shape = {"input_size": [128, 96], "last_stride": 16}
+    model = build_model(ModelConfig.model_validate(shape))
+    scorer = Scorer(tiny_federation(SITES, model=shape, data={"validation": [ward]}), model)
+    trained = arrays_of(model)
+    blind = {name: 0 * value for name, value in trained.items()}
+    assert scorer.validation(trained) != scorer.validation(blind)
+    assert (_better(scorer, trained, blind), _better(scorer, blind, trained)) == ("private", "public-only")
+    assert _better(scorer, trained, trained) == "public-only"

@@ -72,6 +72,10 @@ def test_it_only_answers(server: StatusServer) -> None:
         {"Host": "127.0.0.1", "X-Forwarded-For": "10.0.0.7"},
         {"Host": "127.0.0.1", "Forwarded": "for=10.0.0.7"},
         {"Host": "127.0.0.1", "Via": "1.1 proxy"},
+        {"Host": "127.0.0.1", "X-Real-IP": "10.0.0.7"},
+        {"Host": "127.0.0.1", "x-forwarded-proto": "https"},
+        {"Host": "127.0.0.1", "X-Forwarded-For": ""},
+        {"Host": "127.0.0.1", "CF-Connecting-IP": "10.0.0.7"},
     ],
 )
 def test_who_comes_by_another_name_or_a_proxy_is_not_this_machine(
@@ -82,6 +86,51 @@ def test_who_comes_by_another_name_or_a_proxy_is_not_this_machine(
     status, page, _ = ask(server, "/", headers=headers)
     assert (status, "<table" in page) == (200, False)
     assert ask(server, "/metrics", headers=headers)[0] == 200
+
+
+def test_a_proxy_that_says_nothing_but_speaks_as_nginx_does_is_not_this_machine(server: StatusServer) -> None:
+    """As nginx passes on by default: its own name for what is behind it, nothing of who asked, and HTTP/1.0."""
+    address = urlsplit(server.url)
+    for path, status in (("/metrics/local", b"403"), ("/metrics", b"200")):
+        with socket.create_connection((address.hostname, address.port), timeout=30) as proxy:
+            proxy.sendall(f"GET {path} HTTP/1.0\r\nHost: {address.netloc}\r\nConnection: close\r\n\r\n".encode())
+            answer = b"".join(iter(lambda: proxy.recv(65536), b""))
+        assert answer.split()[1] == status
+        assert b"private" not in answer
+
+
+def other_address() -> str:
+    """An address of this machine that is not of its loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has no address but its loopback's")
+        return str(asking.getsockname()[0])
+
+
+@pytest.mark.parametrize("way", ["to another address", "from another address", "both"])
+def test_who_comes_to_or_from_another_address_is_not_this_machine_whatever_they_say(way: str) -> None:
+    pages = Pages(metrics=collector("shared"), status=lambda: view("JaneDoe", local=True), local=collector("private"))
+    here, other = "127.0.0.1", other_address()
+    source, target = {
+        "to another address": (here, other),
+        "from another address": (other, here),
+        "both": (other, other),
+    }[way]
+    with StatusServer(pages, host="0.0.0.0", port=0) as running:  # as somebody may start it who knows no better
+        port = urlsplit(running.url).port or 0
+        for path, status in (("/metrics/local", 403), ("/", 200)):
+            connection = http.client.HTTPConnection(target, port, timeout=30, source_address=(source, 0))
+            connection.request("GET", path, headers={"Host": "127.0.0.1"})
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            connection.close()
+            assert (answer.status, "private" in text, "<table" in text) == (status, False, False)
+        connection = http.client.HTTPConnection(here, port, timeout=30)
+        connection.request("GET", "/metrics/local")
+        assert connection.getresponse().status == 200
+        connection.close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:9465", "localhost", "LOCALHOST:1", "[::1]:9465"])

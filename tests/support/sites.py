@@ -18,6 +18,7 @@ def write_site(folder: Path, **policy: Any) -> Path:
             "data": {"kind": "ward", "hospital": "north", "patients": 20, "frames_per_patient": 2, "seed": 1},
         },
         "policy": {"epsilon": 4.0, "delta": 1e-3, **policy},
+        "answer_seconds": 0.0,
     }
     path = folder / "site.yaml"
     path.write_text(yaml.safe_dump(content))

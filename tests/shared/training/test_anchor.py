@@ -149,6 +149,20 @@ def test_the_scale_is_of_second_moments_and_keeps_their_sum() -> None:
     assert 0 < int(large.sum()) < len(flat)
 
 
+def test_units_are_summed_in_that_scale() -> None:
+    engine, chosen = maps_engine(), make_mechanism("dp-sgd", max_grad_norm=1e6)
+    data, public = make_cohort(chosen, (2, 1, 1), engine=engine), make_public(12, engine=engine)
+    options = AnchorOptions(precondition=True, batch=12)
+    scale = PublicAnchor(engine, public, options, seeded_streams(1).public).scale
+    assert scale is not None
+    plain, scaled = (
+        private_sums(step_of(engine, data, chosen, asked, public), engine.parameters())[0].total
+        for asked in (None, options)
+    )
+    torch.testing.assert_close(scaled, plain * flatten(scale))
+    assert not torch.allclose(scaled, plain)
+
+
 @pytest.mark.parametrize("average", [0.0, 0.5, 1.0])
 def test_the_update_is_the_mean_of_the_last_steps_weights(average: float) -> None:
     engine = head_engine()
