@@ -148,6 +148,7 @@ def _answer(message: Message, locate: Callable[[], Path], handle: Callable[[Mess
 def _train(message: Message, path: Path) -> Message:
     order, received = unpack(message.content, RoundOrder)
     site = open_site(path)
+    site.tidy()
     weights = site.kept_weights.assembled(order, received)
     if weights is not None and hash_arrays(weights) != order.weights_hash:
         raise WireError("the weights are not those that the order names")

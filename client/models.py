@@ -7,7 +7,6 @@ the hash of *all* weights, and they are held against it once they are put togeth
 
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from safetensors.numpy import load, save
 
 from wardpose.client.policy import trained_weights
 from wardpose.shared.errors import StorageError
-from wardpose.shared.files import TOKEN, write_bytes
+from wardpose.shared.files import write_bytes
 from wardpose.shared.wire import RoundOrder, hash_arrays
 
 logger = logging.getLogger("wardpose.client")
@@ -25,7 +24,6 @@ logger = logging.getLogger("wardpose.client")
 _MOST_FILES = 4
 _LARGEST = 1 << 30  # bytes of one file
 _PRIVATE = 0o600
-_NOT_WHOLE = f".*.safetensors.{'?' * TOKEN}"  # what `write_bytes` calls a file until it is
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -78,7 +76,6 @@ class KeptWeights:
         trained = trained_weights(order)
         resident = {name: np.asarray(value, order="C") for name, value in weights.items() if name not in trained}
         path = self._path(hash_arrays(resident))
-        self._sweep()
         if not resident or path.exists():
             return
         try:
@@ -89,12 +86,6 @@ class KeptWeights:
                 file.unlink(missing_ok=True)
         except (OSError, StorageError) as error:
             logger.warning("the weights are not kept, and come again with the next order: %s", error)
-
-    def _sweep(self) -> None:
-        """Remove what a process that was killed while it wrote left behind; where two write at once, one keeps it."""
-        for leftover in self.folder.glob(_NOT_WHOLE):
-            with suppress(OSError):
-                leftover.unlink()
 
     def _path(self, digest: str) -> Path:
         return self.folder / f"{digest}.safetensors"

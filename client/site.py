@@ -20,6 +20,7 @@ from wardpose.shared.data.dataset import concatenate
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.data.source import DataSource, names_patients, open_source
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.files import remove_unfinished
 from wardpose.shared.pose.model import ModelConfig, PoseModel, build_model
 from wardpose.shared.privacy.ledger import Budget, Ledger
 from wardpose.shared.signing import PublicKey, Signer, load_public_key, load_signer
@@ -91,6 +92,12 @@ class Site:
     def kept_weights(self) -> KeptWeights:
         """Weights that came with an earlier order and that no round changes."""
         return KeptWeights(self.config.state / "models")
+
+    def tidy(self) -> None:
+        """Remove what processes that were killed while they wrote left in the state folder and the folders in it."""
+        state = self.config.state
+        for folder in (state, *(path for path in state.glob("*/") if not path.is_symlink())):
+            remove_unfinished(folder)
 
     @cached_property
     def node_keys(self) -> dict[str, PublicKey]:

@@ -9,14 +9,13 @@ from io import FileIO
 from pathlib import Path
 
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.files import TOKEN, private_folder, private_opener, storage_error
+from wardpose.shared.files import private_folder, private_opener, remove_unfinished, storage_error
 from wardpose.shared.signing import Signer, ensure_key_pair
 
 LOCK = "coordinator.lock"
 _TRIES, _PAUSE = 4, 0.05  # seconds
 _MODELS = ("checkpoint.safetensors", "model.safetensors", "initial.safetensors")
 _WRITTEN = (*_MODELS, "model-card.md", "pretrain.checkpoint", "latest-run")
-_SUFFIX = "?" * TOKEN  # that `shared.files.write_bytes` gives to a file until it is whole
 
 
 @contextmanager
@@ -35,7 +34,7 @@ def held(folder: Path) -> Iterator[None]:
             _hold(file, folder)
         except OSError as error:
             raise storage_error(error, folder / LOCK) from error
-        _sweep(folder)
+        remove_unfinished(folder, *_WRITTEN)
         yield
 
 
@@ -78,13 +77,6 @@ def shared_use(folder: Path, *, alone: bool = False) -> Iterator[None]:
         except OSError as error:
             raise storage_error(error, folder / LOCK) from error
         yield
-
-
-def _sweep(folder: Path) -> None:
-    """Remove the temporary files of a process that was killed while it wrote; only the holder of the folder may."""
-    for name in _WRITTEN:
-        for leftover in folder.glob(f".{name}.{_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
 
 
 def coordinator_key(folder: Path) -> Signer:

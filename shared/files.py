@@ -6,6 +6,7 @@ what a user asked for by name (a prediction, an export, a report) says `ASKED_FO
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -32,9 +33,7 @@ ASKED_FOR = None
 OTHERS = 0o077
 """What anybody but the owner may do."""
 
-TOKEN = 8
-"""Letters at the end of the name of a file that is not whole yet."""
-
+_TOKEN = 8  # hexadecimal digits at the end of the name of a file that is not whole yet
 _LARGE = 1 << 16  # bytes, for which room is claimed before they are written
 
 
@@ -147,16 +146,47 @@ def write_bytes(path: Path, content: bytes, *, mode: int | None = PRIVATE) -> No
 
 
 def _temporary(path: Path, mode: int | None) -> tuple[int, Path]:
-    """Make and open the file under another name that nobody knows; it has its permissions from its first byte on."""
+    """Make and open the file under another name that nobody knows; it has its permissions from its first byte on.
+
+    It is locked while it is open, so that `remove_unfinished` can tell it from one whose writer was killed.
+    """
     if mode is ASKED_FOR:
         path.parent.mkdir(parents=True, exist_ok=True)
     else:
         private_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(TOKEN // 2)}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(_TOKEN // 2)}")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else PRIVATE)
+    with suppress(OSError):  # a file system without locks: nothing is removed there
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    if os.fstat(descriptor).st_nlink == 0:  # taken for unfinished before it was locked
+        os.close(descriptor)
+        return _temporary(path, mode)
     if mode not in (ASKED_FOR, PRIVATE):
         os.fchmod(descriptor, mode)
     return descriptor, temporary
+
+
+def remove_unfinished(folder: Path, *names: str) -> None:
+    """Remove files that were not whole when the process that wrote them was killed; who still writes keeps theirs.
+
+    Args:
+        folder: of this user's.
+        names: of the files that they would have become; any when absent.
+
+    """
+    for name in names or ("*",):
+        for leftover in folder.glob(f".{name}.{'[0-9a-f]' * _TOKEN}"):
+            with suppress(OSError):  # finished by now, or somebody writes it
+                _remove_unlocked(leftover)
+
+
+def _remove_unlocked(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def hand_over(source: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 import sqlite3
 from pathlib import Path
 
@@ -80,6 +81,44 @@ def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
         files.write_bytes(tmp_path / "a" / "b", b"")
     with pytest.raises(StorageError, match=r"a/b: cannot be written"), transaction(tmp_path / "a" / "b", SCHEMA):
         pass
+
+
+def test_what_a_killed_writer_left_goes_and_what_somebody_writes_stays(tmp_path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        with files.written_whole(tmp_path / "model"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    (left,) = tmp_path.iterdir()
+    with files.written_whole(tmp_path / "model") as file:
+        file.write(b"new")
+        files.remove_unfinished(tmp_path, "other")
+        assert left.exists()
+        files.remove_unfinished(tmp_path)
+        assert not left.exists()
+        file.write(b" weights")
+    (tmp_path / ".model.settings").touch()  # nobody's temporary file
+    (tmp_path / ".model.0123abcd").mkdir()
+    files.remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".model.0123abcd", ".model.settings", "model"]
+    assert (tmp_path / "model").read_bytes() == b"new weights"
+
+
+def test_a_writer_that_is_swept_before_it_holds_its_lock_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = files.fcntl.flock, []
+
+    def swept(descriptor: int, operation: int) -> None:
+        if not seen:
+            seen.extend(tmp_path.iterdir())
+            seen[0].unlink()
+        real(descriptor, operation)
+
+    monkeypatch.setattr(files.fcntl, "flock", swept)
+    files.write_bytes(tmp_path / "model", b"weights")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model").read_bytes() == b"weights"
 
 
 def test_storing_says_the_same_and_what_to_do(tmp_path: Path) -> None:
