@@ -182,7 +182,7 @@ def storage_error(error: OSError, path: Path, *, needed: int | None = None) -> S
     """Say which file could not be written and, on a full disk, how many bytes it needed and how many are free."""
     made = StorageError(error.errno, error.strerror or str(error), str(path))
     if needed is not None and error.errno in FULL:
-        made.add_note(f"{needed} bytes are needed, {_free(path)} are free")
+        made.add_note(f"{needed} bytes are needed, {shutil.disk_usage(existing(path.parent)).free} are free")
     return made
 
 
@@ -203,11 +203,11 @@ def _allocate(descriptor: int, size: int) -> None:
             raise
 
 
-def _free(path: Path) -> int:
-    folder = path.parent
-    while not folder.exists():
+def existing(folder: Path) -> Path:
+    """Return a folder, or the first above it that is there."""
+    while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder
 
 
 @contextmanager

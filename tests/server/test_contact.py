@@ -16,6 +16,7 @@ from wardpose.client.contact import open_alarms as site_alarms
 from wardpose.client.exporter import SiteExporter
 from wardpose.server.contact import Contact, open_alarms
 from wardpose.server.exporter import ServerExporter
+from wardpose.server.facts import Places
 from wardpose.server.folder import coordinator_key
 from wardpose.server.heads import Heads
 from wardpose.server.ledger import ServerLedger
@@ -109,7 +110,7 @@ def test_a_coordinators_ledger_that_went_back_is_found_by_its_sites(tmp_path: Pa
     for name in SITES:
         (alarm,) = site_alarms(site_of(folder, name).state / "contact.sqlite")
         assert "coordinator's ledger went back" in alarm.what
-        assert metric(ServerExporter(folder), "wardpose_ledgers_apart", site=name) == 1.0
+        assert metric(ServerExporter(Places(directory=folder)), "wardpose_ledgers_apart", site=name) == 1.0
         site_exporter = SiteExporter(folder / "sites" / name / "site.yaml")
         assert metric(site_exporter, "wardpose_site_ledgers_apart") == 1
 
