@@ -218,7 +218,7 @@ def _round(
         )
         site.contact.sent(facts_hash(content), order=conversation.seal.order, run=order.run, round_number=order.round)
         laps.mark("release")
-        logger.info("%s", laps.line("order", order.round))
+        laps.log(logger, "order", order.round)
     except (PolicyViolation, BudgetExceeded, SignatureError, LedgersApartError) as error:
         site.journal.finished(number, "refused", detail=str(error))
         raise

@@ -76,7 +76,7 @@ def answer_task(site: Path, address: str, token: str) -> None:
     push_message(client, reply, context)
     push_task_output(client, context=None, sub_status=SubStatus.COMPLETED, details="")
     laps.mark("push")
-    logger.info("%s", laps.line(message.metadata.message_type, message.metadata.group_id or "-"))
+    laps.log(logger, message.metadata.message_type, message.metadata.group_id or "-")
     heartbeat.stop()
     client.close()
 

@@ -118,19 +118,6 @@ def _began(folder: Path) -> float:
         return (folder / JOURNAL).stat().st_mtime
 
 
-def read_runs(directory: Path) -> Runs:
-    """Read all journals.
-
-    Raises:
-        DataError: there is no run yet, or a journal is locked or broken.
-
-    """
-    found = find_runs(directory)
-    if found is None:
-        raise DataError(f"{directory / JOURNAL}: holds no run")
-    return found
-
-
 def find_runs(directory: Path) -> Runs | None:
     """Read all journals; `None` where there is no run yet.
 

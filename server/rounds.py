@@ -188,7 +188,7 @@ class Coordinator:
         laps.mark("aggregate")
         self.close(order.round, weights, [*rows, *away], started=started, delivery=delivery)
         laps.mark("close")
-        logger.info("%s", laps.line("round", order.round))
+        laps.log(logger, "round", order.round)
         return True
 
     def deadline(self) -> float:

@@ -106,7 +106,7 @@ def server_status(places: Places, *, now: float | None = None) -> StatusView:
     apart = reading.read("The record of contacts", lambda: open_alarms(_beside(runs)), list[Alarm](), todo=todo)
     contradicted = reading.read(
         "The record of alarms",
-        lambda: [alarm.site for alarm in Alarms(_beside(runs, ALARMS)).of()],
+        lambda: _contradicted(runs),
         list[str](),
         todo=todo,
     )

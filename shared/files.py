@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -67,6 +67,21 @@ def keep_private(path: Path) -> None:
         mode = path.stat().st_mode
         if mode & OTHERS:
             path.chmod(mode & 0o700)
+
+
+def refuse_missing(files: Mapping[str, Path]) -> None:
+    """See that the files that options name are there.
+
+    Args:
+        files: option -> file.
+
+    Raises:
+        ConfigError: one is not.
+
+    """
+    for option, file in files.items():
+        if not file.is_file():
+            raise ConfigError(f"{option} {file}: no such file")
 
 
 def refuse_readable(path: Path) -> None:
