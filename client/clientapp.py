@@ -92,7 +92,8 @@ def answer(site: Path, message: "Message", context: "Context", run: "Run", fab: 
         fab: the bundle.
 
     """
-    from wardpose.shared.wire import Refusal, refusal
+    from wardpose.shared.refusals import Refusal
+    from wardpose.shared.wire import refusal
 
     try:
         try:

@@ -40,7 +40,8 @@ from wardpose.server.operator import program
 from wardpose.server.provision.certificates import create_authority, create_node_key, create_server_certificate
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.home import LOOPBACK
-from wardpose.shared.wire import PREFLIGHT, Refusal
+from wardpose.shared.messages import PREFLIGHT
+from wardpose.shared.refusals import Refusal
 from wardpose.simulation.ports import free_ports
 
 CLEAN = pack()

@@ -27,9 +27,9 @@ from wardpose.server.operator import ask, environment, program
 from wardpose.server.provision.certificates import create_secret
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.home import LOOPBACK
+from wardpose.shared.refusals import Refusal
 from wardpose.shared.signing import ensure_key_pair
 from wardpose.shared.site_config import load_site
-from wardpose.shared.wire import Refusal
 from wardpose.simulation.dev import Deployment
 from wardpose.simulation.layout import prepare_sites
 from wardpose.simulation.ports import free_ports

@@ -23,10 +23,10 @@ from wardpose.server.ledger import ServerLedger
 from wardpose.shared.errors import LedgerError
 from wardpose.shared.privacy.expiry import verify_expiries
 from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.refusals import Refusal
 from wardpose.shared.seals import seal
 from wardpose.shared.signing import SignatureError, create_key_pair, load_public_key
 from wardpose.shared.site_config import SiteConfig, load_site
-from wardpose.shared.wire import Refusal
 from wardpose.simulation.grid import Fault, FaultKind, Replacement
 from wardpose.simulation.run import simulate
 
