@@ -34,10 +34,7 @@ from wardpose.shared.errors import (
     WireError,
 )
 from wardpose.shared.laps import Laps
-from wardpose.shared.privacy.evaluation import EVALUATION
-from wardpose.shared.signing import SignatureError
-from wardpose.shared.version import code_hash
-from wardpose.shared.wire import (
+from wardpose.shared.messages import (
     PREFLIGHT,
     PREFLIGHT_EVALUATION,
     RECEIPTS,
@@ -45,12 +42,13 @@ from wardpose.shared.wire import (
     TRAIN,
     EvaluationOrder,
     ReceiptsOrder,
-    Refusal,
     RoundOrder,
-    hash_arrays,
-    refusal,
-    unpack,
 )
+from wardpose.shared.privacy.evaluation import EVALUATION
+from wardpose.shared.refusals import Refusal
+from wardpose.shared.signing import SignatureError
+from wardpose.shared.version import code_hash
+from wardpose.shared.wire import hash_arrays, refusal, unpack
 
 logger = logging.getLogger("wardpose.client")
 app = ClientApp()
@@ -219,7 +217,7 @@ def _round(
         )
         site.contact.sent(facts_hash(content), order=conversation.seal.order, run=order.run, round_number=order.round)
         laps.mark("release")
-        logger.info("%s", laps.line("order", order.round))
+        laps.log(logger, "order", order.round)
     except (PolicyViolation, BudgetExceeded, SignatureError, LedgersApartError) as error:
         site.journal.finished(number, "refused", detail=str(error))
         raise

@@ -7,8 +7,8 @@ from wardpose.client.policy import charged_events
 from wardpose.client.site import Site, open_cohort_data
 from wardpose.client.training import patients_of
 from wardpose.shared.data.records import PoseDataset
+from wardpose.shared.messages import EvaluationOrder, RoundOrder
 from wardpose.shared.privacy.ledger import Ledger, Reservation
-from wardpose.shared.wire import EvaluationOrder, RoundOrder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,7 @@ def answer_task(site: Path, address: str, token: str) -> None:
     push_message(client, reply, context)
     push_task_output(client, context=None, sub_status=SubStatus.COMPLETED, details="")
     laps.mark("push")
-    logger.info("%s", laps.line(message.metadata.message_type, message.metadata.group_id or "-"))
+    laps.log(logger, message.metadata.message_type, message.metadata.group_id or "-")
     heartbeat.stop()
     client.close()
 
@@ -92,7 +92,8 @@ def answer(site: Path, message: "Message", context: "Context", run: "Run", fab: 
         fab: the bundle.
 
     """
-    from wardpose.shared.wire import Refusal, refusal
+    from wardpose.shared.refusals import Refusal
+    from wardpose.shared.wire import refusal
 
     try:
         try:

@@ -20,6 +20,7 @@ from wardpose.client.tiers import patient_tiers
 from wardpose.client.training import everybody, site_seed
 from wardpose.shared.data.source import check_paths
 from wardpose.shared.errors import BudgetExceeded, PolicyViolation, WireError
+from wardpose.shared.messages import EVALUATE, EvaluationOrder
 from wardpose.shared.privacy.budget import evaluations_made
 from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.privacy.ledger import Ledger
@@ -27,7 +28,7 @@ from wardpose.shared.privacy.noise import secure_streams, seeded_streams, self_t
 from wardpose.shared.signing import SignatureError
 from wardpose.shared.training.cohort import index_units
 from wardpose.shared.training.evaluation import candidates, noised_scores
-from wardpose.shared.wire import EVALUATE, EvaluationOrder, part_arrays
+from wardpose.shared.wire import part_arrays
 
 _REFUSALS = (PolicyViolation, BudgetExceeded, SignatureError, LedgersApartError)
 

@@ -7,18 +7,15 @@ spares each message some seconds of processor time; elsewhere it is started anew
 """
 
 import logging
-import signal
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from wardpose.client.contract import check_flower
-from wardpose.shared.children import Child, start_child, stop_children
-from wardpose.shared.errors import ConfigError
-from wardpose.shared.files import private_process, refuse_readable
+from wardpose.shared.children import Child, end_on_signals, start_child, stop_children
+from wardpose.shared.files import private_process, refuse_missing, refuse_readable
 from wardpose.shared.flower_tasks import task_asker, task_client
 
 _FASTEST_POLL, _SLOWEST_POLL = 0.05, 0.3  # seconds between two questions for a task, on this machine
@@ -47,20 +44,13 @@ def run_executor(site: Path, *, address: str, secret_file: Path) -> NoReturn:
 
     from wardpose.shared.version import code_hash
 
-    for option, file in (("SITE.yaml", site), ("--secret-file", secret_file)):
-        if not file.is_file():
-            raise ConfigError(f"{option} {file}: no such file")
+    refuse_missing({"SITE.yaml": site, "--secret-file": secret_file})
     refuse_readable(secret_file)
     private_process()
     check_flower()
     ask = task_asker(task_client(address, secret_file), f"the SuperNode at {address}", TaskType.CLIENT_APP, logger)
     answering = Forks(site.resolve(), address) if _can_fork() else Starts(site.resolve(), address)
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(0 if number == signal.SIGTERM else 128 + number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    end_on_signals()
     logger.info("only the installed app runs here, code %s", code_hash()[:12])
     busy = time.monotonic()
     try:

@@ -4,18 +4,17 @@ It is found by `--home`, by `WARDPOSE_SITE_HOME`, or as the working directory. E
 below it, so that it may be anywhere, belong to anybody, and be backed up as a whole.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from wardpose.shared.deployment import Host, Port, SitePorts, at, find_home
+from wardpose.shared.deployment import Host, Port, SitePorts, at
+from wardpose.shared.home import LOOPBACK, Home, find_home
 from wardpose.shared.yaml_config import Name, Strict, load_yaml
 
 VARIABLE = "WARDPOSE_SITE_HOME"
 FILE = "kit.yaml"
-LOOPBACK = "127.0.0.1"
 
 
 class KitSettings(Strict):
@@ -41,33 +40,13 @@ class KitSettings(Strict):
     wheel: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-@dataclass(frozen=True)
-class SiteHome:
-    """Places and addresses of a site.
-
-    Attributes:
-        folder: absolute.
-        settings: of kit.yaml.
-
-    """
-
-    folder: Path
-    settings: KitSettings
+class SiteHome(Home[KitSettings]):
+    """Places and addresses of a site."""
 
     @property
     def site(self) -> Path:
         """site.yaml: what the hospital brings and allows; written by `wardpose site install`."""
         return self.folder / "site.yaml"
-
-    @property
-    def keys(self) -> Path:
-        """Folder of certificates and keys."""
-        return self.folder / "keys"
-
-    @property
-    def authority(self) -> Path:
-        """Certificate of the authority that signed the server's."""
-        return self.keys / "ca.crt"
 
     @property
     def node_key(self) -> Path:
@@ -78,11 +57,6 @@ class SiteHome:
     def node_public_key(self) -> Path:
         """The public half of the site's key."""
         return self.keys / "node.pub"
-
-    @property
-    def secret(self) -> Path:
-        """What SuperNode and executor prove themselves to each other with."""
-        return self.keys / "superexec.secret"
 
     @property
     def coordinator_key(self) -> Path:
@@ -113,11 +87,6 @@ class SiteHome:
     def ledger(self) -> Path:
         """The site's privacy ledger."""
         return self.folder / "ledger.sqlite"
-
-    @property
-    def log(self) -> Path:
-        """Folder of logs."""
-        return self.folder / "log"
 
     @property
     def wheels(self) -> Path:

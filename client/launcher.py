@@ -17,10 +17,9 @@ from wardpose.client.home import SiteHome
 from wardpose.shared.children import start_child
 from wardpose.shared.files import private_process, refuse_readable, write_bytes
 from wardpose.shared.health import healthy
+from wardpose.shared.home import LOOPBACK
 from wardpose.shared.supervision import Service, Start, only_launcher
 from wardpose.shared.supervision import supervise as keep
-
-LOOPBACK = "127.0.0.1"
 
 logger = logging.getLogger("wardpose.client")
 

@@ -12,6 +12,7 @@ from prometheus_client.core import Metric
 
 from wardpose.client.telemetry import QUANTILES, TrainingRow, training_rows
 from wardpose.shared.exposition import FileCollector, Samples, gauge
+from wardpose.shared.files import existing
 from wardpose.shared.site_config import load_site
 
 LOCAL_METRICS = {
@@ -74,13 +75,6 @@ class LocalExporter:
         usage = shutil.disk_usage(existing(load_site(self.path).state))
         yield _gauge("wardpose_local_disk_free_bytes", [({}, usage.free)])
         yield _gauge("wardpose_local_disk_size_bytes", [({}, usage.total)])
-
-
-def existing(folder: Path) -> Path:
-    """Return a folder, or the first above it that is there."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
 
 
 def _values(last: TrainingRow | None, viewed: float | None) -> dict[str, float | None]:

@@ -17,7 +17,8 @@ from safetensors.numpy import load, save
 from wardpose.client.policy import trained_weights
 from wardpose.shared.errors import StorageError
 from wardpose.shared.files import write_bytes
-from wardpose.shared.wire import RoundOrder, hash_arrays
+from wardpose.shared.messages import RoundOrder
+from wardpose.shared.wire import hash_arrays
 
 logger = logging.getLogger("wardpose.client")
 

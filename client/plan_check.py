@@ -15,10 +15,10 @@ from wardpose.client.site import Site
 from wardpose.shared.config import FederationConfig, load_federation
 from wardpose.shared.errors import BudgetExceeded, ConfigError, PolicyViolation
 from wardpose.shared.first_course import first_course
+from wardpose.shared.messages import RoundOrder
 from wardpose.shared.privacy.accounting import as_seeded
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import RoundOrder
 
 _NO_WEIGHTS = "0" * 64
 

@@ -15,6 +15,7 @@ import torch
 
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import PolicyViolation, WireError
+from wardpose.shared.messages import EvaluationOrder, RoundOrder
 from wardpose.shared.pose.low_rank import SUFFIX
 from wardpose.shared.pose.model import ModelConfig, PoseModel, trainable_names
 from wardpose.shared.pose.trainable import Strategy
@@ -24,7 +25,6 @@ from wardpose.shared.privacy.distributed import DistributedNoise
 from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.site_config import PolicyConfig, SiteConfig
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import EvaluationOrder, RoundOrder
 
 Order = RoundOrder | EvaluationOrder
 

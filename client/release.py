@@ -31,6 +31,15 @@ from wardpose.client.policy import charged_events
 from wardpose.client.tiers import declared_units
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import LedgerError, WireError
+from wardpose.shared.messages import (
+    EvaluationOrder,
+    EvaluationRelease,
+    ReceiptsKept,
+    RoundOrder,
+    SiteRelease,
+    SiteStatus,
+    WeightsWanted,
+)
 from wardpose.shared.privacy.ledger import Ledger, Reservation
 from wardpose.shared.seals import Head
 from wardpose.shared.secure_aggregation.messages import RevealedShares, SealedShares, SignedKeys, SignedSurvivors
@@ -39,20 +48,7 @@ from wardpose.shared.signing import Signer
 from wardpose.shared.site_config import SiteConfig
 from wardpose.shared.training.local import LocalUpdate
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import (
-    COEFFICIENTS,
-    MASKED,
-    SCORES,
-    EvaluationOrder,
-    EvaluationRelease,
-    ReceiptsKept,
-    RoundOrder,
-    SiteRelease,
-    SiteStatus,
-    WeightsWanted,
-    hash_arrays,
-    pack,
-)
+from wardpose.shared.wire import COEFFICIENTS, MASKED, SCORES, hash_arrays, pack
 
 logger = logging.getLogger("wardpose.client")
 

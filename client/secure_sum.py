@@ -20,6 +20,7 @@ from wardpose.client.site import Site
 from wardpose.client.training import site_seed
 from wardpose.shared.errors import DataError, PolicyViolation, WireError
 from wardpose.shared.files import private_folder, private_opener, write_bytes
+from wardpose.shared.messages import SECURE_KEYS, SECURE_SHARES, SECURE_SURVIVORS, RoundOrder
 from wardpose.shared.privacy.noise import SeededStream
 from wardpose.shared.secure_aggregation.messages import (
     KeysRequest,
@@ -33,7 +34,7 @@ from wardpose.shared.secure_aggregation.messages import (
     UnmaskRequest,
 )
 from wardpose.shared.secure_aggregation.site import Masker, SiteState, accept, advertise, confirm, reveal, share
-from wardpose.shared.wire import SECURE_KEYS, SECURE_SHARES, SECURE_SURVIVORS, RoundOrder, unpack
+from wardpose.shared.wire import unpack
 
 _PRIVATE = 0o600
 Answer = TypeVar("Answer")

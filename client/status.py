@@ -13,11 +13,11 @@ from pathlib import Path
 from wardpose.client.apart import Alarm, open_alarms
 from wardpose.client.facts import Rate, as_told, certified, charged_entries, rate_of, spent_of
 from wardpose.client.journal import OrderRow, SiteJournal
-from wardpose.client.local_exporter import existing
 from wardpose.client.spent import refuse_lost, state_of
 from wardpose.client.telemetry import QUANTILES, TrainingRow, training_rows
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.expiry import certificate_ends
+from wardpose.shared.files import existing
 from wardpose.shared.known_server import FILE, KnownServer
 from wardpose.shared.ledger_state import LedgerState
 from wardpose.shared.privacy.ledger import Ledger

@@ -32,7 +32,7 @@ from wardpose.client.connection.why import why_not_taken_in
 from wardpose.client.contract import check_flower
 from wardpose.client.watchdog import Watchdog
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.files import private_process, refuse_readable
+from wardpose.shared.files import private_process, refuse_missing, refuse_readable
 from wardpose.shared.flower_pace import ask_soon_again
 from wardpose.shared.health import healthy
 from wardpose.shared.supervision import AGAIN
@@ -82,13 +82,9 @@ def run_supernode(
         ConfigError: a file is missing, or the installed Flower is not one that was checked.
 
     """
-    for option, file in (
-        ("--root-certificates", root_certificates),
-        ("--auth-private-key", private_key),
-        ("--secret-file", secret_file),
-    ):
-        if not file.is_file():
-            raise ConfigError(f"{option} {file}: no such file")
+    refuse_missing(
+        {"--root-certificates": root_certificates, "--auth-private-key": private_key, "--secret-file": secret_file}
+    )
     for secret in (private_key, secret_file):
         refuse_readable(secret)
     private_process()

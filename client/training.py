@@ -13,11 +13,11 @@ from wardpose.client.tiers import declared_units, patient_tiers
 from wardpose.shared.data.records import PoseDataset, patients_named
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import DataError, WireError
+from wardpose.shared.messages import RoundOrder
 from wardpose.shared.privacy.noise import secure_streams, seeded_streams, self_test
 from wardpose.shared.site_config import CohortConfig
 from wardpose.shared.training.cohort import build_cohort, build_public
 from wardpose.shared.training.local import LocalUpdate, local_update
-from wardpose.shared.wire import RoundOrder
 
 
 def site_seed(seed: int, site: str, round_number: int) -> int:

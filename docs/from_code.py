@@ -19,11 +19,12 @@ from wardpose.client import exporter as site_exporter
 from wardpose.client import local_exporter
 from wardpose.server import exporter as server_exporter
 from wardpose.server.coordinator import CoordinatorConfig
-from wardpose.shared import seals, wire
+from wardpose.shared import messages, seals
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.privacy import accounting, mechanisms
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.evaluation import Evaluation
+from wardpose.shared.refusals import Refusal
 from wardpose.shared.secure_aggregation.messages import Delivery, Session, SignedKeys
 from wardpose.shared.site_config import SiteConfig
 from wardpose.simulation.cli import app
@@ -255,14 +256,14 @@ def metrics() -> str:
 
 _WIRE_MODELS: tuple[type[BaseModel], ...] = (
     seals.OrderSeal,
-    wire.RoundOrder,
+    messages.RoundOrder,
     Course,
-    wire.SiteRelease,
-    wire.SiteStatus,
-    wire.EvaluationOrder,
+    messages.SiteRelease,
+    messages.SiteStatus,
+    messages.EvaluationOrder,
     Evaluation,
-    wire.EvaluationRelease,
-    wire.ReceiptsOrder,
+    messages.EvaluationRelease,
+    messages.ReceiptsOrder,
     seals.Receipt,
     seals.SignedReceipt,
     seals.Charge,
@@ -277,18 +278,18 @@ def wire_records() -> str:
     """Return the messages between server and site."""
     parts = [
         "# Wire",
-        f"Protocol {wire.PROTOCOL}. A message is one Flower `ConfigRecord` named `body` with one text `json`; where "
-        "weights or an update come along, also one `ArrayRecord` named `arrays`. Beside an order stands one record "
-        "`seal` with the texts `json` (an `OrderSeal`) and `signature`; an answer's `body` holds its `signature`, too. "
-        "A key that is not in these tables is refused.",
+        f"Protocol {messages.PROTOCOL}. A message is one Flower `ConfigRecord` named `body` with one text `json`; "
+        "where weights or an update come along, also one `ArrayRecord` named `arrays`. Beside an order stands one "
+        "record `seal` with the texts `json` (an `OrderSeal`) and `signature`; an answer's `body` holds its "
+        "`signature`, too. A key that is not in these tables is refused.",
     ]
     for model in _WIRE_MODELS:
-        meanings = attributes_of(wire.SiteRelease) | attributes_of(model)
+        meanings = attributes_of(messages.SiteRelease) | attributes_of(model)
         fields = [(f"`{name}`", _value(field, ""), meanings[name]) for name, field in model.model_fields.items()]
         parts += [f"## {model.__name__}", summary_of(model), _table(("key", "value", "meaning"), fields)]
     event = [(f"`{name}`", meaning) for name, meaning in attributes_of(accounting.Event).items()]
     parts += ["## Event", summary_of(accounting.Event), _table(("key", "meaning"), event)]
-    codes = [(f"`{code.value}`", f"`{code.name}`", code.sentence) for code in wire.Refusal]
+    codes = [(f"`{code.value}`", f"`{code.name}`", code.sentence) for code in Refusal]
     parts += [
         "## Refusal",
         "All that a server hears when a site does not train.",

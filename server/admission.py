@@ -30,6 +30,16 @@ from wardpose.server.norm_bound import Trained, largest_norm, largest_scores
 from wardpose.server.uplink import UplinkDecoder
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import ConfigError, LedgerError, WireError
+from wardpose.shared.messages import (
+    EvaluationOrder,
+    EvaluationRelease,
+    ReceiptsKept,
+    RoundOrder,
+    SiteAnswer,
+    SiteRelease,
+    SiteStatus,
+    WeightsWanted,
+)
 from wardpose.shared.pose.low_rank import SUFFIX, expanded
 from wardpose.shared.pose.model import PoseModel, shapes_of, trained_shapes
 from wardpose.shared.privacy.accounting import MINIMUM_DELTA
@@ -42,14 +52,6 @@ from wardpose.shared.wire import (
     MASKED,
     SCORES,
     ArrayForm,
-    EvaluationOrder,
-    EvaluationRelease,
-    ReceiptsKept,
-    RoundOrder,
-    SiteAnswer,
-    SiteRelease,
-    SiteStatus,
-    WeightsWanted,
     check_signed,
     hash_arrays,
     unpack_arrays,

@@ -22,6 +22,7 @@ from wardpose.server.apart import open_alarms
 from wardpose.server.heads import Heads
 from wardpose.server.ledger import ServerLedger
 from wardpose.shared.errors import LedgerError
+from wardpose.shared.messages import SiteAnswer
 from wardpose.shared.privacy.expiry import read_statement
 from wardpose.shared.seals import (
     MOST_CHARGES,
@@ -38,7 +39,6 @@ from wardpose.shared.seals import (
 )
 from wardpose.shared.signing import PublicKey, SignatureError, Signer, read_public_key
 from wardpose.shared.sqlite import as_rows, read_rows, transaction
-from wardpose.shared.wire import SiteAnswer
 
 logger = logging.getLogger("wardpose.server")
 

@@ -1,8 +1,9 @@
-"""coordinator.yaml: where a coordinator keeps the one ledger of all its federations, and what each site may spend.
+"""The coordinator's accounts: the one ledger of all its federations, and what lies beside it.
 
-Whoever submits a run chooses its plan, its name and its folder; nothing of that reaches this file or what it names. It
-is found by the environment of the coordinator's processes (`WARDPOSE_COORDINATOR`), else in Wardpose's home; without
-one, the state lies in the home, and only the sites' own limits and the plan's hold.
+Whoever submits a run chooses its plan, its name and its folder; nothing of that reaches coordinator.yaml
+(`coordinator_config`) or what it names. The file is found by the environment of the coordinator's processes
+(`WARDPOSE_COORDINATOR`), else in Wardpose's home; without one, the state lies in the home, and only the sites' own
+limits and the plan's hold.
 
 Sites that are simulated begin anew in every run, so their server's ledger lies in the run's own folder.
 """
@@ -16,11 +17,11 @@ from pathlib import Path
 from flwr.proto.node_pb2 import NodeInfo
 
 from wardpose.server.contact import Contact
+from wardpose.server.coordinator_config import CoordinatorConfig
 from wardpose.server.folder import coordinator_key, shared_use
 from wardpose.server.heads import Heads
 from wardpose.server.home import COORDINATOR
 from wardpose.server.ledger import ServerLedger
-from wardpose.server.limits import Limits
 from wardpose.server.spent import LedgerPlace, refuse_lost
 from wardpose.server.witness import LedgerWitness
 from wardpose.shared.config import wardpose_home
@@ -30,20 +31,6 @@ from wardpose.shared.signing import Signer, read_public_key
 from wardpose.shared.yaml_config import load_yaml
 
 _NAME = "coordinator.yaml"
-
-
-class CoordinatorConfig(Limits):
-    """coordinator.yaml: limits (`Limits`) and places; relative paths are relative to the file.
-
-    Attributes:
-        state: folder of the ledger of all federations and of the heads of sites' ledgers; back it up.
-        witness: SQLite file that remembers the ledger's head, beside `state` when absent; best on another disk. Back it
-            up as well, and never restore it alone.
-
-    """
-
-    state: Path = Path("coordinator")
-    witness: Path | None = None
 
 
 def load_coordinator(path: Path | None = None) -> CoordinatorConfig:
@@ -201,12 +188,9 @@ def refuse_unimported(ledger: ServerLedger, old: Path) -> None:
 
 def coordinator_accounts(config: CoordinatorConfig) -> Accounts:
     """Return the one place of a coordinator's charges."""
-    witness = config.witness or config.state.with_name(f"{config.state.name}.witness.sqlite")
+    place = config.ledger
     return Accounts(
-        ledger_path=config.state / "ledger.sqlite",
-        heads=Heads(config.state / "heads.sqlite"),
-        witness=LedgerWitness(witness),
-        config=config,
+        ledger_path=place.path, heads=Heads(config.state / "heads.sqlite"), witness=place.witness, config=config
     )
 
 

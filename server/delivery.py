@@ -19,8 +19,9 @@ from wardpose.server.aggregation import Arrays
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.exchange import Answer, exchange_each
 from wardpose.server.roll import Member
+from wardpose.shared.messages import TRAIN, RoundOrder
 from wardpose.shared.seals import OrderSeal
-from wardpose.shared.wire import TRAIN, RoundOrder, hash_arrays, pack, pack_together
+from wardpose.shared.wire import hash_arrays, pack, pack_together
 
 logger = logging.getLogger("wardpose.server")
 

@@ -24,14 +24,16 @@ from wardpose.server.journal import EvaluationRow, Reason, RunJournal
 from wardpose.server.roll import LEAVES, Member, Roll, error_code, sentence
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.first_course import rounds_between
+from wardpose.shared.messages import EVALUATE, EvaluationOrder
 from wardpose.shared.privacy.accounting import as_seeded
 from wardpose.shared.privacy.budget import evaluations_made
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.evaluation import EVALUATION
+from wardpose.shared.refusals import Refusal
 from wardpose.shared.seals import Head, OrderSeal, Receipt, body_text, text_hash
 from wardpose.shared.skeleton import get_skeleton
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import EVALUATE, EvaluationOrder, Refusal, hash_arrays, pack, pack_together, pair_arrays
+from wardpose.shared.wire import hash_arrays, pack, pack_together, pair_arrays
 
 logger = logging.getLogger("wardpose.server")
 

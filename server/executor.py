@@ -7,16 +7,13 @@ tied to the executor.
 
 import logging
 import os
-import signal
 import time
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from wardpose.server.contract import check_flower
-from wardpose.shared.children import Child, start_child, stop_children
-from wardpose.shared.errors import ConfigError
-from wardpose.shared.files import private_process, refuse_readable
+from wardpose.shared.children import Child, end_on_signals, start_child, stop_children
+from wardpose.shared.files import private_process, refuse_missing, refuse_readable
 from wardpose.shared.flower_tasks import task_asker, task_client
 
 LAUNCHER = "WARDPOSE_LAUNCHER"
@@ -43,9 +40,7 @@ def run_executor(*, address: str, authority: Path, secret_file: Path) -> NoRetur
     """
     from flwr.supercore.constant import TaskType
 
-    for option, file in (("--ca", authority), ("--secret-file", secret_file)):
-        if not file.is_file():
-            raise ConfigError(f"{option} {file}: no such file")
+    refuse_missing({"--ca": authority, "--secret-file": secret_file})
     refuse_readable(secret_file)
     private_process()
     check_flower()
@@ -53,12 +48,7 @@ def run_executor(*, address: str, authority: Path, secret_file: Path) -> NoRetur
     ask = task_asker(client, f"the SuperLink at {address}", TaskType.SERVER_APP, logger)
     parent = os.environ.get(LAUNCHER) or str(os.getpid())
     children: list[Child] = []
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(0 if number == signal.SIGTERM else 128 + number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    end_on_signals()
     try:
         while True:
             token = ask()

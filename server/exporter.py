@@ -8,16 +8,24 @@ saw of the network.
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from prometheus_client.core import Metric
 
 from wardpose.server.apart import open_alarms, receipts_waiting
 from wardpose.server.budget_service.alarms import ALARMS, Alarms
-from wardpose.server.facts import Places, Runs, late_in_a_row, read_runs, read_spending
+from wardpose.server.facts import (
+    Places,
+    Runs,
+    before_first_run,
+    coordinator_ledger,
+    find_runs,
+    late_in_a_row,
+    read_spending,
+)
 from wardpose.server.journal import Ending, Reason, SiteRow
-from wardpose.server.spent import ledger_of, state_of
+from wardpose.server.spent import LedgerPlace, ledger_of, state_at
 from wardpose.server.superlink import registered_nodes
 from wardpose.shared.errors import DataError
 from wardpose.shared.expiry import certificate_ends
@@ -31,6 +39,7 @@ from wardpose.shared.exposition import (
     summary,
     verified_sample,
 )
+from wardpose.shared.files import existing
 from wardpose.shared.refusals import Refusal
 from wardpose.shared.version import version
 
@@ -102,10 +111,8 @@ class ServerExporter:
 
     """
 
-    def __init__(
-        self, directory: Path, superlink: Path | None = None, certificates: Mapping[str, Path] | None = None
-    ) -> None:
-        self.places = Places(directory=directory, superlink=superlink, certificates=certificates or {})
+    def __init__(self, places: Places) -> None:
+        self.places = places
 
     def collector(self) -> FileCollector:
         """Return what `serve` needs."""
@@ -127,10 +134,13 @@ class ServerExporter:
         """Read runs, rounds, bytes, sites and scores.
 
         Raises:
-            DataError: there is no journal, or no run in it, yet; or it is locked or broken.
+            DataError: there is no journal, or no run in it, where one must have begun; or it is locked or broken.
 
         """
-        runs = read_runs(self.places.directory)
+        runs = self._runs()
+        if runs is None:
+            yield _gauge("wardpose_runs", [({"status": state}, 0) for state in RUN_STATES])
+            return
         yield from _of_runs(runs)
         yield from _of_rounds(runs)
         yield from _of_sites(runs)
@@ -147,10 +157,13 @@ class ServerExporter:
         """Read what patients were charged to measure.
 
         Raises:
-            DataError: there is no run yet, or the journal is locked or broken.
+            DataError: as for `journal`.
 
         """
-        made = read_runs(self.places.directory).evaluations
+        runs = self._runs()
+        if runs is None:
+            return
+        made = runs.evaluations
         yield _counter("wardpose_evaluations_total", [({}, len(made))])
         models = made[-1].scores["models"] if made and made[-1].scores else []
         named = list(zip(("private", "public-only"), (model["score"] for model in models), strict=False))
@@ -165,11 +178,14 @@ class ServerExporter:
         """Read epsilons of sites and federation, from the server's ledger.
 
         Raises:
-            DataError: there is no run yet.
+            DataError: as for `journal`.
             LedgerError: the ledger is missing, empty, locked, broken or rolled back.
 
         """
-        spending = read_spending(read_runs(self.places.directory))
+        runs = self._runs()
+        if runs is None:
+            return
+        spending = read_spending(runs)
         sites = [({"site": site.name}, site) for site in spending.sites]
         yield _gauge("wardpose_epsilon_spent", [(label, site.spent) for label, site in sites])
         yield _gauge("wardpose_epsilon_budget", [(label, site.budget) for label, site in sites])
@@ -183,7 +199,8 @@ class ServerExporter:
 
     def chain(self) -> Iterable[Metric]:
         """Check the ledger's file, its hash chain, and that it holds what the journal knows was charged."""
-        state, _ = state_of(_folder(self.places.directory))
+        folder, place = self._ledger()
+        state, _ = state_at(folder, place)
         yield _gauge("wardpose_ledger_verified", verified_sample(state))
         yield _gauge("wardpose_ledger_state", state_samples(state))
 
@@ -194,7 +211,8 @@ class ServerExporter:
             DamagedError: the file cannot be read.
 
         """
-        path = ledger_of(_folder(self.places.directory)).path.with_name(ALARMS)
+        _, place = self._ledger()
+        path = place.path.with_name(ALARMS)
         found = Counter(alarm.site for alarm in Alarms(path).of())
         yield _gauge("wardpose_ledger_alarms", [({"site": site}, number) for site, number in sorted(found.items())])
 
@@ -202,13 +220,14 @@ class ServerExporter:
         """Read which sites' ledgers and the coordinator's do not agree, and which receipts wait.
 
         Raises:
-            DataError: there is no run yet, or the record of contacts cannot be read.
+            DataError: as for `journal`, or the record of contacts cannot be read.
 
         """
-        runs = read_runs(self.places.directory)
-        path = ledger_of(runs.folder).path.with_name("contact.sqlite")
+        runs = self._runs()
+        _, place = self._ledger()
+        path = place.path.with_name("contact.sqlite")
         apart, waiting = open_alarms(path), receipts_waiting(path)
-        everybody = sorted({*runs.names, *(alarm.site for alarm in apart)})
+        everybody = sorted({*(runs.names if runs is not None else ()), *(alarm.site for alarm in apart)})
         alarmed = {alarm.site for alarm in apart}
         yield _gauge("wardpose_ledgers_apart", [({"site": name}, float(name in alarmed)) for name in everybody])
         yield _gauge("wardpose_receipts_waiting", [({"site": name}, waiting.get(name, 0)) for name in everybody])
@@ -230,10 +249,11 @@ class ServerExporter:
         """Ask how much room is left where the runs are.
 
         Raises:
-            OSError: the folder is not there.
+            OSError: the folder is not there, nor the home in which the first run makes it.
 
         """
-        usage = shutil.disk_usage(self.places.directory)
+        folder, home = self.places.directory, self.places.coordinator
+        usage = shutil.disk_usage(folder if home is None else existing(folder))
         yield _gauge("wardpose_disk_free_bytes", [({}, usage.free)])
         yield _gauge("wardpose_disk_size_bytes", [({}, usage.total)])
 
@@ -251,13 +271,24 @@ class ServerExporter:
         yield _gauge("wardpose_site_online", [(label, float(node.online)) for label, node in named])
         yield _gauge("wardpose_site_last_seen_timestamp_seconds", [(label, node.last_seen) for label, node in named])
 
+    def _runs(self) -> Runs | None:
+        """Read all journals; `None` in a home in which no run began yet, and raises where one must have."""
+        runs = find_runs(self.places.directory)
+        if runs is None:
+            before_first_run(self.places)
+        return runs
 
-def _folder(directory: Path) -> Path:
-    """Return the folder of the latest run; the directory itself where there is none, or it cannot be told."""
-    try:
-        return read_runs(directory).folder
-    except DataError:
-        return directory
+    def _ledger(self) -> tuple[Path, LedgerPlace]:
+        """Return the folder of the latest run and the ledger that it charges; a home's where none can be told."""
+        directory = self.places.directory
+        try:
+            runs = find_runs(directory)
+        except DataError:
+            runs = None
+        if runs is None and self.places.coordinator is not None:
+            return directory, coordinator_ledger(self.places.coordinator)
+        folder = directory if runs is None else runs.folder
+        return folder, ledger_of(folder)
 
 
 def _of_runs(runs: Runs) -> Iterable[Metric]:

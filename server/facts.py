@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wardpose.server.budget import GlobalBudget
+from wardpose.server.coordinator_config import CoordinatorConfig
 from wardpose.server.folder import LOCK
 from wardpose.server.home import ServerHome
 from wardpose.server.journal import Ending, EvaluationRow, RoundRow, RunJournal, SiteRow
@@ -17,7 +18,9 @@ from wardpose.server.runs import Run
 from wardpose.server.spent import LedgerPlace, ledger_of, refuse_lost
 from wardpose.shared.errors import DataError
 from wardpose.shared.privacy.accounting import UNITS
+from wardpose.shared.privacy.entries import RESERVE
 from wardpose.shared.rounds_left import last_round, rounds_left
+from wardpose.shared.yaml_config import load_yaml
 
 JOURNAL = "journal.sqlite"
 
@@ -28,12 +31,14 @@ class Places:
 
     Attributes:
         directory: of one run, or of all.
+        coordinator: the coordinator.yaml of a home, which names the ledger before any run does; `None` without a home.
         superlink: the SuperLink's database, if it may be read.
         certificates: by name, to see when they end.
 
     """
 
     directory: Path
+    coordinator: Path | None = None
     superlink: Path | None = None
     certificates: Mapping[str, Path] = field(default_factory=dict)
 
@@ -41,7 +46,7 @@ class Places:
 def places_of(home: ServerHome) -> Places:
     """Return the places of a server's home."""
     certificates = {"authority": home.authority, "server": home.certificate}
-    return Places(directory=home.runs, superlink=home.database, certificates=certificates)
+    return Places(directory=home.runs, coordinator=home.coordinator, superlink=home.database, certificates=certificates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,19 +118,6 @@ def _began(folder: Path) -> float:
         return (folder / JOURNAL).stat().st_mtime
 
 
-def read_runs(directory: Path) -> Runs:
-    """Read all journals.
-
-    Raises:
-        DataError: there is no run yet, or a journal is locked or broken.
-
-    """
-    found = find_runs(directory)
-    if found is None:
-        raise DataError(f"{directory / JOURNAL}: holds no run")
-    return found
-
-
 def find_runs(directory: Path) -> Runs | None:
     """Read all journals; `None` where there is no run yet.
 
@@ -150,6 +142,38 @@ def find_runs(directory: Path) -> Runs | None:
     return Runs(
         folder=folder, runs=tuple(runs), rounds=tuple(rounds), sites=tuple(sites), evaluations=tuple(evaluations)
     )
+
+
+def coordinator_ledger(file: Path) -> LedgerPlace:
+    """Return the ledger that a coordinator.yaml names.
+
+    Raises:
+        ConfigError: the file is missing or wrong.
+
+    """
+    return load_yaml(file, CoordinatorConfig).ledger
+
+
+def before_first_run(places: Places) -> LedgerPlace:
+    """Return the coordinator's ledger where no run began yet: a home's, which knows of no charge.
+
+    Charges that were imported were made elsewhere, and say nothing of runs here.
+
+    Raises:
+        DataError: there is no home, or a run began: its journal is empty, or gone although the ledger was charged.
+        ConfigError: coordinator.yaml is missing or wrong.
+        LedgerError: the ledger is missing, empty, locked, broken or rolled back.
+
+    """
+    journals = run_folders(places.directory)
+    if places.coordinator is None or journals:
+        raise DataError(f"{(journals or [places.directory])[0] / JOURNAL}: holds no run")
+    place = coordinator_ledger(places.coordinator)
+    refuse_lost(places.directory, place)
+    entries = place.open().entries() if place.path.exists() else ()
+    if any(entry.kind == RESERVE and "imported" not in entry.body for entry in entries):
+        raise DataError(f"{places.directory}: holds no run, but runs were charged to {place.path} (restore its backup)")
+    return place
 
 
 def _find_killed(run: dict[str, Any], folder: Path) -> None:

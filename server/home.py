@@ -4,10 +4,10 @@ It is found by `--home`, by `WARDPOSE_SERVER_HOME`, or as the working directory.
 lies below it, so that it may be anywhere, belong to anybody, and be backed up as a whole.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from wardpose.shared.deployment import Host, ServerPorts, at, find_home
+from wardpose.shared.deployment import Host, ServerPorts, at
+from wardpose.shared.home import LOOPBACK, Home, find_home
 from wardpose.shared.yaml_config import Name, Strict, load_yaml
 
 VARIABLE = "WARDPOSE_SERVER_HOME"
@@ -15,7 +15,6 @@ COORDINATOR = "WARDPOSE_COORDINATOR"
 """Names the coordinator.yaml to the server's processes; here, so that those without torch need not import it."""
 
 FILE = "server.yaml"
-LOOPBACK = "127.0.0.1"
 
 
 class ServerSettings(Strict):
@@ -33,18 +32,8 @@ class ServerSettings(Strict):
     ports: ServerPorts = ServerPorts()
 
 
-@dataclass(frozen=True)
-class ServerHome:
-    """Places and addresses of a server.
-
-    Attributes:
-        folder: absolute.
-        settings: of server.yaml.
-
-    """
-
-    folder: Path
-    settings: ServerSettings
+class ServerHome(Home[ServerSettings]):
+    """Places and addresses of a server."""
 
     @property
     def plan(self) -> Path:
@@ -67,21 +56,6 @@ class ServerHome:
         return self.state / "ledger.sqlite"
 
     @property
-    def coordinator_public_key(self) -> Path:
-        """Public half of the key that signs orders."""
-        return self.state / "coordinator.pub"
-
-    @property
-    def keys(self) -> Path:
-        """Folder of certificates and keys."""
-        return self.folder / "keys"
-
-    @property
-    def authority(self) -> Path:
-        """Certificate of the federation's authority."""
-        return self.keys / "ca.crt"
-
-    @property
     def certificate(self) -> Path:
         """The server's certificate, for its address and loopback."""
         return self.keys / "server.crt"
@@ -90,11 +64,6 @@ class ServerHome:
     def key(self) -> Path:
         """The certificate's private key."""
         return self.keys / "server.key"
-
-    @property
-    def secret(self) -> Path:
-        """What SuperLink and SuperExec prove themselves to each other with."""
-        return self.keys / "superexec.secret"
 
     @property
     def operator(self) -> Path:
@@ -115,11 +84,6 @@ class ServerHome:
     def runs(self) -> Path:
         """Folder of runs, one folder each."""
         return self.folder / "runs"
-
-    @property
-    def log(self) -> Path:
-        """Folder of logs."""
-        return self.folder / "log"
 
     @property
     def superlink(self) -> str:

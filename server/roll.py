@@ -21,19 +21,19 @@ from wardpose.server.exchange import Answer, exchange, nodes_of
 from wardpose.server.journal import Reason, SiteRow
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.flower_codes import reply_in_words
-from wardpose.shared.seals import OrderSeal
-from wardpose.shared.signing import PublicKey, read_public_key
-from wardpose.shared.wire import (
+from wardpose.shared.messages import (
     PREFLIGHT,
     PREFLIGHT_EVALUATION,
     EvaluationOrder,
     EvaluationRelease,
-    Refusal,
     RoundOrder,
     SiteRelease,
     SiteStatus,
-    pack,
 )
+from wardpose.shared.refusals import Refusal
+from wardpose.shared.seals import OrderSeal
+from wardpose.shared.signing import PublicKey, read_public_key
+from wardpose.shared.wire import pack
 
 logger = logging.getLogger("wardpose.server")
 

@@ -32,11 +32,13 @@ from wardpose.server.uplink import UplinkDecoder
 from wardpose.shared.config import FederationConfig, ServerConfig
 from wardpose.shared.errors import WireError
 from wardpose.shared.laps import Laps
+from wardpose.shared.messages import RECEIPTS, ReceiptsOrder, RoundOrder
 from wardpose.shared.privacy.accounting import as_seeded
 from wardpose.shared.privacy.course import Course
+from wardpose.shared.refusals import Refusal
 from wardpose.shared.seals import Head, OrderSeal, Receipt
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import RECEIPTS, ArrayForm, ReceiptsOrder, Refusal, RoundOrder, hash_arrays, pack
+from wardpose.shared.wire import ArrayForm, hash_arrays, pack
 
 logger = logging.getLogger("wardpose.server")
 
@@ -188,7 +190,7 @@ class Coordinator:
         laps.mark("aggregate")
         self.close(order.round, weights, [*rows, *away], started=started, delivery=delivery)
         laps.mark("close")
-        logger.info("%s", laps.line("round", order.round))
+        laps.log(logger, "round", order.round)
         return True
 
     def deadline(self) -> float:

@@ -22,7 +22,9 @@ from wardpose.server.exchange import Garbage, exchange
 from wardpose.server.journal import SiteRow
 from wardpose.server.roll import Member, error_code, sentence
 from wardpose.shared.errors import WireError
+from wardpose.shared.messages import SECURE_KEYS, SECURE_SHARES, SECURE_SURVIVORS, SECURE_UNMASK, RoundOrder
 from wardpose.shared.privacy.distributed import DistributedNoise
+from wardpose.shared.refusals import Refusal
 from wardpose.shared.secure_aggregation.messages import (
     KeysRequest,
     RevealedShares,
@@ -36,19 +38,7 @@ from wardpose.shared.secure_aggregation.server import MaskedSum
 from wardpose.shared.signing import SignatureError
 from wardpose.shared.training.local import apply_sum
 from wardpose.shared.training.step import expected_batch_size
-from wardpose.shared.wire import (
-    MASKED,
-    SECURE_KEYS,
-    SECURE_SHARES,
-    SECURE_SURVIVORS,
-    SECURE_UNMASK,
-    ArrayForm,
-    Refusal,
-    RoundOrder,
-    check_signed,
-    pack,
-    unpack_body,
-)
+from wardpose.shared.wire import MASKED, ArrayForm, check_signed, pack, unpack_body
 
 if TYPE_CHECKING:
     from wardpose.server.rounds import Coordinator

@@ -13,6 +13,7 @@ from wardpose.server.facts import (
     Runs,
     SiteAccount,
     Spending,
+    before_first_run,
     find_runs,
     late_in_a_row,
     read_spending,
@@ -83,6 +84,9 @@ def server_status(places: Places, *, now: float | None = None) -> StatusView:
     tables = [certificate_table(ends, now)] if ends else []
     runs = reading.read("The run journal", lambda: find_runs(places.directory), None, todo=todo)
     submitted = reading.read("The run that was submitted last", lambda: _submitted(places, runs), None, todo=todo)
+    if runs is None and places.coordinator is not None and not run_folders(places.directory):
+        lost = "Restore the backup of the folder that is named; what the ledger was charged stays charged."
+        reading.read("The record of runs", lambda: before_first_run(places), None, todo=lost)
     if runs is None and submitted is not None:
         return StatusView(
             role="coordinator",
@@ -102,7 +106,7 @@ def server_status(places: Places, *, now: float | None = None) -> StatusView:
     apart = reading.read("The record of contacts", lambda: open_alarms(_beside(runs)), list[Alarm](), todo=todo)
     contradicted = reading.read(
         "The record of alarms",
-        lambda: [alarm.site for alarm in Alarms(_beside(runs, ALARMS)).of()],
+        lambda: _contradicted(runs),
         list[str](),
         todo=todo,
     )

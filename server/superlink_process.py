@@ -19,8 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from wardpose.server.contract import check_flower
-from wardpose.shared.errors import ConfigError
-from wardpose.shared.files import private_folder, private_process, refuse_readable
+from wardpose.shared.files import private_folder, private_process, refuse_missing, refuse_readable
 from wardpose.shared.health import healthy
 from wardpose.shared.sqlite import keep_database_private, understood
 from wardpose.shared.supervision import AGAIN, PATIENCE_SECONDS
@@ -51,10 +50,7 @@ def run_superlink(
         ConfigError: a file is missing, or the installed Flower is not one that was checked.
 
     """
-    files = {"--certificate": certificate, "--key": key, "--ca": authority, "--secret-file": secret_file}
-    for option, file in files.items():
-        if not file.is_file():
-            raise ConfigError(f"{option} {file}: no such file")
+    refuse_missing({"--certificate": certificate, "--key": key, "--ca": authority, "--secret-file": secret_file})
     for secret in (key, secret_file):
         refuse_readable(secret)
     check_flower()

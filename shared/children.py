@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from types import FrameType
 
 from wardpose.shared.files import OTHERS
 
@@ -77,6 +78,16 @@ def stop_children(children: Sequence[Child], *, grace: float, number: int = sign
     signal_children(children, signal.SIGKILL)
     for child in children:
         child.wait()
+
+
+def end_on_signals() -> None:
+    """End this process by an exception at SIGTERM (status 0) and SIGINT, so that what is to be done at the end is."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(0 if number == signal.SIGTERM else 128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
 
 
 def log_to_stderr() -> None:

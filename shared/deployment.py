@@ -5,15 +5,11 @@ server as server.yaml and to each hospital as kit.yaml. Nothing of it is part of
 """
 
 import ipaddress
-import os
 import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from wardpose.shared.errors import ConfigError, one_line
 from wardpose.shared.yaml_config import Strict
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
@@ -113,27 +109,3 @@ class DeploymentConfig(Strict):
 def at(host: str, port: int) -> str:
     """Return `host:port`, an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def find_home(folder: Path | None, *, variable: str, file: str, environment: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of an installed archive: the one given, else the environment's, else the working directory.
-
-    Args:
-        folder: what `--home` says.
-        variable: of the environment.
-        file: by which such a folder is known.
-        environment: its variables.
-
-    Raises:
-        ConfigError: it holds no such file.
-
-    """
-    named = environment.get(variable)
-    where = folder or (Path(named) if named else Path.cwd())
-    home = where.expanduser().resolve()
-    if not (home / file).is_file():
-        raise ConfigError(
-            f"{one_line(home)}: holds no {file} (allowed: a folder that an archive of wardpose provision was installed "
-            f"in, named by --home, by {variable}, or as the working directory)"
-        )
-    return home

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -66,6 +66,21 @@ def keep_private(path: Path) -> None:
         mode = path.stat().st_mode
         if mode & OTHERS:
             path.chmod(mode & 0o700)
+
+
+def refuse_missing(files: Mapping[str, Path]) -> None:
+    """See that the files that options name are there.
+
+    Args:
+        files: option -> file.
+
+    Raises:
+        ConfigError: one is not.
+
+    """
+    for option, file in files.items():
+        if not file.is_file():
+            raise ConfigError(f"{option} {file}: no such file")
 
 
 def refuse_readable(path: Path) -> None:
@@ -212,7 +227,7 @@ def storage_error(error: OSError, path: Path, *, needed: int | None = None) -> S
     """Say which file could not be written and, on a full disk, how many bytes it needed and how many are free."""
     made = StorageError(error.errno, error.strerror or str(error), str(path))
     if needed is not None and error.errno in FULL:
-        made.add_note(f"{needed} bytes are needed, {_free(path)} are free")
+        made.add_note(f"{needed} bytes are needed, {shutil.disk_usage(existing(path.parent)).free} are free")
     return made
 
 
@@ -233,11 +248,11 @@ def _allocate(descriptor: int, size: int) -> None:
             raise
 
 
-def _free(path: Path) -> int:
-    folder = path.parent
-    while not folder.exists():
+def existing(folder: Path) -> Path:
+    """Return a folder, or the first above it that is there."""
+    while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder
 
 
 @contextmanager

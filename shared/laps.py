@@ -1,11 +1,17 @@
 """Where the seconds go: times between marks, for the log of whoever takes them.
 
-A site's times tell about its patients (how many were drawn, how long training took), so that they stay in its own log.
+A site's times tell about its patients (how many were drawn, how long training took), so that they stay in its own log,
+and are written there for a benchmark alone.
 """
 
 import json
+import logging
+import os
 import re
 import time
+
+LAPS = "WARDPOSE_LAPS"
+"""Variable of the processes that write their laps down; `wardpose benchmark deployment` sets it."""
 
 _LINE = re.compile(r"laps of (\S+ \S+): (\{.*\})")
 
@@ -27,6 +33,11 @@ class Laps:
         now = time.monotonic()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
         self._since = now
+
+    def log(self, logger: logging.Logger, kind: str, number: object) -> None:
+        """Write the line, where `WARDPOSE_LAPS` asks for it."""
+        if os.environ.get(LAPS):
+            logger.info("%s", self.line(kind, number))
 
     def line(self, kind: str, number: object) -> str:
         """Return a line for a log; `read_laps` understands it."""

@@ -79,8 +79,6 @@ LSP14 = _skeleton(
 )
 """Leeds Sports Pose; also the set of joints common to all layouts with a neck and a head top."""
 
-COMMON14 = LSP14
-
 MPII16 = _skeleton(
     "mpii16",
     "right_ankle right_knee right_hip left_hip left_knee left_ankle pelvis thorax neck head_top right_wrist "

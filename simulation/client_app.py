@@ -12,7 +12,7 @@ from wardpose.client.app import (
     answer_receipts,
     answer_secure,
 )
-from wardpose.shared.wire import SECURE_PARTS
+from wardpose.shared.messages import SECURE_PARTS
 from wardpose.simulation.layout import site_of_partition
 
 app = ClientApp()

@@ -31,7 +31,8 @@ from wardpose.shared.deployment import ServerPorts
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_text
 from wardpose.shared.health import healthy
-from wardpose.simulation.flower import LOOPBACK, free_ports
+from wardpose.shared.home import LOOPBACK
+from wardpose.simulation.ports import free_ports
 from wardpose.simulation.processes import ProcessError, Processes
 
 if TYPE_CHECKING:
@@ -50,14 +51,19 @@ Report = Callable[[str], None]
 class Deployment:
     """One federation's processes on this machine.
 
+    Args:
+        folder: where everything about it is.
+        variables: of the processes' environment, beside what they inherit.
+
     Attributes:
         folder: where everything about it is.
         processes: what was started. Roles are `superlink`, `superlink-exec`, and `node-SITE` and `exec-SITE`.
 
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, variables: Mapping[str, str] | None = None) -> None:
         self.folder = folder.resolve()
+        self._variables = dict(variables or {})
         self.processes = Processes(self.folder / "processes.json", self.folder / "logs")
         self._certificate = self.folder / "authority" / "ca.crt"
 
@@ -270,7 +276,7 @@ class Deployment:
         self.processes.start(
             role,
             [program(name), *arguments],
-            environment=environment(folder / "flwr"),
+            environment=environment(folder / "flwr") | self._variables,
             folder=folder,
             restart_seconds=_RESTART_SECONDS,
         )

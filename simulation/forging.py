@@ -5,8 +5,9 @@ from contextlib import suppress
 
 from flwr.app import ConfigRecord, RecordDict
 
+from wardpose.shared.messages import SiteRelease, SiteStatus
 from wardpose.shared.signing import Signer
-from wardpose.shared.wire import SiteRelease, SiteStatus, hash_arrays
+from wardpose.shared.wire import hash_arrays
 
 
 def signed_again(content: RecordDict, signer: Signer) -> RecordDict:

@@ -22,8 +22,10 @@ from flwr.supercore.task_identity import (
     TaskIdentity,
 )  # Message() needs the identity of the task that creates it
 
+from wardpose.shared.messages import EVALUATE, SECURE_PARTS, TRAIN
+from wardpose.shared.refusals import Refusal
 from wardpose.shared.signing import load_public_key
-from wardpose.shared.wire import EVALUATE, SECURE_PARTS, TRAIN, Refusal, refusal
+from wardpose.shared.wire import refusal
 
 _CRASHED = 8  # Flower's CLIENT_APP_CRASHED
 _FIRST_NODE = 100

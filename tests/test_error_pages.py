@@ -7,7 +7,7 @@ import pytest
 
 from wardpose.server.journal import Reason
 from wardpose.shared.ledger_state import LEDGER_STATES
-from wardpose.shared.wire import Refusal
+from wardpose.shared.refusals import Refusal
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = (REPOSITORY / "docs" / "errors.md").read_text()

@@ -55,7 +55,7 @@ def metrics(
     else:
         certificates = {path.stem: path for path in certificate or ()}
         places = Places(directory=directory, superlink=superlink_database, certificates=certificates)
-    collector = ServerExporter(places.directory, places.superlink, places.certificates).collector()
+    collector = ServerExporter(places).collector()
     serve(
         Pages(metrics=collector, status=lambda: server_status(places)), host=host, port=9464 if port is None else port
     )

@@ -26,6 +26,7 @@ from wardpose.server.provision.kits import Wheel, installed_wheel, server_files,
 from wardpose.server.provision.plan import MachinePlan
 from wardpose.shared.errors import ConfigError, one_line
 from wardpose.shared.files import sha256_file, storage_error, write_bytes
+from wardpose.shared.home import LOOPBACK
 from wardpose.shared.kits.archive import KitFile, write_archive
 from wardpose.shared.kits.request import SiteRequest
 from wardpose.shared.kits.seal import SIGNATURE, SIGNER, SUMS, fingerprint_of, public_pem, sealed, signature_of
@@ -33,7 +34,7 @@ from wardpose.shared.signing import PublicKey, create_key_pair, load_public_key
 
 _SERVER = "server"
 _ALL = "all"
-_LOOPBACK = ("localhost", "127.0.0.1")
+_LOOPBACK = ("localhost", LOOPBACK)
 
 Requests = Mapping[str, tuple[Path, SiteRequest]]
 """What hospitals asked for that made their keys themselves, and from which file, by site."""

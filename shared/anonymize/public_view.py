@@ -95,11 +95,6 @@ class Geometry(BaseModel):
         """(height, width)."""
         return self.height, self.width
 
-    @property
-    def person_pixels(self) -> float:
-        """The most pixels that the height of a person's box has."""
-        return self.height / self.padding
-
 
 class PublicViewConfig(BaseModel):
     """How a site declares its public view.

@@ -115,11 +115,6 @@ def why_no_video(path: Path) -> str | None:
     return None
 
 
-def is_video(path: Path) -> bool:
-    """Whether the content of a file is a video that can be read, whatever its name."""
-    return why_no_video(path) is None
-
-
 def steps(container: InputContainer, stream: VideoStream) -> Iterator[Step]:
     """Decode from where the container stands, to its end. Damage does not end it."""
     failures = 0

@@ -358,11 +358,6 @@ class Ledger:
         """Everything that was ever reserved for a cohort, equal charges together; empty for one that is not known."""
         return events_of(self.charges(cohort))
 
-    def events_by_cohort(self) -> dict[str, tuple[Event, ...]]:
-        """Return the events of every cohort, by one reading of the file."""
-        with self._chain.reading() as tally:
-            return {name: events_of(tally.charges(name)) for name in tally.cohorts}
-
     def reservations(self, cohort: str, run_id: str) -> Iterator[Entry]:
         """Entries that charged a cohort for a run, in order, but for those that were taken back."""
         with self._chain.reading() as tally:

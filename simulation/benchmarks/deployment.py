@@ -14,7 +14,7 @@ from typing import Any
 from wardpose.server.journal import RoundRow, RunJournal
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.errors import DataError
-from wardpose.shared.laps import read_laps
+from wardpose.shared.laps import LAPS, read_laps
 from wardpose.simulation.benchmarks.step import hardware
 from wardpose.simulation.dev import Deployment
 
@@ -64,7 +64,7 @@ def measure_deployment(
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="wardpose-deployment-") as made:
             return measure_deployment(rounds=rounds, folder=Path(made), report=report)
-    deployment, config = Deployment(folder), plan(rounds)
+    deployment, config = Deployment(folder, variables={LAPS: "1"}), plan(rounds)
     try:
         deployment.up(config, report=report)
         deployment.run(report=report)

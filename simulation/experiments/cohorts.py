@@ -7,7 +7,7 @@ import numpy as np
 
 from wardpose.shared.config import FederationConfig, PartitionConfig
 from wardpose.shared.data.crops import box_to_affine, invert, transform
-from wardpose.shared.data.dataset import concatenate
+from wardpose.shared.data.dataset import ListDataset, concatenate
 from wardpose.shared.data.records import PoseDataset
 from wardpose.shared.data.source import open_source
 from wardpose.shared.errors import ConfigError
@@ -20,7 +20,7 @@ from wardpose.shared.vectors import Vector
 from wardpose.simulation.partition import partition
 
 
-def private_people(plan: FederationConfig) -> PoseDataset:
+def private_people(plan: FederationConfig) -> ListDataset:
     """Return all private data of a plan, pooled.
 
     Raises:

@@ -13,100 +13,47 @@ Weights follow the sums by momentum and a cosine, which are post-processing.
 writes `results/secure_accuracy.json` and `.png` here; what is there is not run again.
 """
 
-import hashlib
 import json
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.nn import functional
 
 from wardpose.server.initial import initial_model
-from wardpose.server.scoring import Arrays, arrays_of, load_arrays, open_all
+from wardpose.server.scoring import open_all
 from wardpose.shared.config import (
     FederationConfig,
-    PartitionConfig,
     SecureConfig,
     changed,
     load_federation,
     wardpose_home,
 )
-from wardpose.shared.data import crops as cropping
-from wardpose.shared.data.dataset import ListDataset, concatenate
-from wardpose.shared.data.source import open_source
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_json
-from wardpose.shared.pose.codec import SimCC
-from wardpose.shared.pose.estimators import Estimates, TorchEstimator, estimate_records
-from wardpose.shared.pose.evaluation import score
-from wardpose.shared.pose.loss import simcc_loss
-from wardpose.shared.pose.model import PoseModel
-from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.pose.weights import state_hash
 from wardpose.shared.privacy.accounting import calibrate
 from wardpose.shared.privacy.distributed import DistributedNoise
 from wardpose.shared.privacy.filters import COURSE_SHARE
 from wardpose.shared.privacy.mechanisms import with_values
 from wardpose.shared.privacy.noise import seeded_streams
-from wardpose.shared.skeleton import get_skeleton
-from wardpose.shared.training.cohort import CohortData, build_cohort, index_units
-from wardpose.shared.training.gradients import Bags, UnitGradients
+from wardpose.shared.training.cache import build_rows
+from wardpose.shared.training.cohort import build_cohort
+from wardpose.shared.training.gradients import UnitGradients
 from wardpose.shared.training.local import apply_sum
 from wardpose.shared.training.step import StepGradient, expected_batch_size
 from wardpose.shared.vectors import Vector, map_vector
-from wardpose.simulation.partition import partition
+from wardpose.simulation.experiments.cohorts import deal, private_people, score_rows
 
 PLAN = Path(__file__).with_suffix(".yaml")
 RESULTS = Path(__file__).parent / "results" / "secure_accuracy.json"
 MOMENTUM = 0.9
 
 CENTRAL, SECURE, TRUSTING, LOCAL = "central", "secure", "secure, none colluding", "local"
-
-
-class MapsGradients(UnitGradients):
-    """Gradients of the head's 1x1 convolution, faster than by vmap.
-
-    One backward pass to the maps of a micro-batch; a unit's gradient is the product of its own maps' with its features.
-    """
-
-    def __init__(self, model: PoseModel) -> None:
-        super().__init__(model, "maps")
-        self._head = model.head
-        self._targets = SimCC.of(model.config)
-
-    def padded(
-        self,
-        parameters: Vector,
-        bags: Bags,
-        size: int,
-        *,
-        only: tuple[str, ...] | None = None,
-        watch: Callable[[torch.Tensor], None] | None = None,
-    ) -> Iterator[tuple[Vector, int]]:
-        """Yield micro-batches as `UnitGradients.padded` does; the last one is not padded."""
-        weight, bias = parameters["head.maps.weight"], parameters["head.maps.bias"]
-        for start in range(0, len(bags), size):
-            part = bags.units(start, start + size)
-            features = part.inputs.flatten(0, 1)  # (U R, C, h, w)
-            maps = functional.conv2d(features, weight, bias).requires_grad_()
-            tokens = functional.interpolate(maps, self._head.map_size, mode="bilinear", align_corners=True).flatten(2)
-            joints, visibility = part.joints.flatten(0, 1), part.visibility.flatten(0, 1)
-            losses = simcc_loss(self._head.x(tokens), self._head.y(tokens), joints, visibility, self._targets)
-            of_units = losses.reshape(len(part), -1) @ part.weights
-            (change,) = torch.autograd.grad(of_units.sum(), maps)
-            if watch is not None:
-                watch(of_units.detach())
-            product = torch.bmm(change.flatten(2), features.flatten(2).mT)  # (U R, J, C)
-            rows = {"head.maps.weight": product[..., None, None], "head.maps.bias": change.sum((2, 3))}
-            gradients = {name: value.reshape(len(part), -1, *value.shape[1:]).sum(1) for name, value in rows.items()}
-            yield {name: gradients[name] for name in self.names if only is None or name in only}, len(part)
 
 
 def variants(sites: Sequence[int]) -> list[tuple[str, int, DistributedNoise]]:
@@ -126,26 +73,6 @@ def all_of_it(sites: int) -> DistributedNoise:
     return DistributedNoise(sites=sites, minimum_survivors=sites, colluding=sites - 1)
 
 
-class Remembered(TorchEstimator):
-    """Estimates of one network whose trunk never changes: features of a batch of crops are computed once."""
-
-    def __init__(self, model: PoseModel, strategy: Strategy) -> None:
-        super().__init__(model)
-        self._strategy = strategy
-        self._features: dict[bytes, torch.Tensor] = {}
-
-    def __call__(self, crops: NDArray[np.uint8]) -> Estimates:
-        """Find the joints in crops (B, H, W, 3)."""
-        key = hashlib.sha256(crops.tobytes()).digest()
-        with torch.inference_mode():
-            if key not in self._features:
-                pixels = cropping.to_tensor(torch.from_numpy(np.ascontiguousarray(crops)))
-                self._features[key] = self._model.frozen_features(pixels, self._strategy)
-            logits = self._model.from_features(self._features[key], self._strategy)
-            joints, scores = self._codec.decode(*logits)
-        return Estimates(joints.numpy(), scores.numpy())
-
-
 class Comparison:
     """One plan's people and start, from which every variant is trained.
 
@@ -163,19 +90,20 @@ class Comparison:
 
     def __init__(self, plan: FederationConfig, *, people: int | None = None, cache: Path) -> None:
         self.plan = plan
+        strategy = plan.training.strategy
         with tempfile.TemporaryDirectory() as folder:
-            self._model = initial_model(plan, Path(folder), reuse=False)
-        private = _private(plan)
-        self._dataset = private.select(range(min(people or len(private), len(private))))
-        self._start = arrays_of(self._model)
+            model = initial_model(plan, Path(folder), reuse=False)
+        private = private_people(plan)
+        self._people = private.select(range(min(people or len(private), len(private))))
         test = open_all(plan.data.test, plan.model.skeleton)
         if test is None:
             raise ConfigError("data.test: missing (the experiment scores on it)")
         self._test = test
-        self._estimator = Remembered(self._model, plan.training.strategy)
-        self.start = state_hash(self._model)
-        self._pooled = build_cohort(self._dataset, self._model, plan.mechanism, plan.training, cache_folder=cache)
-        self.before = self._score({})
+        self.start = state_hash(model)
+        self._pooled = build_cohort(self._people, model, plan.mechanism, plan.training, cache_folder=cache)
+        self._rows, _ = build_rows(test, model, strategy, folder=cache)
+        self._engine = UnitGradients(model, strategy)
+        self.before = self._score(self._engine.parameters())
 
     @property
     def people(self) -> int:
@@ -195,10 +123,9 @@ class Comparison:
     def train(self, sites: int, noise: DistributedNoise, sigma: float, seed: int) -> float:
         """Take the plan's rounds, one step each, from the start; returns the test score."""
         mechanism = with_values(self.plan.mechanism, noise_multiplier=sigma, distributed=noise)
-        self._model.load_state_dict({name: torch.from_numpy(value) for name, value in self._start.items()})
-        engine = self._engine()
+        engine = self._engine
         weights = engine.parameters()
-        cohorts = self._deal(sites, seed)
+        cohorts = deal(self._people, self._pooled, sites, seed)
         steps = [
             StepGradient(
                 engine, cohort, mechanism, streams=seeded_streams(1000 * seed + site), declared_units=len(cohort.units)
@@ -214,24 +141,11 @@ class Comparison:
             rate = (1 + math.cos(math.pi * number / self.plan.rounds)) / 2
             velocity = map_vector(lambda value, new: MOMENTUM * value + new, velocity, update)
             weights = map_vector(lambda value, change, by=rate: value + by * change, weights, velocity)
-        return self._score({name: value.numpy() for name, value in weights.items()})
+        return self._score(weights)
 
-    def _score(self, trained: Arrays) -> float:
-        load_arrays(self._model, self._start | trained)
-        scores = score(estimate_records(self._estimator, self._test)[0], self._test)
+    def _score(self, weights: Vector) -> float:
+        scores = score_rows(self._engine, weights, self._rows, self._test)
         return {"pck@0.2": scores.pck_box_02, "pckh@0.5": scores.pckh_05}[self.plan.server.score] or 0.0
-
-    def _engine(self) -> UnitGradients:
-        strategy = self.plan.training.strategy
-        return MapsGradients(self._model) if strategy == "maps" else UnitGradients(self._model, strategy)
-
-    def _deal(self, sites: int, seed: int) -> list[CohortData]:
-        """Deal the patients to sites; all of them share the pooled rows."""
-        dataset = self._dataset
-        dealt = partition(dataset, PartitionConfig(seed=seed), sites)
-        everybody = {dataset.record(index).patient_id for index in range(len(dataset))}
-        members = [{dataset.record(index).patient_id for index in indices} for indices in dealt]
-        return [replace(self._pooled, units=index_units(dataset, without=everybody - own)) for own in members]
 
 
 def measure(
@@ -312,17 +226,6 @@ def table(result: dict[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def _private(plan: FederationConfig) -> ListDataset:
-    """Return all private data of a plan, pooled."""
-    skeleton = get_skeleton(plan.model.skeleton)
-    sources = [entry.data for entry in plan.sites if entry.data is not None]
-    if plan.data.private is not None:
-        sources.append(plan.data.private)
-    if not sources:
-        raise ConfigError("data.private: missing, and no site has data (the experiment pools what there is)")
-    return concatenate([open_source(source, skeleton=skeleton) for source in sources])
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -10,10 +10,11 @@ from support.sealing import NOTHING, sealed, write_keys
 
 from wardpose.client.contact import Contact, Conversation, LedgersApartError, facts_hash, open_alarms
 from wardpose.shared.errors import WireError
+from wardpose.shared.messages import PREFLIGHT, TRAIN
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.seals import SEAL, Head, Receipt, SignedReceipt, open_seal, sign_receipt
 from wardpose.shared.signing import SignatureError, create_key_pair
-from wardpose.shared.wire import PREFLIGHT, TRAIN, pack
+from wardpose.shared.wire import pack
 
 ORDER = make_order()
 CONTENT = pack(ORDER)

@@ -12,11 +12,12 @@ from support.sealing import conversation, sealed, write_keys
 from wardpose.client.contact import Contact, LedgersApartError, OutdatedOrderError, open_alarms
 from wardpose.client.journal import SiteJournal
 from wardpose.shared import seals
+from wardpose.shared.messages import PREFLIGHT, TRAIN
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.ledger import Budget, Ledger
 from wardpose.shared.seals import Charge, Head, Receipt, sign_receipt
 from wardpose.shared.signing import SignatureError
-from wardpose.shared.wire import PREFLIGHT, TRAIN, pack
+from wardpose.shared.wire import pack
 
 CONTENT = pack(make_order())
 HASH = "ab" * 32

@@ -25,6 +25,14 @@ from wardpose.client.journal import SiteJournal
 from wardpose.client.policy import knobs
 from wardpose.client.site import open_cohort_data, open_site
 from wardpose.shared.errors import LedgerError, WireError
+from wardpose.shared.messages import (
+    EVALUATE,
+    PREFLIGHT_EVALUATION,
+    EvaluationOrder,
+    EvaluationRelease,
+    SiteAnswer,
+    SiteStatus,
+)
 from wardpose.shared.pose.model import ModelConfig, build_model
 from wardpose.shared.privacy.accounting import epsilon
 from wardpose.shared.privacy.clipping import GRID
@@ -33,23 +41,10 @@ from wardpose.shared.privacy.evaluation import Evaluation
 from wardpose.shared.privacy.filters import COURSE_SHARE
 from wardpose.shared.privacy.ledger import Budget, Ledger
 from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.refusals import Refusal
 from wardpose.shared.seals import Head
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import (
-    EVALUATE,
-    PREFLIGHT_EVALUATION,
-    SCORES,
-    EvaluationOrder,
-    EvaluationRelease,
-    Refusal,
-    SiteAnswer,
-    SiteStatus,
-    check_signed,
-    hash_arrays,
-    pack,
-    pair_arrays,
-    unpack,
-)
+from wardpose.shared.wire import SCORES, check_signed, hash_arrays, pack, pair_arrays, unpack
 
 MODEL = ModelConfig(weights="random", input_size=(32, 32))
 NAN, INF = float("nan"), float("inf")

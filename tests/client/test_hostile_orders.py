@@ -22,12 +22,14 @@ from wardpose.client import app as client
 from wardpose.client.contact import Contact
 from wardpose.client.journal import SiteJournal
 from wardpose.shared.errors import WireError
+from wardpose.shared.messages import PREFLIGHT, TRAIN, RoundOrder, SiteRelease
 from wardpose.shared.pose.model import ModelConfig, build_model
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.refusals import Refusal
 from wardpose.shared.seals import Head
 from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
-from wardpose.shared.wire import PREFLIGHT, TRAIN, Refusal, RoundOrder, SiteRelease, hash_arrays, unpack
+from wardpose.shared.wire import hash_arrays, unpack
 
 MODEL = ModelConfig(weights="random", input_size=(64, 32))
 NAN, INF = float("nan"), float("inf")

@@ -36,10 +36,13 @@ from wardpose.client.clientapp import answer
 from wardpose.client.contract import check_flower
 from wardpose.client.journal import SiteJournal
 from wardpose.client.supernode import REFUSED, SIGNED_OFF, checked_fab
+from wardpose.server.operator import program
 from wardpose.server.provision.certificates import create_authority, create_node_key, create_server_certificate
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.wire import PREFLIGHT, Refusal
-from wardpose.simulation.flower import LOOPBACK, free_ports, program
+from wardpose.shared.home import LOOPBACK
+from wardpose.shared.messages import PREFLIGHT
+from wardpose.shared.refusals import Refusal
+from wardpose.simulation.ports import free_ports
 
 CLEAN = pack()
 HOSTILE = pack(("evil.py", "raise SystemExit"), pyproject=clientapp('clientapp = "evil:app"'))

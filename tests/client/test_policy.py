@@ -6,10 +6,10 @@ from wardpose.client.policy import check_order, knobs
 from wardpose.client.site import Site
 from wardpose.shared.anonymize.public_view import PublicViewConfig
 from wardpose.shared.errors import PolicyViolation
+from wardpose.shared.messages import RoundOrder
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.site_config import SiteConfig
 from wardpose.shared.training.settings import AnchorOptions, LocalTraining
-from wardpose.shared.wire import RoundOrder
 
 
 def order(mechanism: Mechanism | None = None, steps: int = 10) -> RoundOrder:

@@ -11,12 +11,13 @@ from support.sealing import conversation
 from wardpose.client.contact import Conversation
 from wardpose.client.release import build_release, build_status
 from wardpose.shared.errors import LedgerError, WireError
+from wardpose.shared.messages import RoundOrder, SiteRelease, SiteStatus
 from wardpose.shared.privacy.ledger import Budget, Ledger, Reservation
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.site_config import SiteConfig
 from wardpose.shared.training.local import LocalUpdate
 from wardpose.shared.training.settings import LocalTraining
-from wardpose.shared.wire import RoundOrder, SiteRelease, SiteStatus, check_signed, hash_arrays, pack, unpack
+from wardpose.shared.wire import check_signed, hash_arrays, pack, unpack
 
 MECHANISM = Mechanism(name="dp-sgd", noise_multiplier=2.0, sample_rate=0.1)
 ORDER = make_order(MECHANISM, training=LocalTraining(steps=3), federation="f", round_number=4, weights_hash="a" * 64)

@@ -10,12 +10,13 @@ from wardpose.client.site import Site, open_public_data
 from wardpose.client.training import site_seed, train_round
 from wardpose.shared.data.source import open_source
 from wardpose.shared.errors import DataError
+from wardpose.shared.messages import RoundOrder
 from wardpose.shared.pose.model import ModelConfig, build_model
 from wardpose.shared.privacy.mechanisms import FeatureOptions, Mechanism
 from wardpose.shared.site_config import CohortConfig, SiteConfig
 from wardpose.shared.skeleton import LSP14
 from wardpose.shared.training.settings import AnchorOptions, LocalTraining
-from wardpose.shared.wire import RoundOrder, hash_arrays
+from wardpose.shared.wire import hash_arrays
 
 
 def cohort() -> CohortConfig:

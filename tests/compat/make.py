@@ -29,6 +29,7 @@ from wardpose.shared.anonymize.weights_file import bundled, read_info
 from wardpose.shared.config import FederationConfig, SiteEntry, load_federation
 from wardpose.shared.data.source import WardSource
 from wardpose.shared.files import sha256_file
+from wardpose.shared.messages import RoundOrder, SiteRelease, SiteStatus
 from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.pose.weights import read_config
 from wardpose.shared.privacy import accounting
@@ -39,7 +40,6 @@ from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.privacy.membership import patient_keys
 from wardpose.shared.site_config import CohortConfig, SiteConfig, load_site
 from wardpose.shared.training.settings import LocalTraining
-from wardpose.shared.wire import RoundOrder, SiteRelease, SiteStatus
 from wardpose.shared.yaml_config import to_yaml
 
 DELTA = 1e-5

@@ -13,12 +13,13 @@ from flwr.app import ConfigRecord, RecordDict
 
 from wardpose.client.journal import SiteJournal
 from wardpose.shared.errors import BudgetExceeded, ConfigError, LedgerError, WireError
+from wardpose.shared.messages import RoundOrder
 from wardpose.shared.privacy import chain
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.budget import Window
 from wardpose.shared.privacy.entries import entry_hash
 from wardpose.shared.privacy.ledger import Budget, Ledger
-from wardpose.shared.wire import RoundOrder, unpack_body
+from wardpose.shared.wire import unpack_body
 
 FILES = Path(__file__).parent / "files"
 RELEASES = sorted(path.parent.name for path in FILES.glob("*/events.json"))

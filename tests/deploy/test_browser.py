@@ -104,7 +104,7 @@ def test_the_style_is_applied_under_the_policy_that_goes_with_it(
     scheme: str, installed: Callable[[str], str], busy: Places, tmp_path: Path
 ) -> None:
     chromium, picture = installed("chromium"), tmp_path / "page.png"
-    pages = Pages(metrics=ServerExporter(busy.directory).collector(), status=lambda: server_status(busy))
+    pages = Pages(metrics=ServerExporter(busy).collector(), status=lambda: server_status(busy))
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     with StatusServer(pages, host="127.0.0.1", port=0) as server:
         browse(chromium, tmp_path / "profile", "--window-size=390,800", f"--screenshot={picture}", *dark, server.url)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from support.kits import code_wheel, machine_plan
 
+from wardpose.server.operator import program
 from wardpose.server.provision.archives import Made, provision
-from wardpose.simulation.flower import program
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -22,11 +22,13 @@ import pytest
 import yaml
 from support.kits import kit_of, machine_plan, small_wheel
 
+from wardpose.server.operator import program
 from wardpose.server.provision.archives import Made, provision
 from wardpose.server.provision.plan import MachinePlan
 from wardpose.shared.deployment import DeploymentConfig, ServerPorts
+from wardpose.shared.home import LOOPBACK
 from wardpose.shared.kits.placing import place
-from wardpose.simulation.flower import LOOPBACK, free_ports, program
+from wardpose.simulation.ports import free_ports
 
 
 @pytest.fixture(scope="module")

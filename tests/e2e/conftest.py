@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from wardpose.server.operator import program
 from wardpose.shared.config import FederationConfig, load_federation
 from wardpose.shared.files import write_json, write_text
+from wardpose.shared.home import LOOPBACK
 from wardpose.simulation.dev import Deployment
-from wardpose.simulation.flower import LOOPBACK, free_ports, program
+from wardpose.simulation.ports import free_ports
 from wardpose.simulation.processes import Processes
 
 REPOSITORY = Path(__file__).parents[2]

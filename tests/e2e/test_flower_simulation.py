@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from wardpose.server.operator import ask, environment, program
 from wardpose.server.summary import summarise
 from wardpose.shared.files import write_text
-from wardpose.simulation.flower import ask, environment, free_ports, program
+from wardpose.simulation.ports import free_ports
 from wardpose.simulation.processes import Processes
 
 REPOSITORY = Path(__file__).parents[2]

@@ -26,7 +26,7 @@ from wardpose.server.journal import RunJournal
 from wardpose.server.outcome import COMPLETED, FAILED, RUNNING, Outcome, outcome
 from wardpose.server.runs import Run
 from wardpose.shared.files import write_text
-from wardpose.shared.wire import Refusal
+from wardpose.shared.refusals import Refusal
 
 pytestmark = [
     pytest.mark.slow,

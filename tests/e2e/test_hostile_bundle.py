@@ -23,14 +23,16 @@ from support.bundles import pack
 
 from wardpose.client.journal import SiteJournal
 from wardpose.server.journal import RunJournal
+from wardpose.server.operator import ask, environment, program
 from wardpose.server.provision.certificates import create_secret
 from wardpose.shared.config import FederationConfig
+from wardpose.shared.home import LOOPBACK
+from wardpose.shared.refusals import Refusal
 from wardpose.shared.signing import ensure_key_pair
 from wardpose.shared.site_config import load_site
-from wardpose.shared.wire import Refusal
 from wardpose.simulation.dev import Deployment
-from wardpose.simulation.flower import LOOPBACK, ask, environment, free_ports, program
 from wardpose.simulation.layout import prepare_sites
+from wardpose.simulation.ports import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.guard, pytest.mark.timeout(900)]
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from wardpose.server.operator import environment, program
 from wardpose.server.runs import find_run
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.health import healthy
 from wardpose.shared.yaml_config import to_yaml
 from wardpose.simulation.dev import Deployment
-from wardpose.simulation.flower import environment, free_ports, program
+from wardpose.simulation.ports import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.guard, pytest.mark.timeout(1500)]
 WARD = {"kind": "ward", "hospital": "north", "patients": 12, "frames_per_patient": 1, "seed": 1}

@@ -17,9 +17,10 @@ from wardpose.client.models import KeptWeights
 from wardpose.server.app import run_federation
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.journal import RunJournal
+from wardpose.shared.messages import TRAIN, RoundOrder, WeightsWanted
 from wardpose.shared.pose.model import trainable_names
 from wardpose.shared.signing import Signer, ensure_key_pair
-from wardpose.shared.wire import TRAIN, RoundOrder, WeightsWanted, hash_arrays, pack, unpack
+from wardpose.shared.wire import hash_arrays, pack, unpack
 from wardpose.simulation.grid import Fault, InProcessGrid
 from wardpose.simulation.layout import prepare_sites
 

@@ -16,16 +16,17 @@ from wardpose.client.contact import open_alarms as site_alarms
 from wardpose.client.exporter import SiteExporter
 from wardpose.server.contact import Contact, open_alarms
 from wardpose.server.exporter import ServerExporter
+from wardpose.server.facts import Places
 from wardpose.server.folder import coordinator_key
 from wardpose.server.heads import Heads
 from wardpose.server.ledger import ServerLedger
 from wardpose.shared.errors import LedgerError
 from wardpose.shared.privacy.expiry import verify_expiries
 from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.refusals import Refusal
 from wardpose.shared.seals import seal
 from wardpose.shared.signing import SignatureError, create_key_pair, load_public_key
 from wardpose.shared.site_config import SiteConfig, load_site
-from wardpose.shared.wire import Refusal
 from wardpose.simulation.grid import Fault, FaultKind, Replacement
 from wardpose.simulation.run import simulate
 
@@ -109,7 +110,7 @@ def test_a_coordinators_ledger_that_went_back_is_found_by_its_sites(tmp_path: Pa
     for name in SITES:
         (alarm,) = site_alarms(site_of(folder, name).state / "contact.sqlite")
         assert "coordinator's ledger went back" in alarm.what
-        assert metric(ServerExporter(folder), "wardpose_ledgers_apart", site=name) == 1.0
+        assert metric(ServerExporter(Places(directory=folder)), "wardpose_ledgers_apart", site=name) == 1.0
         site_exporter = SiteExporter(folder / "sites" / name / "site.yaml")
         assert metric(site_exporter, "wardpose_site_ledgers_apart") == 1
 

@@ -14,12 +14,13 @@ from wardpose.server.contact import Contact, open_alarms
 from wardpose.server.heads import Heads
 from wardpose.server.ledger import ServerLedger
 from wardpose.shared.errors import LedgerError
+from wardpose.shared.messages import PREFLIGHT, TRAIN, SiteAnswer
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.expiry import NothingReleased
 from wardpose.shared.privacy.ledger import Budget, Ledger, Reservation
 from wardpose.shared.seals import OrderSeal, Word
 from wardpose.shared.signing import SignatureError, create_key_pair
-from wardpose.shared.wire import PREFLIGHT, TRAIN, SiteAnswer, pack
+from wardpose.shared.wire import pack
 
 EVENT = Event(mechanism="dp-sgd", unit="patient", sample_rate=0.1, noise_multiplier=1.0, steps=1, max_grad_norm=1.0)
 CONTENT = pack(make_order())

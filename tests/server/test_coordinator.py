@@ -20,13 +20,13 @@ from wardpose.client.app import app as client_app
 from wardpose.server.app import is_simulated, run_federation
 from wardpose.server.coordinator import (
     Accounts,
-    CoordinatorConfig,
     accept_ledger_as_it_is,
     coordinator_accounts,
     folder_accounts,
     import_ledger,
     load_coordinator,
 )
+from wardpose.server.coordinator_config import CoordinatorConfig
 from wardpose.server.journal import RunJournal, SiteRow
 from wardpose.server.provision.templates import render
 from wardpose.server.summary import summarise

@@ -28,6 +28,7 @@ from wardpose.server.uplink import UplinkDecoder
 from wardpose.shared.config import FederationConfig, changed
 from wardpose.shared.data.source import open_source
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.messages import EvaluationOrder, EvaluationRelease
 from wardpose.shared.pose.evaluation import evaluate
 from wardpose.shared.pose.model import ModelConfig, PoseModel, build_model
 from wardpose.shared.pose.weights import load_model, read_metadata, save_model
@@ -36,7 +37,7 @@ from wardpose.shared.privacy.filters import COURSE_SHARE
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.signing import Signer, ensure_key_pair
 from wardpose.shared.site_config import load_site
-from wardpose.shared.wire import SCORES, EvaluationOrder, EvaluationRelease, hash_arrays, unpack
+from wardpose.shared.wire import SCORES, hash_arrays, unpack
 from wardpose.simulation.grid import Fault, InProcessGrid
 from wardpose.simulation.layout import prepare_sites
 from wardpose.simulation.run import simulate

@@ -14,8 +14,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import create_engine
 from support.sites import DAMAGES, damage
 
+from wardpose.server.coordinator_config import CoordinatorConfig
 from wardpose.server.exporter import METRICS, ServerExporter
+from wardpose.server.facts import Places
 from wardpose.server.journal import RoundRow, RunJournal, SiteRow
+from wardpose.server.ledger import ServerLedger
+from wardpose.server.status import server_status
 from wardpose.server.summary import summarise
 from wardpose.server.superlink import registered_nodes
 from wardpose.shared.errors import LedgerError
@@ -23,6 +27,8 @@ from wardpose.shared.ledger_state import LEDGER_STATES
 from wardpose.shared.privacy.accounting import Event, epsilon
 from wardpose.shared.privacy.filters import federation_epsilon
 from wardpose.shared.privacy.ledger import Budget, Ledger
+from wardpose.shared.signing import create_key_pair
+from wardpose.shared.yaml_config import load_yaml
 
 EVENT = Event(mechanism="dp-sgd", unit="patient", sample_rate=0.1, noise_multiplier=1.0, steps=4, max_grad_norm=1.0)
 CONFIG = {
@@ -95,7 +101,7 @@ def value(samples: dict[tuple[str, tuple[tuple[str, str], ...]], float], name: s
 
 
 def test_the_journal_is_shown(folder: Path) -> None:
-    samples = scrape(ServerExporter(folder))
+    samples = scrape(ServerExporter(Places(directory=folder)))
     assert value(samples, "wardpose_exporter_up") == 1
     assert value(samples, "wardpose_rounds_total") == 3
     assert value(samples, "wardpose_round") == 2
@@ -116,7 +122,7 @@ def test_the_journal_is_shown(folder: Path) -> None:
 
 
 def test_epsilons_are_those_of_the_ledger(folder: Path) -> None:
-    samples = scrape(ServerExporter(folder))
+    samples = scrape(ServerExporter(Places(directory=folder)))
     ledger = Ledger(folder / "ledger.sqlite")
     spent = {site: ledger.account(site, DELTA).epsilon for site in ("north", "south")}
     assert spent["north"] > epsilon([EVENT] * 3, delta=DELTA)  # of no declared course, so by the Rényi filter
@@ -135,7 +141,7 @@ def test_a_higher_statement_of_the_site_is_shown(folder: Path) -> None:
     """Other federations charge the site's ledger too; the server's alone would show too little."""
     row = SiteRow(run="b", round=2, site="south", status="released", epsilon_spent=5.9, epsilon_budget=6.0, delta=DELTA)
     RunJournal(folder / "journal.sqlite").site(row)
-    samples = scrape(ServerExporter(folder))
+    samples = scrape(ServerExporter(Places(directory=folder)))
     assert value(samples, "wardpose_epsilon_spent", site="south") == 5.9
 
 
@@ -147,7 +153,7 @@ def test_what_is_not_believed_is_counted_by_site_and_reason(folder: Path) -> Non
         (3, "south", "absent", ""),
     ):
         journal.site(SiteRow(run="b", round=number, site=site, status=status, reason=reason))
-    samples = scrape(ServerExporter(folder))
+    samples = scrape(ServerExporter(Places(directory=folder)))
     assert value(samples, "wardpose_releases_rejected_total", site="south", reason="ledger") == 1
     assert value(samples, "wardpose_releases_rejected_total", site="north", reason="norm") == 1
     assert value(samples, "wardpose_releases_rejected_total", site="north", reason="finite") == 0
@@ -158,9 +164,9 @@ def test_what_is_not_believed_is_counted_by_site_and_reason(folder: Path) -> Non
 def test_a_preflight_that_is_made_up_for_lowers_no_counter(folder: Path) -> None:
     journal = RunJournal(folder / "journal.sqlite")
     journal.site(SiteRow(run="b", round=0, site="south", status="late"))
-    before = scrape(ServerExporter(folder))
+    before = scrape(ServerExporter(Places(directory=folder)))
     journal.site(SiteRow(run="b", round=0, site="south", status="ready"))
-    after = scrape(ServerExporter(folder))
+    after = scrape(ServerExporter(Places(directory=folder)))
     assert all(after[key] >= before[key] for key in before if key[0].endswith("_total"))
 
 
@@ -169,20 +175,20 @@ def test_an_infinite_epsilon_is_shown_as_such(folder: Path) -> None:
     Ledger(folder / "ledger.sqlite").reserve(
         "north", [free], run_id="b", round=3, budget=Budget(epsilon=math.inf, delta=DELTA)
     )
-    samples = scrape(ServerExporter(folder))
+    samples = scrape(ServerExporter(Places(directory=folder)))
     assert value(samples, "wardpose_epsilon_spent", site="north") == math.inf
     assert value(samples, "wardpose_epsilon_remaining", site="north") == 0
     assert value(samples, "wardpose_epsilon_federation", assumption="disjoint") == math.inf
 
 
 def test_a_restart_and_a_later_round_never_lower_a_counter(folder: Path) -> None:
-    before, again = scrape(ServerExporter(folder)), scrape(ServerExporter(folder))
+    before, again = scrape(ServerExporter(Places(directory=folder))), scrape(ServerExporter(Places(directory=folder)))
     free = ("wardpose_disk_free_bytes", ())
     assert again.keys() == before.keys() > {free}
     assert {key for key, found in again.items() if found != before[key]} <= {free}  # others write to this disk, too
     finish_round(RunJournal(folder / "journal.sqlite"), "b", 3, {"north": "late"})
     start(RunJournal(folder / "journal.sqlite"), "b")
-    after = scrape(ServerExporter(folder))
+    after = scrape(ServerExporter(Places(directory=folder)))
     counters = {key for key in before if key[0].endswith("_total")}
     assert counters
     assert all(after[key] >= before[key] for key in counters)
@@ -190,11 +196,86 @@ def test_a_restart_and_a_later_round_never_lower_a_counter(folder: Path) -> None
 
 
 def test_without_files_it_is_down_and_answers(tmp_path: Path) -> None:
-    samples = scrape(ServerExporter(tmp_path / "nowhere", tmp_path / "no.sqlite"))
+    samples = scrape(ServerExporter(Places(directory=tmp_path / "nowhere", superlink=tmp_path / "no.sqlite")))
     assert value(samples, "wardpose_exporter_up") == 0
     for source in ("journal", "ledger", "superlink"):
         assert value(samples, "wardpose_exporter_source_up", source=source) == 0
     assert not (tmp_path / "nowhere").exists()
+
+
+def home(folder: Path) -> tuple[Places, CoordinatorConfig]:
+    """A coordinator's home in which no run began."""
+    (folder / "coordinator.yaml").write_text("state: coordinator\nwitness: kept/witness.sqlite\n")
+    (folder / "coordinator").mkdir()
+    (folder / "kept").mkdir()
+    places = Places(directory=folder / "runs", coordinator=folder / "coordinator.yaml")
+    return places, load_yaml(folder / "coordinator.yaml", CoordinatorConfig)
+
+
+def new_ledger(config: CoordinatorConfig) -> ServerLedger:
+    """As `wardpose server register` leaves it: sites are bound, and nobody was charged."""
+    assert config.ledger.witness is not None
+    config.ledger.witness.begin()
+    ledger = ServerLedger(config.ledger.path, witness=config.ledger.witness)
+    ledger.bind("north", create_key_pair(config.state / "north.key", config.state / "north.pub").public)
+    return ledger
+
+
+@pytest.mark.parametrize("registered", [False, True])
+@pytest.mark.parametrize("made", [False, True])
+def test_before_the_first_run_a_home_is_well(
+    made: bool, registered: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    places, config = home(tmp_path)
+    if made:
+        places.directory.mkdir()
+    if registered:
+        new_ledger(config)
+    samples = scrape(ServerExporter(places))
+    assert value(samples, "wardpose_exporter_up") == 1
+    assert value(samples, "wardpose_ledger_state", state="ok" if registered else "none") == 1
+    assert value(samples, "wardpose_runs", status="completed") == 0
+    assert value(samples, "wardpose_disk_free_bytes") > 0
+    assert not caplog.records
+    assert server_status(places).headline == "No run yet."
+
+
+def test_what_another_coordinator_charged_needs_no_run_here(tmp_path: Path) -> None:
+    places, config = home(tmp_path)
+    other = Ledger(tmp_path / "other.sqlite")
+    other.reserve("north", [EVENT], run_id="a", round=1, budget=Budget(epsilon=100.0, delta=DELTA))
+    new_ledger(config).import_from(other)
+    assert value(scrape(ServerExporter(places)), "wardpose_exporter_up") == 1
+
+
+@pytest.mark.parametrize("ledger", ["there", "gone", "gone with its witness' file damaged"])
+def test_a_home_that_lost_its_runs_is_no_new_one(ledger: str, tmp_path: Path) -> None:
+    places, config = home(tmp_path)
+    places.directory.mkdir()
+    charged = new_ledger(config)
+    charged.reserve("north", [EVENT], run_id="a", round=1, budget=Budget(epsilon=100.0, delta=DELTA))
+    if ledger != "there":
+        config.ledger.path.unlink()
+    if ledger.startswith("gone with"):
+        assert config.witness is not None
+        config.witness.write_bytes(b"no database, but long enough to be looked at" * 100)
+    samples = scrape(ServerExporter(places))
+    assert value(samples, "wardpose_exporter_up") == 0
+    for source in ("journal", "ledger"):
+        assert value(samples, "wardpose_exporter_source_up", source=source) == 0
+    assert value(samples, "wardpose_ledger_verified") == (ledger == "there")
+    assert server_status(places).tone == "bad"
+
+
+def test_a_journal_without_a_run_and_a_wrong_coordinator_yaml_are_no_new_home(tmp_path: Path) -> None:
+    places, _ = home(tmp_path)
+    (places.directory / "r1").mkdir(parents=True)
+    (places.directory / "r1" / "journal.sqlite").touch()
+    assert value(scrape(ServerExporter(places)), "wardpose_exporter_source_up", source="journal") == 0
+    (places.directory / "r1" / "journal.sqlite").unlink()
+    (tmp_path / "coordinator.yaml").write_text("stat: coordinator\n")
+    assert value(scrape(ServerExporter(places)), "wardpose_exporter_up") == 0
+    assert server_status(places).tone == "bad"
 
 
 def test_a_locked_journal_costs_its_own_metrics_alone(folder: Path) -> None:
@@ -202,19 +283,19 @@ def test_a_locked_journal_costs_its_own_metrics_alone(folder: Path) -> None:
     try:
         lock.execute("PRAGMA locking_mode = EXCLUSIVE")
         lock.execute("BEGIN EXCLUSIVE")
-        samples = scrape(ServerExporter(folder))
+        samples = scrape(ServerExporter(Places(directory=folder)))
     finally:
         lock.close()
     assert value(samples, "wardpose_exporter_up") == 0
     assert value(samples, "wardpose_exporter_source_up", source="journal") == 0
     assert value(samples, "wardpose_ledger_verified") == 1
-    assert value(scrape(ServerExporter(folder)), "wardpose_exporter_up") == 1
+    assert value(scrape(ServerExporter(Places(directory=folder))), "wardpose_exporter_up") == 1
 
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_ledger_that_is_not_the_whole_story_is_never_a_new_one(how: str, folder: Path) -> None:
     damage(folder / "ledger.sqlite", how)
-    samples = scrape(ServerExporter(folder))
+    samples = scrape(ServerExporter(Places(directory=folder)))
     assert value(samples, "wardpose_exporter_source_up", source="ledger") == 0
     assert value(samples, "wardpose_ledger_verified") == 0
     states = {state: value(samples, "wardpose_ledger_state", state=state) for state in LEDGER_STATES}
@@ -227,7 +308,7 @@ def test_a_ledger_that_is_not_the_whole_story_is_never_a_new_one(how: str, folde
 
 def test_before_the_first_charge_there_need_be_no_ledger(tmp_path: Path) -> None:
     start(RunJournal(tmp_path / "journal.sqlite"), "a")
-    samples = scrape(ServerExporter(tmp_path))
+    samples = scrape(ServerExporter(Places(directory=tmp_path)))
     assert value(samples, "wardpose_ledger_state", state="none") == 1
     assert summarise(tmp_path)["epsilon_federation"]["disjoint"] == 0
 
@@ -236,7 +317,7 @@ def test_a_ledger_that_was_tampered_with_is_told_from_the_rest(folder: Path) -> 
     with sqlite3.connect(folder / "ledger.sqlite") as connection:
         connection.execute("DROP TRIGGER entries_stay")
         connection.execute("UPDATE entries SET body = replace(body, '\"steps\":4', '\"steps\":1') WHERE sequence = 2")
-    samples = scrape(ServerExporter(folder))
+    samples = scrape(ServerExporter(Places(directory=folder)))
     assert value(samples, "wardpose_ledger_verified") == 0
     assert value(samples, "wardpose_exporter_source_up", source="ledger") == 0
     assert value(samples, "wardpose_rounds_total") == 3
@@ -269,10 +350,10 @@ def test_the_installed_superlinks_database_is_understood(superlink: Path) -> Non
 
 def test_the_catalogue_is_complete(folder: Path, superlink: Path) -> None:
     registry = CollectorRegistry()
-    registry.register(ServerExporter(folder, superlink).collector())
+    registry.register(ServerExporter(Places(directory=folder, superlink=superlink)).collector())
     exposed = {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
     assert exposed == set(METRICS)
-    samples = scrape(ServerExporter(folder, superlink))
+    samples = scrape(ServerExporter(Places(directory=folder, superlink=superlink)))
     assert value(samples, "wardpose_sites_online") == 1
     assert value(samples, "wardpose_sites_registered") == 2
     assert value(samples, "wardpose_site_online", site="south") == 0
@@ -280,7 +361,7 @@ def test_the_catalogue_is_complete(folder: Path, superlink: Path) -> None:
 
 def test_prometheus_likes_the_names(folder: Path, superlink: Path, installed: Callable[[str], str]) -> None:
     registry = CollectorRegistry()
-    registry.register(ServerExporter(folder, superlink).collector())
+    registry.register(ServerExporter(Places(directory=folder, superlink=superlink)).collector())
     text = generate_latest(registry)
     checked = subprocess.run([installed("promtool"), "check", "metrics"], input=text, capture_output=True)
     assert checked.returncode == 0, checked.stderr.decode()

@@ -20,6 +20,7 @@ from support.federations import charged_steps, rows_of, tiny_federation
 
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.exporter import ServerExporter
+from wardpose.server.facts import Places
 from wardpose.server.journal import SiteRow
 from wardpose.shared.signing import Signer, load_signer
 from wardpose.simulation.forging import signed_again
@@ -376,7 +377,7 @@ def test_nobody_pays_for_more_rounds_than_took_place(besieged: Outcome) -> None:
 
 def test_the_metrics_count_every_one_of_them(besieged: Outcome) -> None:
     registry = CollectorRegistry()
-    registry.register(ServerExporter(besieged.folder).collector())
+    registry.register(ServerExporter(Places(directory=besieged.folder)).collector())
     assert registry.get_sample_value("wardpose_exporter_up") == 1
     for attack in ATTACKS:
         wrong = [row for row in besieged.rows.values() if row.site == attack.name and row.status == attack.status]

@@ -23,8 +23,8 @@ from wardpose.server.summary import summarise
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import ModelConfig, build_model
 from wardpose.shared.pose.weights import load_model, read_metadata
+from wardpose.shared.refusals import Refusal
 from wardpose.shared.site_config import load_site
-from wardpose.shared.wire import Refusal
 from wardpose.simulation.grid import Fault, FaultKind, InProcessGrid
 from wardpose.simulation.layout import prepare_sites
 from wardpose.simulation.run import simulate

@@ -20,20 +20,11 @@ from wardpose.server.initial import INITIAL
 from wardpose.server.scoring import arrays_of
 from wardpose.shared.config import FederationConfig
 from wardpose.shared.ledger_views import cohort_views
+from wardpose.shared.messages import SECURE_KEYS, SECURE_SHARES, SECURE_SURVIVORS, SECURE_UNMASK, TRAIN, RoundOrder
 from wardpose.shared.pose.weights import load_model
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.site_config import load_site
-from wardpose.shared.wire import (
-    MASKED,
-    SECURE_KEYS,
-    SECURE_SHARES,
-    SECURE_SURVIVORS,
-    SECURE_UNMASK,
-    TRAIN,
-    RoundOrder,
-    pack,
-    unpack,
-)
+from wardpose.shared.wire import MASKED, pack, unpack
 from wardpose.simulation.cli import app
 from wardpose.simulation.grid import Fault, FaultKind
 from wardpose.simulation.layout import prepare_sites

@@ -17,7 +17,7 @@ from support.status_folders import (
     take_round,
 )
 
-from wardpose.server.facts import Places, late_in_a_row, read_runs, read_spending, run_folders
+from wardpose.server.facts import Places, find_runs, late_in_a_row, read_spending, run_folders
 from wardpose.server.folder import held
 from wardpose.server.journal import Ending, RunJournal, SiteRow
 from wardpose.server.status import server_status
@@ -163,7 +163,8 @@ def test_runs_of_several_folders_are_one_history(tmp_path: Path) -> None:
         start_run(folder, run=run)
         take_round(folder, 1, dict.fromkeys(SITES, "released"), run=run, ended=1000.0 + number)
     assert [folder.name for folder in run_folders(tmp_path)] == ["second", "first"]  # as they were begun
-    runs = read_runs(tmp_path)
+    runs = find_runs(tmp_path)
+    assert runs is not None
     assert (runs.last["run"], runs.folder.name, len(runs.rounds)) == ("first", "first", 2)
     assert server_status(Places(directory=tmp_path)).headline.startswith("Round 2 of 12")
 
@@ -172,7 +173,9 @@ def test_rounds_left_are_those_that_the_ledger_would_take(tmp_path: Path) -> Non
     start_run(tmp_path)
     take_round(tmp_path, 1, {SITES[0]: "released"}, ended=1.0)
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    (account, *_) = read_spending(read_runs(tmp_path)).sites
+    runs = find_runs(tmp_path)
+    assert runs is not None
+    (account, *_) = read_spending(runs).sites
     assert (account.sigma, account.budget) == (1.0, 8.0)
     budget = Budget(epsilon=8.0, delta=DELTA)
     taken = 0

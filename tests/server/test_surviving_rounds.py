@@ -23,8 +23,9 @@ from wardpose.server.rounds import deadline
 from wardpose.server.summary import summarise
 from wardpose.shared.config import FederationConfig, ServerConfig
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.messages import PREFLIGHT, TRAIN
 from wardpose.shared.privacy.ledger import Ledger
-from wardpose.shared.wire import PREFLIGHT, TRAIN, pack
+from wardpose.shared.wire import pack
 from wardpose.simulation.grid import Fault, InProcessGrid
 from wardpose.simulation.layout import prepare_sites
 

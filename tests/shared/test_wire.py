@@ -6,9 +6,11 @@ from pydantic import ValidationError
 from support.orders import make_order
 
 from wardpose.shared.errors import WireError
+from wardpose.shared.messages import RoundOrder, SiteRelease
 from wardpose.shared.privacy.mechanisms import Mechanism, ProjectionOptions
+from wardpose.shared.refusals import Refusal
 from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
-from wardpose.shared.wire import Refusal, RoundOrder, SiteRelease, hash_arrays, pack, refusal, unpack
+from wardpose.shared.wire import hash_arrays, pack, refusal, unpack
 
 
 def order(mechanism: Mechanism | None = None, **changes: object) -> RoundOrder:

@@ -4,19 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from support.federations import tiny_federation
 
 from wardpose.shared.config import FederationConfig, changed
-from wardpose.shared.privacy.noise import seeded_streams
-from wardpose.shared.training.cohort import build_cohort, load_bags
-from wardpose.shared.training.gradients import UnitGradients
 from wardpose.simulation.experiments.secure_accuracy import (
     RESULTS,
-    Comparison,
-    MapsGradients,
     draw,
     measure,
     table,
@@ -60,29 +53,6 @@ def test_the_table_says_what_is_within_the_spread_and_what_is_not() -> None:
         ("secure", 0.6033, True),
         ("local", 0.51, False),
     ]
-
-
-@pytest.mark.parametrize("frames", [1, 2])
-def test_gradients_of_the_maps_are_those_of_the_engine(frames: int, tmp_path: Path) -> None:
-    """Unit by unit, up to the roundings of float32."""
-    federation = plan(
-        training={"strategy": "maps", "steps": 1, "optimizer": {"name": "sgd"}},
-        mechanism={"sample_rate": 0.5, "frames_per_unit": frames, "noise_multiplier": 3.0},
-    )
-    comparison = Comparison(federation, cache=tmp_path)
-    model = comparison._model
-    cohort = build_cohort(comparison._dataset, model, federation.mechanism, federation.training)
-    bags = load_bags(
-        UnitGradients(model, "maps"), cohort.private, cohort.draw_rows(np.arange(4), seeded_streams(1).sampling)
-    )
-    weights = UnitGradients(model, "maps").parameters()
-    ((expected, count),) = UnitGradients(model, "maps").padded(weights, bags, len(bags))
-    ((found, same),) = MapsGradients(model).padded(weights, bags, len(bags))
-    assert count == same == len(bags) > 1
-    assert list(found) == list(expected)
-    for name, value in expected.items():
-        assert value.abs().max() > 0
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_the_documented_table_is_that_of_the_committed_result() -> None:

@@ -22,7 +22,8 @@ from support.small_networks import small_networks
 
 from wardpose.client.app import app as client_app
 from wardpose.server.app import run_federation
-from wardpose.shared.wire import TRAIN, SiteRelease, unpack
+from wardpose.shared.messages import TRAIN, SiteRelease
+from wardpose.shared.wire import unpack
 from wardpose.simulation.grid import InProcessGrid
 from wardpose.simulation.layout import prepare_sites
 

@@ -25,11 +25,11 @@ from wardpose.client.home import SiteHome, open_site_home
 from wardpose.client.journal import OrderRow, SiteJournal
 from wardpose.server.home import ServerHome, open_server_home
 from wardpose.server.journal import SiteRow
+from wardpose.server.operator import program
 from wardpose.server.runs import Run, find_run
 from wardpose.shared.files import write_text
 from wardpose.shared.ledger_views import Difference, compare
 from wardpose.shared.privacy.ledger import Ledger
-from wardpose.simulation.flower import program
 
 SITES = ("north", "south", "west")
 LATER = "east"

@@ -19,7 +19,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from wardpose.simulation.flower import LOOPBACK
+from wardpose.shared.home import LOOPBACK
 
 NODE = 77
 SERVER_ERROR = "500"

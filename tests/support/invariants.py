@@ -7,11 +7,11 @@ from pathlib import Path
 
 from wardpose.client.journal import SiteJournal
 from wardpose.server.heads import Heads
+from wardpose.shared.messages import SiteRelease
 from wardpose.shared.privacy.entries import COMMIT, EXPIRE, RESERVE, Entry
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.signing import load_public_key
 from wardpose.shared.site_config import load_site
-from wardpose.shared.wire import SiteRelease
 
 
 @dataclass(frozen=True, kw_only=True)

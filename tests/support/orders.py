@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from wardpose.shared.messages import RoundOrder
 from wardpose.shared.pose.model import ModelConfig
 from wardpose.shared.privacy.course import Course
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.training.settings import LocalTraining
 from wardpose.shared.version import code_hash
-from wardpose.shared.wire import RoundOrder
 
 
 def make_order(

@@ -21,9 +21,10 @@ import wardpose.client.app
 from wardpose.server.app import run_federation
 from wardpose.server.journal import RunJournal
 from wardpose.shared.errors import ConfigError, WardposeError
+from wardpose.shared.messages import TRAIN, SiteRelease
 from wardpose.shared.privacy.ledger import Ledger
 from wardpose.shared.site_config import load_site
-from wardpose.shared.wire import TRAIN, SiteRelease, unpack
+from wardpose.shared.wire import unpack
 from wardpose.simulation.grid import Fault, InProcessGrid
 from wardpose.simulation.layout import prepare_sites
 

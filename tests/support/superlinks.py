@@ -14,7 +14,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.superlink.main import create_app
 from support.tls_servers import LOOPBACK, Certified
 
-from wardpose.simulation.flower import free_ports
+from wardpose.simulation.ports import free_ports
 
 
 class Superlink:

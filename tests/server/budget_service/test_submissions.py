@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from wardpose.server.budget_service.alarms import ALARMS, Alarms
 from wardpose.server.exporter import ServerExporter
+from wardpose.server.facts import Places
 from wardpose.server.folder import coordinator_key
 from wardpose.server.heads import Heads
 from wardpose.shared.budget_wire import budget_pb2 as wire
@@ -108,7 +109,7 @@ def test_an_alarm_is_seen_by_the_site_and_by_auditors_and_by_nobody_else(coordin
         assert "ledger is not" not in str(stub.GetAccount(wire.GetAccountRequest(), timeout=10))
     (alarm,) = Alarms(coordinator.directory / ALARMS).of()
     assert (alarm.site, alarm.times) == ("north", 3)
-    (metric,) = ServerExporter(coordinator.directory).alarms()
+    (metric,) = ServerExporter(Places(directory=coordinator.directory)).alarms()
     assert [(sample.labels, sample.value) for sample in metric.samples] == [({"site": "north"}, 1)]
 
 

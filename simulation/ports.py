@@ -1,12 +1,8 @@
-"""Flower's programs as separate processes on this machine: how they are asked, and ports for them."""
+"""Ports on this machine that are free now, for processes that are about to be started."""
 
 import socket
 
-from wardpose.server.operator import ask, environment, program, write_connection
-
-__all__ = ["LOOPBACK", "ask", "environment", "free_ports", "program", "write_connection"]
-
-LOOPBACK = "127.0.0.1"
+from wardpose.shared.home import LOOPBACK
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,0 +1,75 @@
+"""A home: the one folder that an archive of `wardpose provision` is installed in, a server's or a site's.
+
+Everything of its machine but a hospital's frames lies below it, so that it may be anywhere, belong to anybody, and be
+backed up as a whole.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from wardpose.shared.errors import ConfigError, one_line
+
+LOOPBACK = "127.0.0.1"
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class Home(Generic[Settings]):
+    """What both kinds of homes have.
+
+    Attributes:
+        folder: absolute.
+        settings: of the file by which the home is known.
+
+    """
+
+    folder: Path
+    settings: Settings
+
+    @property
+    def keys(self) -> Path:
+        """Folder of certificates and keys."""
+        return self.folder / "keys"
+
+    @property
+    def authority(self) -> Path:
+        """Certificate of the federation's authority, which signed the server's."""
+        return self.keys / "ca.crt"
+
+    @property
+    def secret(self) -> Path:
+        """What Flower's process and the executor on this machine prove themselves to each other with."""
+        return self.keys / "superexec.secret"
+
+    @property
+    def log(self) -> Path:
+        """Folder of logs."""
+        return self.folder / "log"
+
+
+def find_home(folder: Path | None, *, variable: str, file: str, environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of an installed archive: the one given, else the environment's, else the working directory.
+
+    Args:
+        folder: what `--home` says.
+        variable: of the environment.
+        file: by which such a folder is known.
+        environment: its variables.
+
+    Raises:
+        ConfigError: it holds no such file.
+
+    """
+    named = environment.get(variable)
+    where = folder or (Path(named) if named else Path.cwd())
+    home = where.expanduser().resolve()
+    if not (home / file).is_file():
+        raise ConfigError(
+            f"{one_line(home)}: holds no {file} (allowed: a folder that an archive of wardpose provision was installed "
+            f"in, named by --home, by {variable}, or as the working directory)"
+        )
+    return home
