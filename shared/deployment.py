@@ -18,9 +18,13 @@ _LONGEST = 253  # characters of a host name
 
 def _host(value: str) -> str:
     try:
-        return str(ipaddress.ip_address(value))
+        address = ipaddress.ip_address(value)
     except ValueError:
         pass
+    else:
+        if address.is_unspecified or address.is_multicast or "%" in value:
+            raise ValueError("an address that hospitals can connect to is allowed: no 0.0.0.0, group or network card")
+        return str(address)
     labels = value.removesuffix(".").split(".")
     numeric = labels[-1].isdecimal()  # 10.0.0.300 is no address, and no name either
     if len(value) > _LONGEST or numeric or any(_LABEL.fullmatch(label) is None for label in labels):
@@ -29,7 +33,7 @@ def _host(value: str) -> str:
 
 
 Host = Annotated[str, Field(min_length=1), AfterValidator(_host)]
-Port = Annotated[int, Field(ge=1, le=65535)]
+Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
 
 
 class _Ports(Strict):

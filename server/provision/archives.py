@@ -228,7 +228,7 @@ class _Bench:
 
     def renewed_site(self, site: str) -> str:
         """Certify a site's key anew, and write its archive."""
-        key = certified_key(self.authority.budget_certificate(site).read_bytes())
+        key = certified_key(self.authority.budget_certificate(site))
         self._certify(site, client_certificate(self.authority.folder, key, name=site, role="site", days=self._days))
         return self.site(site, {})
 
@@ -245,7 +245,7 @@ class _Bench:
 
     def renewed_server(self) -> str:
         """Certify the server's key anew, for the address of today, and write its archive."""
-        key = certified_key(self.authority.server_certificate.read_bytes())
+        key = certified_key(self.authority.server_certificate)
         certificate = server_certificate(self.authority.folder, key, hosts=self._hosts, days=self._days)
         write_bytes(self.authority.server_certificate, certificate)
         return self._server({})

@@ -11,10 +11,10 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from wardpose.server.provision.certificates import create_authority
+from wardpose.server.provision.certificates import certified_key, check_authority, create_authority
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_bytes
-from wardpose.shared.signing import Signer, create_key_pair, load_signer
+from wardpose.shared.signing import Signer, create_key_pair, load_public_key, load_signer
 
 FOLDER = "authority"
 REVOKED = "revoked.txt"
@@ -89,7 +89,7 @@ def open_authority(folder: Path) -> Authority:
     """Open the authority of a federation that was provisioned.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or a file of it is damaged or readable by others.
 
     """
     for needed in ("ca.key", "ca.crt", "signer.key", "server.crt", "coordinator.pub"):
@@ -98,7 +98,20 @@ def open_authority(folder: Path) -> Authority:
                 f"{folder / needed}: is missing (allowed: the --out of an earlier wardpose provision, or none of "
                 "--add, --revoke and --renew)"
             )
-    return Authority(folder)
+    authority = Authority(folder)
+    _check(authority)
+    return authority
+
+
+def _check(authority: Authority) -> None:
+    """Refuse what is damaged here and now: what is staged from it would name folders that are gone by then."""
+    check_authority(authority.folder)
+    authority.signer()
+    certified_key(authority.server_certificate)
+    load_public_key(authority.coordinator_key)
+    for site in authority.sites():
+        load_public_key(authority.node_key(site))
+        certified_key(authority.budget_certificate(site))
 
 
 def certificate_fingerprint(content: bytes) -> str:

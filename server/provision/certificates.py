@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -26,6 +27,7 @@ ClientRole = Literal["site", "auditor"]
 """What the Budget service shows to whom (`server/budget_service/identity.py`)."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _PRIVATE = 0o600
 _SECRET_BYTES = 48
 _LONGEST_COMMON_NAME = 64  # characters; host names are checked by the alternative names
@@ -184,15 +186,31 @@ def requested_key(content: bytes, where: object) -> ec.EllipticCurvePublicKey:
         raise ConfigError(f"{where}: is no signing request (allowed: PEM)") from error
     if not valid or not isinstance(key, ec.EllipticCurvePublicKey):
         raise ConfigError(f"{where}: is not signed by its own key, or not by an elliptic-curve key")
+    if not isinstance(key.curve, _CURVES):
+        raise ConfigError(f"{where}: is a key on {key.curve.name} (allowed: on P-256, P-384 or P-521, which TLS 1.3 takes)")
     return key
 
 
-def certified_key(content: bytes) -> ec.EllipticCurvePublicKey:
-    """Return the key of a certificate (PEM) of this authority's kind."""
-    key = x509.load_pem_x509_certificate(content).public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ConfigError("a certificate is of another kind of key (allowed: elliptic-curve keys)")
-    return key
+def certified_key(path: Path) -> ec.EllipticCurvePublicKey:
+    """Return the key of a certificate (PEM) of this authority's kind.
+
+    Raises:
+        ConfigError: it is missing, damaged, or of another kind.
+
+    """
+    return _elliptic(_read_certificate(path), path)
+
+
+def check_authority(folder: Path) -> None:
+    """See that a folder's authority can sign: its key is one, its owner's alone, and that of its certificate.
+
+    Raises:
+        ConfigError: it cannot.
+
+    """
+    signer, certificate = _authority(folder)
+    if _elliptic(certificate, folder / "ca.crt") != signer.public_key():
+        raise ConfigError(f"{folder / 'ca.crt'}: is of another key than ca.key (allowed: the pair that was made together)")
 
 
 def create_node_key(folder: Path) -> tuple[Path, Path]:
@@ -211,10 +229,29 @@ def _authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certifica
     if not (folder / "ca.key").is_file():
         raise ConfigError(f"{folder / 'ca.key'}: is missing (allowed: a folder with an authority)")
     refuse_readable(folder / "ca.key")
-    signer = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
+    try:
+        signer = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{folder / 'ca.key'}: is no private key (allowed: PEM, no passphrase)") from error
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{folder / 'ca.key'}: is not an elliptic-curve key")
-    return signer, x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+    return signer, _read_certificate(folder / "ca.crt")
+
+
+def _read_certificate(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: is no certificate (allowed: PEM; put back a copy of the folder)") from error
+
+
+def _elliptic(certificate: x509.Certificate, path: Path) -> ec.EllipticCurvePublicKey:
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ConfigError(f"{path}: is of another kind of key (allowed: elliptic-curve keys)")
+    return key
 
 
 def _signed(

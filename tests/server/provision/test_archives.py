@@ -212,6 +212,33 @@ def test_a_renewed_archive_cannot_be_installed_without_the_key(mine: Path, wheel
     assert not (tmp_path / "north").exists()
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    ["ca.key", "ca.crt", "signer.key", "server.crt", "coordinator.pub", "nodes/south.pub", "certificates/south.crt"],
+)
+@pytest.mark.parametrize("content", [b"", b"dear sir or madam", bytes(range(256))])
+def test_a_damaged_authority_is_named_and_nothing_is_changed(
+    mine: Path, wheel: Wheel, damaged: str, content: bytes
+) -> None:
+    (mine / "authority" / damaged).write_bytes(content)
+    before = contents(mine)
+    for change in (
+        lambda: renew(machine_plan(), mine, ["north"], wheel=wheel),
+        lambda: add_site(machine_plan("north", "south", "west"), mine, "west", wheel=wheel),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            change()
+        assert str(mine / "authority" / damaged) in str(caught.value)
+        assert contents(mine) == before
+
+
+def test_another_authoritys_certificate_signs_nothing(mine: Path, wheel: Wheel, tmp_path: Path) -> None:
+    other = provision(machine_plan(), tmp_path / "other", wheel=wheel).out
+    shutil.copy(other / "authority" / "ca.crt", mine / "authority" / "ca.crt")
+    with pytest.raises(ConfigError, match=r"ca\.crt: is of another key than ca\.key"):
+        renew(machine_plan(), mine, ["north"], wheel=wheel)
+
+
 def test_what_people_wrote_stays_and_the_archives_is_beside_it(
     mine: Path, federation: Made, wheel: Wheel, tmp_path: Path
 ) -> None:

@@ -143,6 +143,20 @@ def test_what_is_no_request_or_no_authority_is_named(tmp_path: Path, authority: 
         create_client_certificate(tmp_path, tmp_path, name="north", role="site", days=1)
 
 
+def test_a_key_that_tls_does_not_take_is_refused(tmp_path: Path, authority: Path) -> None:
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "north")])
+    for curve, taken in ((ec.SECP256K1(), False), (ec.SECP192R1(), False), (ec.SECP384R1(), True)):
+        key = ec.generate_private_key(curve)
+        request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+        path = tmp_path / "north.csr"
+        path.write_bytes(request.public_bytes(serialization.Encoding.PEM))
+        if taken:
+            sign_client_request(authority.parent, path, name="north", role="site", days=1)
+            continue
+        with pytest.raises(ConfigError, match=rf"north\.csr: is a key on {curve.name}"):
+            sign_client_request(authority.parent, path, name="north", role="site", days=1)
+
+
 def test_node_keys_have_the_form_that_flower_reads(tmp_path: Path) -> None:
     private, public = create_node_key(tmp_path)
     key = serialization.load_ssh_private_key(private.read_bytes(), password=None)
