@@ -187,7 +187,9 @@ def requested_key(content: bytes, where: object) -> ec.EllipticCurvePublicKey:
     if not valid or not isinstance(key, ec.EllipticCurvePublicKey):
         raise ConfigError(f"{where}: is not signed by its own key, or not by an elliptic-curve key")
     if not isinstance(key.curve, _CURVES):
-        raise ConfigError(f"{where}: is a key on {key.curve.name} (allowed: on P-256, P-384 or P-521, which TLS 1.3 takes)")
+        raise ConfigError(
+            f"{where}: is a key on {key.curve.name} (allowed: on P-256, P-384 or P-521, which TLS 1.3 takes)"
+        )
     return key
 
 
@@ -210,7 +212,9 @@ def check_authority(folder: Path) -> None:
     """
     signer, certificate = _authority(folder)
     if _elliptic(certificate, folder / "ca.crt") != signer.public_key():
-        raise ConfigError(f"{folder / 'ca.crt'}: is of another key than ca.key (allowed: the pair that was made together)")
+        raise ConfigError(
+            f"{folder / 'ca.crt'}: is of another key than ca.key (allowed: the pair that was made together)"
+        )
 
 
 def create_node_key(folder: Path) -> tuple[Path, Path]:
