@@ -63,6 +63,10 @@ SOURCES = {
         "state.store_fab(fab)",
         "if (recv := receive()) is None:",
     ),
+    "flwr.supernode.start_client_internal:_push_messages": (
+        "while not (reply_messages := state.get_messages_legacy(is_reply=True)):",
+        "time.sleep(0.5)",
+    ),
     "flwr.supernode.fleet_http_connection:http_request_response": (
         "heartbeat_sender = HeartbeatSender(send_node_heartbeat)",
         "node.node_id,",

@@ -17,7 +17,7 @@ from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import PolicyViolation, WireError
 from wardpose.shared.messages import EvaluationOrder, RoundOrder
 from wardpose.shared.pose.low_rank import SUFFIX
-from wardpose.shared.pose.model import ModelConfig, PoseModel, trainable_names
+from wardpose.shared.pose.model import ModelConfig, outline, trainable_names
 from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.privacy.accounting import UNITS, Event, as_seeded
 from wardpose.shared.privacy.course import Course
@@ -307,9 +307,8 @@ def check_weights(site: SiteConfig, order: Order, weights: Mapping[str, Any]) ->
 
 @lru_cache(maxsize=8)
 def _shapes(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Name -> shape and type of every weight, from a network without memory."""
-    with torch.device("meta"):
-        state = PoseModel(config).state_dict()
+    """Name -> shape and type of every weight."""
+    state = outline(config).state_dict()
     return {
         name: (tuple(value.shape), torch.empty(0, dtype=value.dtype).numpy().dtype) for name, value in state.items()
     }
@@ -322,8 +321,7 @@ def trained_weights(order: RoundOrder) -> frozenset[str]:
 
 @lru_cache(maxsize=8)
 def _trained(config: ModelConfig, strategy: Strategy) -> frozenset[str]:
-    with torch.device("meta"):
-        return frozenset(name.removesuffix(SUFFIX) for name in trainable_names(PoseModel(config), strategy))
+    return frozenset(name.removesuffix(SUFFIX) for name in trainable_names(outline(config), strategy))
 
 
 Turner = Literal["site", "server, within the site's bounds", "nobody"]

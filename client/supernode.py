@@ -4,6 +4,7 @@
   malformed one cannot end the SuperNode, and reaches the executor as a refusal with its reason.
 * A run's own settings are dropped: the executor is asked for the ClientApp and nothing else (Flower starts an
   AgentApp where the server says so), and no run config comes in.
+* An answer of the app is found within some hundredths of a second and not within half of one (`shared.flower_pace`).
 * How long the app took is not reported: releases say no time below a second.
 * The next message is asked for soon after the last one was answered, and less and less often after that; Flower asks
   every three seconds, of which a round would wait half on average.
@@ -33,7 +34,7 @@ from wardpose.client.contract import check_flower
 from wardpose.client.watchdog import Watchdog
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import private_process, refuse_missing, refuse_readable
-from wardpose.shared.flower_pace import ask_soon_again
+from wardpose.shared.flower_pace import ask_soon_again, look_soon_again
 from wardpose.shared.health import healthy
 from wardpose.shared.supervision import AGAIN
 
@@ -94,6 +95,7 @@ def run_supernode(
     import flwr.supernode.start_client_internal as flower
     from flwr.supernode.cli import flower_supernode
 
+    look_soon_again(flower)
     watchdog = Watchdog(lambda: healthy(superlink, root_certificates, seconds=10.0))
     vars(flower)["http_request_response"] = guard(vars(flower)["http_request_response"], watchdog)
     vars(connection)["HeartbeatSender"] = heard(vars(connection)["HeartbeatSender"], watchdog)

@@ -23,6 +23,7 @@ logger = logging.getLogger("wardpose.server")
 
 _NODES_SECONDS = 120.0  # in which a SuperLink in trouble must say again which nodes are online
 _POLL_SECONDS = 0.5  # each poll of a real SuperLink is a request; a grid in this process says how often it may be asked
+_BRISKLY, _SHARE = 0.1, 0.02  # seconds, and of the time since messages went out, that an answer may have to wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def exchange_each(
         if not asked or passed > seconds:
             break
         time.sleep(pause)
-        pause = min(longest, pause * 1.5)
+        pause = min(longest, max(pause * 1.5, _SHARE * passed) if pause < _BRISKLY else max(_BRISKLY, _SHARE * passed))
     for node in late:
         yield node, None
 

@@ -25,7 +25,7 @@ from wardpose.shared.signing import PublicKey, Signer
 from wardpose.shared.yaml_config import describe
 
 TOGETHER = "together"
-"""Name of the one array that holds all arrays of an order: each that travels by itself costs several requests."""
+"""Name of the one array that holds all arrays of a message: each that travels by itself costs several requests."""
 
 COEFFICIENTS = "coefficients"
 MASKED = "masked"
@@ -89,7 +89,7 @@ def pack(
         fields["signature"] = signer.sign(type(body).__name__, text.encode())
     records: dict[str, ArrayRecord | ConfigRecord] = {"body": ConfigRecord(dict(fields))}
     if arrays is not None:
-        records["arrays"] = pack_arrays(arrays)
+        records["arrays"] = pack_together(arrays) if len(arrays) > 1 else pack_arrays(arrays)
     return RecordDict(records)  # type: ignore[arg-type]  # Flower annotates an invariant dict of the union
 
 
@@ -122,11 +122,16 @@ def unpack(content: RecordDict, kind: type[Body]) -> tuple[Body, dict[str, NDArr
     except (ValidationError, ValueError, RecursionError) as error:
         said = describe(error) if isinstance(error, ValidationError) else type(error).__name__
         raise WireError(f"{kind.__name__}: {said[:_LONGEST_REASON]}") from error
-    return body, _arrays(content)
+    return body, arrays_of(content)
 
 
-def _arrays(content: RecordDict) -> dict[str, NDArray[np.float32]]:
-    """Read a message's arrays; who uses them checks names, shapes and values."""
+def arrays_of(content: RecordDict) -> dict[str, NDArray[np.float32]]:
+    """Read a message's arrays, empty where it has none; who uses them checks names, shapes and values.
+
+    Raises:
+        WireError: one cannot be read.
+
+    """
     records = content.array_records
     if "arrays" not in records:
         return {}
@@ -206,7 +211,8 @@ def check_signed(content: RecordDict, kind: type[BaseModel], key: PublicKey) -> 
 def unpack_arrays(content: RecordDict, forms: Sequence[Mapping[str, ArrayForm]]) -> dict[str, NDArray[Any]]:
     """Read the arrays of a message whose sender is not trusted; they must have one of the given forms, exactly.
 
-    Sizes are compared before anything is allocated, and no bytes but those of plain numbers are interpreted.
+    Sizes are compared before anything is allocated, and no bytes but those of plain numbers are interpreted: arrays
+    that travel as one begin with the very bytes that arrays of their form begin with.
 
     Args:
         content: of which `unpack_body` has read the body.
@@ -217,10 +223,25 @@ def unpack_arrays(content: RecordDict, forms: Sequence[Mapping[str, ArrayForm]])
 
     """
     received = content.array_records["arrays"]
+    if set(received) == {TOGETHER}:
+        return _read_together(received[TOGETHER], forms)
     form = next((form for form in forms if len(form) == len(received) and set(form) == set(received)), None)
     if form is None:
         raise WireError(f"{len(received)} arrays whose names are not those of the trained weights")
     return {name: _read_array(name, received[name], form[name]) for name in form}
+
+
+def _read_together(array: Array, forms: Sequence[Mapping[str, ArrayForm]]) -> dict[str, NDArray[Any]]:
+    """Read arrays that `pack_together` made one of."""
+    for form in forms:
+        zeros = {name: np.zeros(each.shape, each.dtype) for name, each in form.items()}
+        whole, size = save(zeros), sum(value.nbytes for value in zeros.values())
+        if len(array.data) - len(whole) not in range(_LARGEST_HEADER):
+            continue
+        data = _read_array(TOGETHER, array, ArrayForm(shape=(len(whole),), dtype=np.dtype(np.uint8))).tobytes()
+        if data.startswith(whole[: len(whole) - size]):
+            return dict(load(data))
+    raise WireError("the arrays are not those of the trained weights")
 
 
 def _read_array(name: str, array: Array, form: ArrayForm) -> NDArray[Any]:

@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from wardpose.shared.messages import SiteRelease, SiteStatus
 from wardpose.shared.signing import Signer
-from wardpose.shared.wire import hash_arrays
+from wardpose.shared.wire import arrays_of, hash_arrays
 
 
 def signed_again(content: RecordDict, signer: Signer) -> RecordDict:
@@ -25,7 +25,7 @@ def signed_again(content: RecordDict, signer: Signer) -> RecordDict:
     kind = SiteRelease if "arrays" in content.array_records else SiteStatus
     with suppress(Exception):  # whatever cannot be read is sent as it is
         stated = json.loads(text)
-        arrays = {name: value.numpy() for name, value in content.array_records["arrays"].items()}
+        arrays = arrays_of(content)
         if "arrays" in stated:
             text = json.dumps(stated | {"arrays": hash_arrays(arrays)})
     fields = {**body, "json": text, "signature": signer.sign(kind.__name__, text.encode("utf-8", "replace"))}

@@ -296,14 +296,14 @@ def check_strategy(config: ModelConfig, strategy: Strategy) -> None:
 
     """
     if not isinstance(strategy, str):
-        trained_shapes(_shapes(config.model_copy(update={"weights": "random"})), strategy)
+        trained_shapes(shapes_of(outline(config.model_copy(update={"weights": "random"}))), strategy)
 
 
 @lru_cache(maxsize=8)
-def _shapes(config: ModelConfig) -> Shapes:
-    """Names and shapes of the network's parameters, from one without memory."""
+def outline(config: ModelConfig) -> PoseModel:
+    """Return a network without memory, for its names and shapes; everybody who asks gets the same one."""
     with torch.device("meta"):
-        return shapes_of(PoseModel(config))
+        return PoseModel(config)
 
 
 def _in_own_precision(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -36,7 +36,7 @@ from wardpose.shared.data.dataset import ListDataset
 from wardpose.shared.data.records import Frame, PoseDataset, PoseRecord
 from wardpose.shared.errors import DataError
 from wardpose.shared.files import PRIVATE, private_folder, write_json
-from wardpose.shared.pose.model import ModelConfig, PoseModel
+from wardpose.shared.pose.model import ModelConfig, PoseModel, outline
 from wardpose.shared.pose.trainable import Strategy
 
 Precision = Literal["float16", "float32", "float64"]
@@ -258,8 +258,7 @@ def _features(model: PoseModel, strategy: Strategy, crops: NDArray[np.uint8], pr
 def _feature_shape(config: ModelConfig, strategy: Strategy) -> tuple[int, ...]:
     """(C, h, w) of the trunk's features, from a network without memory."""
     with torch.device("meta"):
-        model = PoseModel(config)
-        return tuple(model.frozen_features(torch.empty(1, 3, *config.input_size), strategy).shape[1:])
+        return tuple(outline(config).frozen_features(torch.empty(1, 3, *config.input_size), strategy).shape[1:])
 
 
 def _rows(arrays: dict[str, NDArray[Any]]) -> tuple[Rows, Rows | None]:

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Message
 
 from wardpose.client.app import app as client_app
 from wardpose.server.app import run_federation
 from wardpose.server.summary import summarise
 from wardpose.shared.config import AdmissionConfig, FederationConfig, changed
 from wardpose.shared.signing import Signer, load_signer
+from wardpose.shared.wire import arrays_of, pack_together
 from wardpose.simulation.benchmarks.step import hardware
 from wardpose.simulation.forging import signed_again
 from wardpose.simulation.grid import Fault, InProcessGrid
@@ -87,9 +88,8 @@ def multiplying(factor: float, signer: Signer) -> Any:
 
     def replace(_: Message, answer: Message) -> Message:
         if answer.has_content():
-            honest = answer.content.array_records["arrays"]
-            poison = {name: Array(value.numpy() * np.float32(factor)) for name, value in honest.items()}
-            answer.content["arrays"] = ArrayRecord(poison)
+            poison = {name: value * np.float32(factor) for name, value in arrays_of(answer.content).items()}
+            answer.content["arrays"] = pack_together(poison)
             signed_again(answer.content, signer)
         return answer
 

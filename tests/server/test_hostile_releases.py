@@ -23,6 +23,7 @@ from wardpose.server.exporter import ServerExporter
 from wardpose.server.facts import Places
 from wardpose.server.journal import SiteRow
 from wardpose.shared.signing import Signer, load_signer
+from wardpose.shared.wire import TOGETHER, arrays_of, pack_together
 from wardpose.simulation.forging import signed_again
 from wardpose.simulation.grid import Fault, Replacement
 from wardpose.simulation.run import simulate
@@ -99,7 +100,7 @@ def arrays(change: Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]
     """A site whose release holds what `change` makes of the honest arrays."""
 
     def rewrite(content: RecordDict) -> RecordDict:
-        honest = {name: value.numpy().copy() for name, value in content.array_records["arrays"].items()}
+        honest = {name: value.copy() for name, value in arrays_of(content).items()}
         changed = {n: v if isinstance(v, Array) else Array(v) for n, v in change(honest).items()}
         content["arrays"] = ArrayRecord(changed)
         return content
@@ -110,6 +111,18 @@ def arrays(change: Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]
 def each(change: Callable[[NDArray[np.float32]], NDArray[Any] | Array]) -> Replacement:
     """A site that changes every array alike."""
     return arrays(lambda honest: {name: change(value) for name, value in honest.items()})
+
+
+def joined(change: Callable[[bytes], bytes | NDArray[Any]], **more: NDArray[Any]) -> Replacement:
+    """A site that changes the bytes of the one array that holds all of them."""
+
+    def rewrite(content: RecordDict) -> RecordDict:
+        changed = change(pack_together(arrays_of(content))[TOGETHER].numpy().tobytes())
+        one = np.frombuffer(changed, np.uint8) if isinstance(changed, bytes) else changed
+        content["arrays"] = ArrayRecord({TOGETHER: Array(one)} | {name: Array(value) for name, value in more.items()})
+        return content
+
+    return sending(rewrite)
 
 
 def one(value: float) -> Replacement:
@@ -151,14 +164,13 @@ def error(code: int) -> Replacement:
 
 def arrays_unsigned(honest: RecordDict) -> RecordDict:
     """Other arrays than the facts were signed for: whoever carries the message can do that."""
-    zeros = {name: Array(value.numpy() * 0) for name, value in honest.array_records["arrays"].items()}
-    honest["arrays"] = ArrayRecord(zeros)
+    honest["arrays"] = pack_together({name: value * 0 for name, value in arrays_of(honest).items()})
     return honest
 
 
 def backwards(honest: RecordDict) -> RecordDict:
     """The same numbers, of which memory is read from its end."""
-    same = {n: Array(value.numpy()[::-1].copy()[::-1]) for n, value in honest.array_records["arrays"].items()}
+    same = {name: Array(value[::-1].copy()[::-1]) for name, value in arrays_of(honest).items()}
     honest["arrays"] = ArrayRecord(same)
     return honest
 
@@ -274,6 +286,18 @@ ATTACKS = (
     Attack("deep-header", each(serialised(header("<f4", "(" * 60))), reason="arrays"),
     Attack("no-bytes", each(serialised(b"")), reason="arrays"),
     Attack("another-format", each(lambda v: serialised(Array(v).data, "pickle")(v)), reason="arrays"),
+    Attack("joined-cut", joined(lambda b: b[:-1]), reason="arrays"),
+    Attack("joined-longer", joined(lambda b: b + b"\0"), reason="arrays"),
+    Attack("joined-nothing", joined(lambda _: b""), reason="arrays"),
+    Attack("joined-renamed", joined(lambda b: b.replace(b"head.", b"neck.")), reason="arrays"),
+    Attack("joined-integers", joined(lambda b: b.replace(b"F32", b"I32")), reason="arrays"),
+    Attack("joined-overlapping", joined(lambda b: b.replace(b'offsets":[0', b'offsets":[1')), reason="arrays"),
+    Attack("joined-huge-header", joined(lambda b: b"\xff" * 8 + b[8:]), reason="arrays"),
+    Attack("joined-deep-header", joined(lambda b: b[:8] + b"[" * (len(b) - 8)), reason="arrays"),
+    Attack("joined-floats", joined(lambda b: np.frombuffer(b[: len(b) // 4 * 4], np.float32)), reason="arrays"),
+    Attack("joined-square", joined(lambda b: np.frombuffer(b, np.uint8)[None]), reason="arrays"),
+    Attack("joined-beside", joined(lambda b: b, more=np.zeros(2, np.float32)), reason="arrays"),
+    Attack("joined-nan", joined(lambda b: b[:-4] + b"\xff" * 4), reason="finite"),
     Attack("one-nan", one(np.nan), reason="finite"),
     Attack("one-infinity", one(-np.inf), reason="finite"),
     Attack("all-nan", each(lambda v: v * np.float32(np.nan)), reason="finite"),
