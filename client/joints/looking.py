@@ -153,9 +153,9 @@ class OnePatient:
         self._box = box_around(best.joints, best.scores, (frame.shape[0], frame.shape[1]))
         return (best,)
 
-    def _surest(self, frame: Frame) -> Person:
-        """Look through windows over the frame, then closer where the network is surest."""
-        best = self._best(frame, _windows((frame.shape[0], frame.shape[1])))
+    def _surest(self, frame: Frame, like: Box | None = None) -> Person:
+        """Look through windows over the frame, of the size of a box if there is one, then closer where it is surest."""
+        best = self._best(frame, _windows((frame.shape[0], frame.shape[1]), like))
         for _ in range(_REFINED):
             closer = box_around(best.joints, best.scores, (frame.shape[0], frame.shape[1]))
             if closer is not None:
@@ -196,9 +196,9 @@ class OnePatient:
 
     def _doubted(self, frame: Frame, person: Person) -> Person:
         """Search the frame: return whom was followed, or whoever is surer to be the patient elsewhere."""
-        best = max(person, self._surest(frame), key=_confidence)
-        there = box_around(best.joints, best.scores, (frame.shape[0], frame.shape[1]))
         here = box_around(person.joints, person.scores, (frame.shape[0], frame.shape[1]))
+        best = max(person, self._surest(frame, here), key=_confidence)
+        there = box_around(best.joints, best.scores, (frame.shape[0], frame.shape[1]))
         found_elsewhere = here is None or there is None or overlap(there, here) < _MOVED
         self._since, self._confidence = 0, _confidence(best)
         self._patience = _DOUBT_AFTER if found_elsewhere else min(2 * self._patience, _DOUBT_MOST)
@@ -209,11 +209,15 @@ def _confidence(person: Person) -> float:
     return float(person.scores.mean())
 
 
-def _windows(size: tuple[int, int]) -> list[Box]:
-    """Return the whole frame, and windows that a standing, sitting or lying person may fill."""
+def _windows(size: tuple[int, int], like: Box | None) -> list[Box]:
+    """Return the whole frame, and windows that a standing, sitting or lying person (of a box's size) may fill."""
     height, width = size
     boxes: list[Box] = [(0.0, 0.0, float(width), float(height))]
-    for share, count in _WINDOWS:
+    kinds = _WINDOWS
+    if like is not None:
+        length = max(like[2:]) / min(height, width)
+        kinds = (min(_WINDOWS, key=lambda kind: abs(kind[0] - length)),)
+    for share, count in kinds:
         side = share * min(height, width)
         for wide, high in ((side / 2, side), (side, side / 2)):
             for row in range(2 if high < 0.7 * height else 1):

@@ -21,8 +21,9 @@ class Unsure(Discs):
 
     def __call__(self, crops: np.ndarray) -> Estimates:
         found = super().__call__(crops)
-        self.searches += len(crops) == 26  # the windows of a search
-        scores = np.where(found.scores > 0, 0.35 if self.unsure and len(crops) != 26 else 0.9, 0.3)
+        searching = len(crops) in (26, 17, 10)  # the windows of all sizes, and those of the patient's
+        self.searches += searching
+        scores = np.where(found.scores > 0, 0.35 if self.unsure and not searching else 0.9, 0.3)
         return Estimates(found.joints, scores.astype(np.float32))
 
 
