@@ -82,7 +82,7 @@ class SiteRow:
         round: counted from 1.
         site: the site's name.
         status: `released`, `ready` (preflight), `refused` (by the site), `rejected` (its answer was not believed),
-            `failed`, `late` or `absent` (not asked, hence not charged).
+            `failed`, `late` or `absent` (not asked; charged for tries of the round that were lost, if at all).
         code: of the error reply, if any.
         bytes_up: size of the release.
         steps: noised gradients charged for this round, tries that were lost included.

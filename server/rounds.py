@@ -7,7 +7,7 @@ checkpoint after each round and can go on from it. A round is: call the roll, ch
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 
@@ -173,7 +173,6 @@ class Coordinator:
         laps.mark("charge")
         if not members:
             return False
-        away = [self.roll.row(order.round, site, "absent") for site in self.roll.missing()]
         delivery = self.delivery()
         with Updates(self.folder) as updates:
             rows = []
@@ -188,7 +187,7 @@ class Coordinator:
                 laps.mark("judge")
             weights = self.combine(updates, order.round, request=delivery.request)
         laps.mark("aggregate")
-        self.close(order.round, weights, [*rows, *away], started=started, delivery=delivery)
+        self.close(order.round, weights, rows, started=started, delivery=delivery)
         laps.mark("close")
         laps.log(logger, "round", order.round)
         return True
@@ -375,6 +374,7 @@ class Coordinator:
         delivery: Delivery | None,
     ) -> None:
         """Score the round's weights and write it down: first the checkpoint, which holds the journal's rows too."""
+        rows = [*rows, *self._others(number, {row.site for row in rows})]
         score = self.scorer.validation(weights)
         disjoint, overlap = self.budget.federation([entry.name for entry in self.config.sites])
         summary = RoundRow(
@@ -403,6 +403,15 @@ class Coordinator:
             sum(row.status != "absent" for row in rows),
             extra={"round": summary, "sites": list(rows)},
         )
+
+    def _others(self, number: int, told: Set[str]) -> list[SiteRow]:
+        """Return the rows of sites that were not ordered, with what tries of the round that were lost charged them."""
+        rows = []
+        for site in (entry.name for entry in self.config.sites if entry.name not in told):
+            steps = self.budget.steps(site, self.state.run, number)
+            if steps or site not in self.roll.dropped:
+                rows.append(self.roll.row(number, site, "absent", steps=steps))
+        return rows
 
 
 def deadline(server: ServerConfig, last: Sequence[LastRound]) -> float:

@@ -84,9 +84,6 @@ class SecureRound:
             weights = self._combine(total, [m for m in members if m.name in masked.survivors], request)
         except WireError as error:
             logger.warning("round %d: %s: weights unchanged", number, error)
-        told = {row.site for row in self._rows}
-        away = [name for name in coordinator.roll.missing() if name not in told]
-        self._rows += [coordinator.roll.row(number, name, "absent") for name in away]
         coordinator.close(number, weights, self._rows, started=started, delivery=delivery)
         return True
 

@@ -19,7 +19,7 @@ from wardpose.server.app import _same_plan, run_federation
 from wardpose.server.checkpoint import Checkpoint
 from wardpose.server.exchange import exchange
 from wardpose.server.journal import LastRound, RunJournal
-from wardpose.server.rounds import deadline
+from wardpose.server.rounds import Coordinator, deadline
 from wardpose.server.summary import summarise
 from wardpose.shared.config import FederationConfig, ServerConfig
 from wardpose.shared.errors import ConfigError
@@ -67,6 +67,26 @@ def test_a_site_joins_a_stopped_run_and_pays_from_then_on(tmp_path: Path, monkey
     federation = summary["epsilon_federation"]
     assert federation["overlap_sites"] == 3
     assert spent["south"] == federation["disjoint"] < federation["overlap"]
+
+
+@pytest.mark.parametrize("at_resume", ["crash", "refuse"])
+def test_a_try_that_was_lost_is_shown_of_a_site_that_took_no_part_in_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_resume: Any
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    config = tiny_federation(SITES, rounds=2, server={**PATIENT, "minimum_sites": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(Coordinator, "close", killed)
+        with pytest.raises(KeyboardInterrupt):
+            federate(tmp_path, config)
+    federate(tmp_path, config, resume=True, faults=[Fault(site="south", round=0, kind=at_resume)])
+    rows = rows_of(tmp_path)
+    assert rows[1, "south"].status == "absent"
+    for site in SITES:
+        shown = sum(row.steps for row in rows.values() if row.site == site)
+        assert shown == charged_steps(tmp_path, site)[0] > 0, site
 
 
 class LateGrid(InProcessGrid):

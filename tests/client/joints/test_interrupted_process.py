@@ -76,7 +76,6 @@ def walker(number: int) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 @pytest.mark.timeout(1800)
 def test_a_minute_of_720p_is_whole_and_in_order_wherever_it_was_interrupted(tmp_path: Path) -> None:
     count, unit = 60 * 25, Fraction(1, 25)
