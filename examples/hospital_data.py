@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from wardpose.shared.data.ward import WardDataset
+from wardpose.shared.skeleton import COCO17
 
 PATIENTS, FRAMES = 40, 2
 
@@ -26,18 +27,17 @@ def main(folder: Path) -> None:
         file = f"frames/{number:04d}.png"
         Image.fromarray(frame).save(folder / file)
         images.append({"id": number, "file_name": file, "width": frame.shape[1], "height": frame.shape[0]})
-        joints = [
-            value
-            for (x, y), seen in zip(record.joints.tolist(), record.visibility.tolist(), strict=True)
-            for value in ((x, y, 2) if seen else (0, 0, 0))
-        ]
+        joints: list[float] = []
+        for name in COCO17.joints:  # a ward's patients have no eyes and ears
+            at = ward.skeleton.joints.index(name) if name in ward.skeleton.joints else None
+            joints += [0, 0, 0] if at is None or not record.visibility[at] else [*record.joints[at].tolist(), 2]
         box = [float(value) for value in record.box]
         people.append(
             {"id": number, "image_id": number, "category_id": 1, "iscrowd": 0, "bbox": box, "area": box[2] * box[3],
              "keypoints": joints}
         )  # fmt: skip
         owners.append(f"{number},{record.patient_id}")
-    person = {"id": 1, "name": "person", "keypoints": list(ward.skeleton.joints)}
+    person = {"id": 1, "name": "person", "keypoints": list(COCO17.joints)}
     content = {"images": images, "annotations": people, "categories": [person]}
     (folder / "keypoints.json").write_text(json.dumps(content))
     (folder / "patients.csv").write_text("\n".join(["record,patient", *owners]) + "\n")

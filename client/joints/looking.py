@@ -213,10 +213,10 @@ def _windows(size: tuple[int, int], like: Box | None) -> list[Box]:
     """Return the whole frame, and windows that a standing, sitting or lying person (of a box's size) may fill."""
     height, width = size
     boxes: list[Box] = [(0.0, 0.0, float(width), float(height))]
-    kinds = _WINDOWS
+    kinds: Sequence[tuple[float, int]] = _WINDOWS
     if like is not None:
         length = max(like[2:]) / min(height, width)
-        kinds = (min(_WINDOWS, key=lambda kind: abs(kind[0] - length)),)
+        kinds = [min(_WINDOWS, key=lambda kind: abs(kind[0] - length))]
     for share, count in kinds:
         side = share * min(height, width)
         for wide, high in ((side / 2, side), (side, side / 2)):
