@@ -8,6 +8,7 @@ Where key and data are to be apart (two containers, two units), the two are star
 
 import logging
 import secrets
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from wardpose.client.contract import check_flower
 from wardpose.client.home import SiteHome
 from wardpose.shared.children import start_child
+from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import private_process, refuse_readable, write_bytes
 from wardpose.shared.health import healthy
 from wardpose.shared.home import LOOPBACK
@@ -24,14 +26,14 @@ from wardpose.shared.supervision import supervise as keep
 logger = logging.getLogger("wardpose.client")
 
 
-def run_home(home: SiteHome) -> int:
-    """Serve the site of a home until signalled; returns and raises as `run_site`."""
+def run_home(home: SiteHome, *, port: int | None = None) -> int:
+    """Serve the site of a home until signalled, at its own port if none is given; returns and raises as `run_site`."""
     return run_site(
         home.site,
         superlink=home.superlink,
         root_certificates=home.authority,
         private_key=home.node_key,
-        port=home.settings.ports.node,
+        port=port or home.settings.ports.node,
         folder=home.folder,
     )
 
@@ -53,8 +55,8 @@ def run_site(
         The SuperNode's exit status; 128 and its number for a signal.
 
     Raises:
-        ConfigError: a file is missing or wrong, the site is run already, or the installed Flower is not one that was
-            checked.
+        ConfigError: a file is missing or wrong, the site is run already, somebody else listens at the port, or the
+            installed Flower is not one that was checked.
 
     """
     from wardpose.shared.site_config import load_site
@@ -63,6 +65,7 @@ def run_site(
     refuse_readable(private_key)
     private_process()
     check_flower()
+    _refuse_taken(port)
     with (
         only_launcher((folder or site.parent).resolve()),
         tempfile.TemporaryDirectory(prefix="wardpose-site-") as place,
@@ -84,6 +87,18 @@ def run_site(
             lambda: start_child("wardpose.client", *executor, environment=home),
             lambda: healthy(f"{LOOPBACK}:{port}"),
         )
+
+
+def _refuse_taken(port: int) -> None:
+    with socket.socket() as attempt:
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind((LOOPBACK, port))
+        except OSError as error:
+            raise ConfigError(
+                f"--port {port}: cannot be listened on ({error.strerror}; allowed: a free port, and one of its own for "
+                "each site of a machine)"
+            ) from error
 
 
 def supervise(start_node: Start, start_executor: Start, node_answers: Callable[[], bool] | None = None) -> int:

@@ -1,12 +1,14 @@
 """What two hospitals might have: frames of drawn patients, COCO keypoints, and a file that says who is on which frame.
 
-python examples/hospital_data.py FOLDER NAME...
+python examples/hospital_data.py [FOLDER NAME...]
 
-Each NAME is a folder with `frames/`, `keypoints.json` and `patients.csv`, as `wardpose site install --data` takes it.
+Each NAME is a folder (without any: a temporary one) with `frames/`, `keypoints.json` and `patients.csv`, as
+`wardpose site install --data` takes it.
 """
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 from PIL import Image
@@ -14,7 +16,7 @@ from PIL import Image
 from wardpose.shared.data.ward import WardDataset
 from wardpose.shared.skeleton import COCO17
 
-PATIENTS, FRAMES = 40, 2
+PATIENTS, FRAMES = 60, 1
 
 
 def main(folder: Path) -> None:
@@ -24,8 +26,8 @@ def main(folder: Path) -> None:
     images, people, owners = [], [], []
     for number in range(len(ward)):
         frame, record = ward.frame(number), ward.record(number)
-        file = f"frames/{number:04d}.png"
-        Image.fromarray(frame).save(folder / file)
+        file = f"{number:04d}.png"
+        Image.fromarray(frame).save(folder / "frames" / file)
         images.append({"id": number, "file_name": file, "width": frame.shape[1], "height": frame.shape[0]})
         joints: list[float] = []
         for name in COCO17.joints:  # a ward's patients have no eyes and ears
@@ -45,5 +47,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[2:]:
-        main(Path(sys.argv[1]) / name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, *names = sys.argv[1:] or (temporary, "north")
+        for name in names:
+            main(Path(folder) / name)

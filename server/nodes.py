@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # torch comes with it
     from wardpose.server.coordinator import Accounts
 
 _REVOKED = "revoked"
+_STARTING_SECONDS = 60.0  # that a SuperLink may take to answer once it was started
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,8 @@ def register(home: ServerHome, names: Sequence[str] = ()) -> dict[str, str]:
             _refuse_other(there[name], key)
             done[name] = "was registered"
             continue
-        ask(home.operator, "supernode", "register", str(home.nodes / f"{name}.pub"), "--name", name)
+        file = str(home.nodes / f"{name}.pub")
+        ask(home.operator, "supernode", "register", file, "--name", name, patience=_STARTING_SECONDS)
         done[name] = "registered"
     return done
 

@@ -5,7 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from wardpose.shared.children import QUIET
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.files import write_text
 
+_UNREACHABLE = "Connection to the SuperLink is unavailable"
+_AGAIN_SECONDS = 1.0
 _POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3"}
 
 
@@ -36,21 +39,35 @@ def environment(home: Path) -> dict[str, str]:
     return {**inherited, **QUIET, **_POLL, "PATH": binaries, "FLWR_HOME": str(home)}
 
 
-def ask(home: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
+def ask(
+    home: Path, *arguments: str, variables: Mapping[str, str] | None = None, patience: float = 0.0
+) -> dict[str, Any]:
     """Call `flwr` as the operator whose connections are in `home`, and return its JSON answer.
 
     Args:
         home: Flower's home of the operator.
         arguments: of `flwr`, without the format.
         variables: further environment variables.
+        patience: seconds in which a SuperLink that cannot be reached, because it is still starting, is asked again.
 
     Raises:
         ConfigError: Flower did not succeed; says what it printed.
 
     """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            return _ask(home, arguments, variables or {})
+        except ConfigError as error:
+            if _UNREACHABLE not in str(error) or time.monotonic() > until:
+                raise
+        time.sleep(_AGAIN_SECONDS)
+
+
+def _ask(home: Path, arguments: Sequence[str], variables: Mapping[str, str]) -> dict[str, Any]:
     finished = subprocess.run(  # noqa: S603 (our own arguments)
         [program("flwr"), *arguments, "--format", "json"],
-        env={**environment(home), **(variables or {})},
+        env={**environment(home), **variables},
         cwd=home if home.is_dir() else None,
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -88,8 +88,8 @@ def run(
 
     log_to_stderr()
     if site is None:
-        _refuse_mixed(superlink, root_certificates, auth_private_key, port)
-        raise typer.Exit(run_home(open_site_home(home)))
+        _refuse_mixed(superlink, root_certificates, auth_private_key)
+        raise typer.Exit(run_home(open_site_home(home), port=port))
     status = run_site(
         site,
         superlink=_needed(superlink, "--superlink"),

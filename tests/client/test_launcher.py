@@ -7,6 +7,7 @@ import importlib
 import inspect
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -35,6 +36,7 @@ from wardpose.client.bundle import APP, check_bundle
 from wardpose.client.clientapp import answer
 from wardpose.client.contract import check_flower
 from wardpose.client.journal import SiteJournal
+from wardpose.client.launcher import run_site
 from wardpose.client.supernode import REFUSED, SIGNED_OFF, checked_fab
 from wardpose.server.operator import program
 from wardpose.server.provision.certificates import create_authority, create_node_key, create_server_certificate
@@ -292,6 +294,16 @@ def test_the_site_ends_with_the_supernodes_status_and_takes_the_executor_along(d
 
 
 @linux
+def test_a_port_that_another_site_has_is_said_before_anything_starts(site: Path) -> None:
+    key, _ = create_node_key(site.parent)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"--port {port}: cannot be listened on .*Address already in use"):
+            run_site(site, superlink="localhost:1", root_certificates=site, private_key=key, port=port)
+
+
 def test_an_executor_that_dies_is_started_again(drive: Callable[..., Driver]) -> None:
     driver = drive(f"sys.exit(supervise(start({ASLEEP.replace('$$', 'node')!r}), start({ASLEEP!r})))")
     wait_for(lambda: len(driver.lines()) == 2)
