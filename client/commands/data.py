@@ -20,8 +20,13 @@ def register(app: typer.Typer) -> None:
 
 
 def check(
-    site: Annotated[
-        Path | None, typer.Argument(help="A site.yaml: its cohort's data. Else name a source.", metavar="[SITE.yaml]")
+    what: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A site.yaml (its cohort's data), or a data set that says by itself what it is: a file of labels, a "
+            "video with labels, their folder. Else name a source.",
+            metavar="[SITE.yaml or DATA]",
+        ),
     ] = None,
     kind: Annotated[
         str | None, typer.Option(help="coco, cvat, label-studio, mpii, lsp or video.", rich_help_panel=_SOURCE)
@@ -60,11 +65,17 @@ def check(
         kind=kind, annotations=annotations, images=images, path=path, labels=labels, layout=layout, split=split,
         index_base=index_base, patients=rule or None,
     )  # fmt: skip
-    if (site is None) != ("kind" in options) or (site is not None and options):
+    settings = what is not None and what.suffix.lower() in (".yaml", ".yml")
+    allowed = set() if settings else {"patients"}
+    if (what is None) != ("kind" in options) or (what is not None and set(options) - allowed):
         raise ConfigError(
-            "data check takes a site.yaml, or --kind and the options of that kind (allowed: one of the two)"
+            "data check takes a site.yaml, a data set (and its patients), or --kind and the options of that kind "
+            "(allowed: one of them)"
         )
-    source = load_site(site).cohort.data if site is not None else _source(options)
+    if settings and what is not None:
+        source = load_site(what).cohort.data
+    else:
+        source = _source(options) if what is None else _recognised(what, rule)
     layout_wanted = get_skeleton(skeleton)
     if sheet is not None and (sheet.suffix.lower() not in (".png", ".jpg", ".jpeg") or (sheet.exists() and not force)):
         raise ConfigError(f"{sheet}: exists already, or is no picture's name (allowed: .png, .jpg; --force overwrites)")
@@ -81,6 +92,16 @@ def check(
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _recognised(data: Path, rule: dict[str, Any]) -> Any:
+    """Return what a data set says by itself, with the owners that are named, or that lie beside it."""
+    from wardpose.client.found_data import find_data, find_owners
+    from wardpose.shared.data.patients import PatientRule
+
+    found = find_data(data)
+    owners = PatientRule(**rule) if rule else find_owners(found, data.expanduser().absolute())
+    return found.source.model_copy(update={"patients": owners})
 
 
 def _source(options: dict[str, Any]) -> Any:

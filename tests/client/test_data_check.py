@@ -178,12 +178,22 @@ def test_the_command_takes_options_or_a_site(folder: Path) -> None:
         assert json.loads(command(site, "--json").stdout)["records"] == 2
 
 
+def test_the_command_takes_a_data_set_that_says_what_it_is(folder: Path) -> None:
+    with untouched(folder):
+        for what in (folder, folder / "people.json"):
+            report = json.loads(command(what, "--json").stdout)
+            assert (report["records"], report["patients"]) == (3, 2)  # patients.csv lies beside
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "a site.yaml, or --kind"),
-        (("--images", "x"), "a site.yaml, or --kind"),
-        (("site.yaml", "--kind", "coco"), "a site.yaml, or --kind"),
+        ((), "a site.yaml, a data set"),
+        (("--images", "x"), "a site.yaml, a data set"),
+        (("site.yaml", "--kind", "coco"), "a site.yaml, a data set"),
+        (("site.yaml", "--patients", "p.csv"), "a site.yaml, a data set"),
+        (("people.json", "--kind", "coco"), "a site.yaml, a data set"),
+        (("no-such-folder",), "no-such-folder: does not exist"),
         (("--kind", "dicom"), "dicom"),
         (("--kind", "coco"), "coco.annotations: missing"),
         (("--kind", "lsp", "--path", "x", "--split", "all"), "split"),
