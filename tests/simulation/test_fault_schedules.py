@@ -99,7 +99,8 @@ class Federation(RuleBasedStateMachine):
     def disk_full(self, side: int, kilobytes: int) -> None:
         done = self.world.rounds_done()
         with DISKS[side].full(kilobytes):
-            error = self.take(done=done)
+            error = self.round(done=done)
+        self.check(error)  # which opens ledgers, and they need room
         assert side == 1 or error is None, "a site's disk is no matter of the server's"
 
     @precondition(lambda self: DISKS[0].mounted)
@@ -181,13 +182,20 @@ class Federation(RuleBasedStateMachine):
 
     def take(self, **options: Any) -> Exception | None:
         """Take a round; a site whose ledger is not the whole story sends nothing in it."""
+        error = self.round(**options)
+        self.check(error)
+        return error
+
+    def round(self, **options: Any) -> Exception | None:
         before = len(self.world.left)
         error = self.world.round(**options)
         self.world.network.mishaps = {}
         self.silent(before)
+        return error
+
+    def check(self, error: Exception | None) -> None:
         if error is None and self.newest is None:
             self.ends_complete()
-        return error
 
     def silent(self, before: int) -> None:
         sent = {release.site for release in self.world.left[before:]}
