@@ -316,4 +316,4 @@ def _nothing(path: Path) -> str:
 
 def as_yaml(source: DataSource) -> dict[str, Any]:
     """Return a source as site.yaml writes it: what is said, and nothing that is a default."""
-    return json.loads(source.model_dump_json(exclude_defaults=True)) | {"kind": source.kind}  # type: ignore[no-any-return]
+    return json.loads(source.model_dump_json(exclude_defaults=True)) | {"kind": source.kind}  # type: ignore[no-any-return]  # a model's JSON

@@ -86,7 +86,7 @@ def check_account(
 
 
 def _asked(channel: grpc.Channel) -> wire.GetAccountResponse:
-    stub: Any = budget_pb2_grpc.BudgetServiceStub(channel)  # type: ignore[no-untyped-call]
+    stub: Any = budget_pb2_grpc.BudgetServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
     answer: wire.GetAccountResponse = stub.GetAccount(wire.GetAccountRequest(), timeout=2 * SECONDS)
     return answer
 
