@@ -47,6 +47,7 @@ from wardpose.shared.messages import (
 from wardpose.shared.privacy.evaluation import EVALUATION
 from wardpose.shared.refusals import Refusal
 from wardpose.shared.signing import SignatureError
+from wardpose.shared.training.imputation import split_people
 from wardpose.shared.version import code_hash
 from wardpose.shared.wire import hash_arrays, refusal, unpack
 
@@ -253,6 +254,8 @@ def _check(site: Site, order: RoundOrder) -> None:
     check_order(site.config, order)
     if order.mechanism.uses_public_views:
         site.public_view  # noqa: B018 (opening it checks its certificate)
+    if order.mechanism.imputes:
+        split_people(open_public_data(site.config.public_data, order.model.skeleton))
     if order.mechanism.sends_coefficients:
         known = open_public_data(site.config.public_data, order.model.skeleton).identity()
         if known != order.public_data:

@@ -200,7 +200,7 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
         _refuse("mechanism", mechanism.name, "public_view", None)
     if order.reads_public_data and not site.public_data:
         needs: tuple[str, object] = ("training.anchor", order.training.anchor)
-        if mechanism.uses_basis or order.judges_view:
+        if mechanism.uses_basis or mechanism.imputes or order.judges_view:
             needs = ("mechanism", mechanism.name)
         _refuse(*needs, "public_data", [])
     if mechanism.uses_basis and mechanism.projection.source == "public-views" and not policy.own_public_basis:

@@ -14,9 +14,11 @@ from wardpose.shared.data.records import PoseDataset, patients_named
 from wardpose.shared.data.source import names_patients
 from wardpose.shared.errors import DataError, WireError
 from wardpose.shared.messages import RoundOrder
+from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.privacy.noise import secure_streams, seeded_streams, self_test
 from wardpose.shared.site_config import CohortConfig
 from wardpose.shared.training.cohort import build_cohort, build_public
+from wardpose.shared.training.imputation import Imputer, make_imputer
 from wardpose.shared.training.local import LocalUpdate, local_update
 
 
@@ -61,6 +63,7 @@ def train_round(
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise WireError("the weights do not fit the ordered network") from error
+    imputer = _imputer(site, order, model)
     cohort = build_cohort(
         data,
         model,
@@ -73,6 +76,7 @@ def train_round(
         without=without,
         precision=config.cache.precision,
         limit_bytes=config.cache.limit_bytes,
+        impute=imputer,
     )
     public = None
     if order.reads_public_data:
@@ -83,6 +87,8 @@ def train_round(
             strategy=order.training.strategy,
             cache_folder=config.cache_folder,
             public_view=site.public_view if order.judges_view else None,
+            impute=imputer,
+            unseen=None if imputer is None else imputer.held_out,
         )
     observer.begin()
     update = local_update(
@@ -101,6 +107,15 @@ def train_round(
     norm = order.mechanism.max_grad_norm
     keep(config.state, observer.row(run=order.run, round_number=order.round, max_grad_norm=norm, gpu_bytes=gpu))
     return update
+
+
+def _imputer(site: Site, order: RoundOrder, model: PoseModel) -> Imputer | None:
+    """Take up or train what imputes features of public views, on public people alone."""
+    view = site.public_view if order.mechanism.imputes else None
+    if view is None:
+        return None
+    known = open_public_data(site.config.public_data, order.model.skeleton)
+    return make_imputer(known, model, order.training.strategy, view, folder=site.config.cache_folder)
 
 
 def patients_of(cohort: CohortConfig, data: PoseDataset) -> dict[str, str] | None:

@@ -64,6 +64,8 @@ class FeatureOptions(_Options):
             itself is part of the public view: a box that was computed from the keypoints still tells about them.
         max_difference: largest |g(x) - g(phi(x))| / |g(x)| on the site's public people with which a round uses the
             view; above it, it takes clip(g(x)) alone, which costs the same. Nothing is measured when absent.
+        impute: let a network that each site trains on its public people make of phi(x) the features that the frame
+            itself would have given, in front of what trains (`training.imputation`).
 
     """
 
@@ -72,6 +74,7 @@ class FeatureOptions(_Options):
     weight: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
     labels: Literal["ground-truth", "pseudo"] = "ground-truth"
     max_difference: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False)
+    impute: bool = False
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -79,6 +82,8 @@ class FeatureOptions(_Options):
         values: dict[str, Any] = handler(self)
         if self.max_difference is None:
             values.pop("max_difference", None)
+        if not self.impute:
+            values.pop("impute", None)
         return values
 
 
@@ -252,6 +257,11 @@ class Mechanism(_Options):
     def uses_public_views(self) -> bool:
         """Whether the declared public view phi of the site's frames is used."""
         return self.name in ("feature", "feature-projective", "public-only")
+
+    @property
+    def imputes(self) -> bool:
+        """Whether the features of public views come from a network that a site trains on its public people."""
+        return self.uses_public_views and self.feature.impute
 
     @property
     def uses_difference(self) -> bool:

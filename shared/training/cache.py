@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -41,11 +41,28 @@ from wardpose.shared.pose.trainable import Strategy
 
 Precision = Literal["float16", "float32", "float64"]
 
+ENTRY = "entry.json"
+"""Marker of an entry of a cache: a folder that has it is whole."""
+
 _FORMAT = 3
-_MARKER = "entry.json"
 _VIEW_KEY = b"wardpose augmented view"  # of the pre-rendered augmentation, which hides nothing
 _BUILD_BATCH = 8
 _SEEN_BATCH = 16  # records whose frames are held at a time: the map of public views takes several
+
+
+class FeatureMap(Protocol):
+    """What takes the trunk's place for public views (`imputation`).
+
+    Attributes:
+        identity: hexadecimal SHA-256 of everything that decides it, the trunk aside.
+
+    """
+
+    identity: str
+
+    def __call__(self, crops: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return features (B, C, h, w) of the trunk's shape for crops (B, H, W, 3); records do not mix."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +102,7 @@ def build_rows(
     precision: Precision = "float32",
     limit_bytes: int | None = None,
     drawn_boxes: bool = False,
+    impute: FeatureMap | None = None,
 ) -> tuple[Rows, Rows | None]:
     """Open or build the rows of `dataset` and, with a `public_view`, those of phi(crop) beside them.
 
@@ -102,6 +120,7 @@ def build_rows(
         drawn_boxes: crop only around boxes that somebody drew, and the whole frame where a box was computed from the
             keypoints, which it would give away.
         limit_bytes: most that all entries of `folder` may take together; older entries go first.
+        impute: makes the features of public views, in the trunk's place.
 
     Raises:
         DataError: a frame cannot be read, or the rows do not fit in `limit_bytes` or on the disk.
@@ -123,7 +142,9 @@ def build_rows(
         joints=len(dataset.skeleton),
         copies=1 if public_view is None else 2,
     )
-    job = _Job(dataset, model, strategy, public_view, augmentation, views, layout, drawn_boxes)
+    job = _Job(
+        dataset, model, strategy, public_view, augmentation, views, layout, drawn_boxes, impute if frozen else None
+    )
     if folder is None:
         arrays = {name: np.zeros(size, dtype) for name, size, dtype in layout.arrays()}
         job.fill(arrays)
@@ -189,6 +210,7 @@ class _Job:
     views: int
     layout: _Layout
     drawn_boxes: bool
+    impute: FeatureMap | None
 
     def fill(self, arrays: dict[str, NDArray[Any]]) -> None:
         size = self.model.config.input_size
@@ -214,7 +236,7 @@ class _Job:
                 if len(crops) == _BUILD_BATCH or row == rows - 1:
                     for name, pictures in (("inputs", crops), ("public", shown)):
                         if pictures:
-                            arrays[name][row + 1 - len(pictures) : row + 1] = self._stored(pictures)
+                            arrays[name][row + 1 - len(pictures) : row + 1] = self._stored(pictures, name)
                         pictures.clear()
 
     def _seen(self) -> Iterator[tuple[int, PoseRecord, Frame, tuple[Frame, Affine] | None]]:
@@ -234,10 +256,12 @@ class _Job:
             return replace(record, box=whole, box_source="frame")
         return record
 
-    def _stored(self, crops: list[NDArray[np.uint8]]) -> NDArray[Any]:
+    def _stored(self, crops: list[NDArray[np.uint8]], name: str) -> NDArray[Any]:
         if self.layout.kind == "uint8":
             return np.stack(crops)
         full = np.stack(crops + crops[-1:] * (_BUILD_BATCH - len(crops)))
+        if name == "public" and self.impute is not None:
+            return self.impute(full)[: len(crops)].astype(self.layout.kind)
         return _features(self.model, self.strategy, full, self.layout.kind)[: len(crops)]
 
 
@@ -283,12 +307,14 @@ def _key(job: _Job, trunk: str) -> str:
         "augmentation": job.augmentation.model_dump() if job.augmentation is not None and job.views > 1 else None,
         "public_view": job.public_view.identity() if job.public_view is not None else "",
     }
+    if job.impute is not None and job.public_view is not None:
+        content["impute"] = job.impute.identity
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _is_whole(entry: Path, layout: _Layout) -> bool:
     try:
-        sizes = json.loads((entry / _MARKER).read_text())
+        sizes = json.loads((entry / ENTRY).read_text())
         names = {f"{name}.npy" for name, _, _ in layout.arrays()}
         return names == set(sizes) and all((entry / name).stat().st_size == sizes[name] for name in names)
     except (OSError, ValueError, TypeError):
@@ -327,7 +353,7 @@ def _build(entry: Path, job: _Job, limit_bytes: int | None) -> None:
         for array in arrays.values():
             cast("np.memmap[Any, Any]", array).flush()  # msync: the pages are on disk before the marker says so
         sizes = {f"{name}.npy": (temporary / f"{name}.npy").stat().st_size for name in arrays}
-        write_json(temporary / _MARKER, sizes)
+        write_json(temporary / ENTRY, sizes)
         try:
             temporary.rename(entry)
         except OSError:
@@ -381,7 +407,7 @@ def _make_room(folder: Path, job: _Job, limit_bytes: int | None) -> None:
 
 
 def _entries(folder: Path) -> list[Path]:
-    return [path.parent for path in folder.glob(f"[!.]*/{_MARKER}")] if folder.is_dir() else []
+    return [path.parent for path in folder.glob(f"[!.]*/{ENTRY}")] if folder.is_dir() else []
 
 
 def _unfinished(folder: Path) -> list[Path]:

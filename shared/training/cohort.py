@@ -19,7 +19,7 @@ from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.privacy.noise import RandomStream
 from wardpose.shared.privacy.sampling import draw_bag
 from wardpose.shared.privacy.units import MultiOwner, UnitIndex
-from wardpose.shared.training.cache import Precision, Rows, build_rows
+from wardpose.shared.training.cache import FeatureMap, Precision, Rows, build_rows
 from wardpose.shared.training.gradients import Bags, UnitGradients
 from wardpose.shared.training.settings import LocalTraining
 from wardpose.shared.vectors import Vector
@@ -65,12 +65,14 @@ class PublicData:
         rows: their inputs and joints.
         identity: of the data set they come from.
         shown: the same rows of their public views, where somebody asks whether the view helps (`view_gate`).
+        unseen: numbers of the rows on which that may be asked, where a network learned from the others (`imputation`).
 
     """
 
     rows: Rows
     identity: str
     shown: Rows | None = None
+    unseen: NDArray[np.int64] | None = None
 
 
 def build_cohort(
@@ -87,6 +89,7 @@ def build_cohort(
     features: bool = True,
     precision: Precision = "float32",
     limit_bytes: int | None = None,
+    impute: FeatureMap | None = None,
 ) -> CohortData:
     """Prepare a cohort for rounds of `mechanism`: its units, and its rows from the cache or newly computed.
 
@@ -105,14 +108,17 @@ def build_cohort(
         features: keep trunk features where possible, else crops.
         precision: of stored features.
         limit_bytes: most that the cache folder may take.
+        impute: makes the features of public views, where the mechanism asks for it.
 
     Raises:
-        ConfigError: the mechanism needs a public view and none is declared.
+        ConfigError: the mechanism needs a public view, or a network that imputes, and none is given.
         DataError: a frame cannot be read, the data set is empty, or the cache does not fit.
 
     """
     if mechanism.uses_public_views and public_view is None:
         raise ConfigError(f'mechanism "{mechanism.name}" needs a public view and none is declared')
+    if mechanism.imputes and impute is None:
+        raise ConfigError("feature.impute needs public data to learn from, and none are given")
     augmentation = training.augmentation
     hides_joints = mechanism.uses_public_views and mechanism.feature.labels == "pseudo"
     if hides_joints:
@@ -129,6 +135,7 @@ def build_cohort(
         precision=precision,
         limit_bytes=limit_bytes,
         drawn_boxes=hides_joints,
+        impute=impute if mechanism.imputes else None,
     )
     return CohortData(
         private=private,
@@ -168,8 +175,12 @@ def build_public(
     public_view: PublicView | None = None,
     features: bool = True,
     precision: Precision = "float32",
+    impute: FeatureMap | None = None,
+    unseen: NDArray[np.int64] | None = None,
 ) -> PublicData:
     """Prepare a public data set for a basis or an anchor, and with a `public_view` for a judgement of it.
+
+    With imputed features the judgement is of what `impute` makes of the view, on the rows that it has not seen.
 
     Raises:
         DataError: a frame cannot be read.
@@ -183,8 +194,9 @@ def build_public(
         public_view=public_view,
         features=features,
         precision=precision,
+        impute=impute,
     )
-    return PublicData(rows=rows, identity=dataset.identity(), shown=shown)
+    return PublicData(rows=rows, identity=dataset.identity(), shown=shown, unseen=unseen)
 
 
 def load_bags(engine: UnitGradients, rows: Rows, ids: RowIds) -> Bags:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from torch import Tensor
 
 from wardpose.shared.data.crops import Augmentation
+from wardpose.shared.pose.model import ModelConfig, outline
 from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.privacy.mechanisms import Mechanism
 
@@ -128,6 +129,20 @@ def refuse_anchor(mechanism: Mechanism, training: LocalTraining) -> None:
         raise ValueError(f'training.anchor.precondition with mechanism "{mechanism.name}"; allowed: "dp-sgd"')
     if training.average and mechanism.sends_coefficients:
         raise ValueError(f"training.average is {training.average:g}; coefficients as uplink allow 0")
+
+
+def refuse_imputation(mechanism: Mechanism, training: LocalTraining, model: ModelConfig) -> None:
+    """Refuse imputed features where no trunk is frozen; part of every plan's and order's validation.
+
+    Raises:
+        ValueError: everything trains, or something in an early stage, so that there are no features that stay.
+
+    """
+    if mechanism.imputes and outline(model.model_copy(update={"weights": "random"})).front(training.strategy) == "full":
+        raise ValueError(
+            f'feature.impute with training.strategy "{training.strategy}" (allowed: one that trains nothing in front of '
+            "the last stage)"
+        )
 
 
 def refuse_distributed(mechanism: Mechanism, training: LocalTraining) -> None:

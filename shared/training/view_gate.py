@@ -8,7 +8,8 @@ Sports Pose: mosaic of 4 pixels 0.6, of 16 pixels 1.1, a drawn skeleton 1.2).
 The ratio here is that of the roots of the mean squares over public people, at the round's first weights. Where it is
 above `feature.max_difference`, the round's steps take clip(g(x)) and no public part. Each unit still contributes a
 vector of norm at most C to one Poisson-subsampled, noised sum, so the event that was charged bounds it; and what is
-decided follows from public people and released weights alone, so that deciding costs nothing.
+decided follows from public people and released weights alone, so that deciding costs nothing. With imputed features
+(`imputation`) it is measured on public people from whom the imputing network did not learn.
 """
 
 from dataclasses import dataclass
@@ -32,11 +33,15 @@ class ViewReport:
     Attributes:
         ratio: |g - g(phi)| over |g|.
         limit: above which the round falls back.
+        people: on whom it was measured.
+        imputed: whether the view's features are imputed; the people are then none of those that the network knows.
 
     """
 
     ratio: float
     limit: float
+    people: int = 0
+    imputed: bool = False
 
     @property
     def used(self) -> bool:
@@ -45,7 +50,8 @@ class ViewReport:
 
     def __str__(self) -> str:
         verdict = "the public view is used" if self.used else "the public view is NOT used (fell back to g(x) alone)"
-        return f"{verdict}: on public people |g - g(phi)| is {self.ratio:.2f} of |g|, {self.limit:.2f} allowed"
+        whom = f"{self.people} held-out public people, with imputed features," if self.imputed else "public people"
+        return f"{verdict}: on {whom} |g - g(phi)| is {self.ratio:.2f} of |g|, {self.limit:.2f} allowed"
 
 
 def judge_view(engine: UnitGradients, mechanism: Mechanism, public: PublicData | None) -> ViewReport | None:
@@ -60,12 +66,20 @@ def judge_view(engine: UnitGradients, mechanism: Mechanism, public: PublicData |
         return None
     if public is None or public.shown is None or not len(public.rows):
         raise ConfigError("feature.max_difference needs public data with their public views, and none are given")
-    ids = np.unique(np.linspace(0, len(public.rows) - 1, _PEOPLE).astype(np.int64))[:, None]
+    known = np.arange(len(public.rows)) if public.unseen is None else public.unseen
+    if mechanism.imputes and public.unseen is None:
+        raise ConfigError("feature.impute with feature.max_difference needs public people who were held out")
+    ids = known[np.unique(np.linspace(0, len(known) - 1, _PEOPLE).astype(np.int64))][:, None]
     private = load_bags(engine, public.rows, ids)
     views = PublicViews(engine, public.shown, mechanism.feature.labels)
     whole = _mean_square(engine, private)
     difference = _mean_square(engine, join(private, views.bags(ids)))
-    return ViewReport(ratio=(difference / whole) ** 0.5 if whole > 0 else float("inf"), limit=limit)
+    return ViewReport(
+        ratio=(difference / whole) ** 0.5 if whole > 0 else float("inf"),
+        limit=limit,
+        people=len(ids),
+        imputed=mechanism.imputes,
+    )
 
 
 def _mean_square(engine: UnitGradients, bags: Bags) -> float:
