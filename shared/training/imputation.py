@@ -72,7 +72,7 @@ class Recipe:
 
     pairs: int = 1_300
     copies: int = 3
-    epochs: int = 12
+    epochs: int = 10
     batch: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
@@ -159,6 +159,7 @@ def make_imputer(
     view: PublicView,
     *,
     folder: Path | None = None,
+    frames: Path | None = None,
     recipe: Recipe | None = None,
 ) -> Imputer:
     """Take up the kept h of these public people, this trunk and this view, or train it.
@@ -169,6 +170,7 @@ def make_imputer(
         strategy: decides which features are meant.
         view: phi.
         folder: where it is kept, the cache of the cohort; nowhere when absent.
+        frames: a cache where the features of the people's frames stay for another view; nowhere when absent.
         recipe: how it is trained.
 
     Raises:
@@ -192,7 +194,7 @@ def make_imputer(
     key = hashlib.sha256(json.dumps(name, sort_keys=True).encode()).hexdigest()
     entry = None if folder is None else folder / f"imputed-{key[:40]}"
     if entry is None or not _taken_up(entry, network):
-        _train(network, *_pairs(public, train, model, strategy, view, recipe), recipe, seed=int(key[:12], 16))
+        _train(network, *_pairs(public, train, model, strategy, view, recipe, frames), recipe, seed=int(key[:12], 16))
         if entry is not None:
             _keep(entry, network)
     return Imputer(model, strategy, network.eval(), held_out)
@@ -235,18 +237,22 @@ def _pairs(
     strategy: Strategy,
     view: PublicView,
     recipe: Recipe,
+    kept: Path | None,
 ) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any]]:
-    """Make views (N, H, W, 3), the trunk's features of them (N, C, h, w) float16, and those of the frames themselves."""
+    """Make views (N, H, W, 3), the trunk's features (N, C, h, w) of them, and those of the frames themselves."""
     step = max(1, -(-len(train) // recipe.pairs))
     rows = train[::step]
     copies = max(1, min(recipe.copies, recipe.pairs // len(rows)))
     turned = Turned(public, rows, copies)
-    frames, views = build_rows(turned, model, strategy, folder=None, public_view=view, features=False)
-    assert views is not None  # as a view was given
-    return views.inputs, _trunk(model, strategy, views.inputs), _trunk(model, strategy, frames.inputs)
+    wanted, _ = build_rows(turned, model, strategy, folder=kept, precision="float16")
+    _, views = build_rows(turned, model, strategy, folder=None, public_view=view, features=False)
+    if views is None:
+        raise ConfigError("feature.impute: there is no public view")
+    return views.inputs, trunk_features(model, strategy, views.inputs), wanted.inputs
 
 
-def _trunk(model: PoseModel, strategy: Strategy, crops: NDArray[np.uint8]) -> NDArray[Any]:
+def trunk_features(model: PoseModel, strategy: Strategy, crops: NDArray[np.uint8]) -> NDArray[Any]:
+    """Return the trunk's features (N, C, h, w) float16 of crops (N, H, W, 3)."""
     first = next(model.parameters())
     parts = []
     with torch.no_grad():

@@ -140,8 +140,7 @@ def refuse_imputation(mechanism: Mechanism, training: LocalTraining, model: Mode
     """
     if mechanism.imputes and outline(model.model_copy(update={"weights": "random"})).front(training.strategy) == "full":
         raise ValueError(
-            f'feature.impute with training.strategy "{training.strategy}" (allowed: one that trains nothing in front of '
-            "the last stage)"
+            f'feature.impute with training.strategy "{training.strategy}" (allowed: trains the last stage at most)'
         )
 
 

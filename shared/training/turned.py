@@ -1,4 +1,4 @@
-"""Public people turned by any angle, as a data set of its own: whatever is done with a frame then sees a turned frame."""
+"""Public people turned by any angle, as a data set: whatever is done with a frame then sees a turned frame."""
 
 import hashlib
 from dataclasses import replace

@@ -9,12 +9,13 @@ public people; a private number here is research on published data, and no site 
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from wardpose.server.initial import initial_model
 from wardpose.server.scoring import open_all
@@ -25,10 +26,10 @@ from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.pose.trainable import Strategy
 from wardpose.shared.pose.weights import load_model, read_metadata, state_hash
-from wardpose.shared.training.cache import FeatureMap, Rows, build_rows
+from wardpose.shared.training.cache import Rows, build_rows
 from wardpose.shared.training.cohort import load_bags
 from wardpose.shared.training.gradients import UnitGradients
-from wardpose.shared.training.imputation import make_imputer
+from wardpose.shared.training.imputation import make_imputer, trunk_features
 from wardpose.shared.vectors import flatten, map_vector
 from wardpose.simulation.experiments.cohorts import private_people
 from wardpose.simulation.experiments.records import Results
@@ -53,6 +54,11 @@ class Setting:
     private: int = 300
     public: int = 64
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the views."""
+        return tuple(_name(*view) for view in self.views)
+
 
 SIZES = {"small": Setting(), "full": Setting(private=4_000, public=400)}
 
@@ -63,6 +69,7 @@ def run(
     out: Path,
     *,
     start: Path | None = None,
+    only: Sequence[str] | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Measure what is not in `out` yet.
@@ -72,6 +79,7 @@ def run(
         setting: what to measure.
         out: JSON file, made or continued.
         start: weights of the free model, instead of the plan's public phase.
+        only: names of some of the setting's views; all when absent.
         say: told about every measurement.
 
     Raises:
@@ -82,47 +90,73 @@ def run(
     results = Results(out, asdict(setting) | {"views": [list(view) for view in setting.views]} | _lists(setting))
     folder = wardpose_home() / "experiments"
     folder.mkdir(parents=True, exist_ok=True)
+    cache = folder / "cache"
     model = load_model(start) if start is not None else initial_model(plan, folder, reuse=False)
     source = "the plan's public phase" if start is None else read_metadata(start).get("recipe", "a file")
     results.note("start", {"state": state_hash(model), "source": source})
     public = open_all(plan.data.public, plan.model.skeleton)
     if public is None:
         raise ConfigError("data.public: missing; the experiment needs it")
+    bench = Bench(model, setting.strategies)
     private = _spread(private_people(plan), setting.private)
     for kind, strength in setting.views:
-        name = f"{kind}({strength:g})" if strength else kind
-        if results.done(view=name, imputed=True):
+        name = _name(kind, strength)
+        if results.done(view=name, imputed=True) or (only is not None and name not in only):
             continue
         view = open_public_view(PublicViewConfig.model_validate({"kind": kind, "strength": strength or None}))
         before = time.process_time()
-        imputer = make_imputer(public, model, setting.strategies[0], view, folder=folder / "cache")
+        imputer = make_imputer(public, model, setting.strategies[0], view, folder=cache, frames=cache)
         seconds = round(time.process_time() - before, 1)
         people = {
             "private": private,
             "public": _spread(listed(public).select(imputer.held_out.tolist()), setting.public),
         }
         for imputed in (False, True):
-            found = measure(model, setting.strategies, people, view, imputer if imputed else None)
-            cost = {"cpu_seconds": seconds} if imputed else {}
-            if not results.done(view=name, imputed=imputed):
-                results.add({**found, **cost}, view=name, imputed=imputed)
+            if results.done(view=name, imputed=imputed):
+                continue
+            change = imputer if imputed else bench.trunk
+            found = {group: bench.compare(dataset, view, change) for group, dataset in people.items()}
+            results.add({**found, **({"cpu_seconds": seconds} if imputed else {})}, view=name, imputed=imputed)
             say(f"{name}, imputed {imputed}: {found}")
 
 
-def measure(
-    model: PoseModel,
-    strategies: Sequence[Strategy],
-    people: dict[str, ListDataset],
-    view: PublicView,
-    impute: FeatureMap | None,
-) -> dict[str, Any]:
-    """Return `ratio` and `cosine` by strategy for each group of people."""
-    out: dict[str, Any] = {}
-    for group, dataset in people.items():
-        rows, shown = build_rows(dataset, model, strategies[0], folder=None, public_view=view, impute=impute)
-        if shown is not None:
-            out[group] = {str(name): _distance(UnitGradients(model, name), rows, shown) for name in strategies}
-    return out
+class Bench:
+    """The network, and what was computed of people once.
+
+    Args:
+        model: the free model.
+        strategies: of one front.
+
+    """
+
+    def __init__(self, model: PoseModel, strategies: Sequence[Strategy]) -> None:
+        self._model = model
+        self._strategies = tuple(strategies)
+        self._frames: dict[str, Rows] = {}
+        self._views: dict[tuple[str, str], Rows] = {}
+
+    def trunk(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return what the network's own trunk makes of crops."""
+        return trunk_features(self._model, self._strategies[0], crops).astype(np.float32)
+
+    def compare(
+        self, dataset: ListDataset, view: PublicView, features: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    ) -> dict[str, dict[str, float]]:
+        """Return `ratio` and `cosine` by strategy, of people and of what `features` makes of their views."""
+        people = dataset.identity()
+        pair = people, view.identity()
+        if pair not in self._views:
+            frames, shown = build_rows(
+                dataset, self._model, self._strategies[0], folder=None, public_view=view, features=False
+            )
+            if people not in self._frames:
+                self._frames[people] = replace(frames, inputs=self.trunk(frames.inputs))
+            self._views = {key: rows for key, rows in self._views.items() if key[1] == pair[1]}
+            self._views[pair] = frames if shown is None else shown
+        rows, crops = self._frames[people], self._views[pair]
+        parts = [features(crops.inputs[start : start + _CHUNK]) for start in range(0, len(crops), _CHUNK)]
+        shown_rows = replace(crops, inputs=np.concatenate(parts))
+        return {str(name): _distance(UnitGradients(self._model, name), rows, shown_rows) for name in self._strategies}
 
 
 def _distance(engine: UnitGradients, rows: Rows, shown: Rows) -> dict[str, float]:
@@ -185,6 +219,10 @@ def draw(content: dict[str, Any], path: Path) -> None:
     panels[0].set_ylabel("|g - g(view)| / |g|, private people")
     panels[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def _name(kind: str, strength: float) -> str:
+    return f"{kind}({strength:g})" if strength else kind
 
 
 def _square(gradients: dict[str, torch.Tensor]) -> float:

@@ -7,7 +7,7 @@ from wardpose.client.site import Site
 from wardpose.shared.anonymize.public_view import PublicViewConfig
 from wardpose.shared.errors import PolicyViolation
 from wardpose.shared.messages import RoundOrder
-from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.privacy.mechanisms import FeatureOptions, Mechanism
 from wardpose.shared.site_config import SiteConfig
 from wardpose.shared.training.settings import AnchorOptions, LocalTraining
 
@@ -98,6 +98,13 @@ def test_an_anchor_needs_public_data_at_the_site() -> None:
     asked = make_order(Mechanism(noise_multiplier=1.0), training=LocalTraining(anchor=AnchorOptions()))
     with pytest.raises(PolicyViolation, match=r"public_data = \[\]"):
         check_order(site(), asked)
+
+
+def test_imputed_features_need_public_people_at_the_site() -> None:
+    asked = make_order(Mechanism(name="feature", noise_multiplier=1.0, feature=FeatureOptions(impute=True)))
+    allowed = site(mechanisms=["feature"], public_labels=True)
+    with pytest.raises(PolicyViolation, match=r"public_data = \[\]"):
+        check_order(allowed.model_copy(update={"public_view": PublicViewConfig(kind="blur")}), asked)
 
 
 def test_the_budget_is_stated_for_the_sites_adjacency() -> None:

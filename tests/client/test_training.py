@@ -110,3 +110,44 @@ def test_public_people_are_those_of_site_yaml_and_no_patient_is_among_them(
     assert patients.isdisjoint(row.tobytes() for row in np.asarray(people.rows.inputs))
     shown = [] if people.shown is None else [row.tobytes() for row in np.asarray(people.shown.inputs)]
     assert (len(shown), patients.isdisjoint(shown)) == (4 if asks == "judgement" else 0, True)
+
+
+@pytest.mark.slow
+@pytest.mark.guard
+def test_what_imputes_features_is_made_of_public_people_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hospitals with other patients and the same public people make the same network, to the last bit."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        training, "local_update", lambda model, data, mechanism, training, **rest: asked.append({**rest, "data": data})
+    )
+    public = {"kind": "ward", "hospital": "public", "patients": 6, "frames_per_patient": 1, "seed": 7}
+    model = ModelConfig(weights="random", input_size=(64, 32))
+    weights = {name: value.numpy() for name, value in build_model(model).state_dict().items()}
+    order = make_order(
+        Mechanism(name="feature", noise_multiplier=1.0, feature=FeatureOptions(max_difference=1.0, impute=True)),
+        training=LocalTraining(steps=3),
+        model=model,
+        weights_hash=hash_arrays(weights),
+    )
+    kept = []
+    for hospital in ("north", "south"):
+        patients = {"kind": "ward", "hospital": hospital, "patients": 3, "frames_per_patient": 1}
+        config = SiteConfig.model_validate(
+            {
+                "site": hospital,
+                "cohort": {"name": "c", "declared_patients": 100, "data": patients},
+                "state": tmp_path / hospital,
+                "ledger": tmp_path / hospital / "ledger.sqlite",
+                "public_data": [public],
+                "public_view": {"kind": "blur"},
+                "policy": {"certificate": None},
+            }
+        )
+        train_round(Site(config), open_source(config.cohort.data, skeleton=LSP14), order, weights)
+        kept += [path.read_bytes() for path in config.cache_folder.glob("imputed-*/weights.safetensors")]
+    assert len(kept) == 2
+    assert kept[0] == kept[1]
+    first, second = (set(map(bytes, np.asarray(found["data"].public.inputs))) for found in asked)
+    assert first.isdisjoint(second)
+    assert asked[0]["public"].unseen.tolist() == asked[1]["public"].unseen.tolist()
+    assert 0 < len(asked[0]["public"].unseen) < 6
