@@ -42,6 +42,7 @@ from wardpose.shared.privacy.noise import seeded_streams
 from wardpose.shared.training.cache import Rows, build_rows
 from wardpose.shared.training.cohort import CohortData, PublicData, build_cohort, build_public, index_units
 from wardpose.shared.training.gradients import UnitGradients
+from wardpose.shared.training.imputation import Imputer, make_imputer
 from wardpose.shared.training.local import local_update
 from wardpose.shared.training.settings import AnchorOptions, LocalTraining, OptimizerConfig
 from wardpose.shared.vectors import Vector
@@ -70,6 +71,7 @@ class Setting:
         learning_rates: among which one is chosen, times the clip norm's reciprocal.
         anchors: weights of the public anchor among which one is chosen.
         view: phi of the feature mechanisms: its kind, and its strength.
+        impute: let features of the view be imputed (`training.imputation`).
 
     """
 
@@ -87,6 +89,7 @@ class Setting:
     learning_rates: tuple[float, ...] = (0.3, 1.0, 3.0)
     anchors: tuple[float, ...] = (0.0, 0.3)
     view: tuple[str, float] = ("mosaic", 16)
+    impute: bool = False
 
 
 SIZES = {
@@ -204,6 +207,7 @@ class Bench:
         """Return a mechanism with the noise that `epsilon` asks for; none for `none`."""
         setting = self.setting
         options = {"name": name, "unit": "frame", "sample_rate": setting.sample_rate, "max_grad_norm": clip}
+        options |= {"feature": {"impute": setting.impute}}
         plain = Mechanism.model_validate(options)
         if epsilon is None:
             return plain
@@ -278,8 +282,13 @@ class Bench:
                 LocalTraining(strategy=self._engine.strategy),
                 cache_folder=self._folder / "cache",
                 public_view=self._view() if shown else None,
+                impute=self._imputer() if mechanism.imputes else None,
             )
         return self._cohorts[shown]
+
+    def _imputer(self) -> Imputer:
+        folder = self._folder / "cache"
+        return make_imputer(self._open["public"], self._model, self._engine.strategy, self._view(), folder=folder)
 
     def _view(self) -> PublicView:
         kind, strength = self.setting.view
@@ -393,5 +402,6 @@ def _shown(scores: Scores) -> dict[str, Any]:
 
 
 def _plain(setting: Setting) -> dict[str, Any]:
-    """Return a setting as JSON has it: lists for tuples."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(setting).items()}
+    """Return a setting as JSON has it: lists for tuples; what results of earlier versions do not name, if it is used."""
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(setting).items()}
+    return values if setting.impute else {name: value for name, value in values.items() if name != "impute"}

@@ -32,6 +32,7 @@ SMALL = gap.Setting(
     learning_rates=(0.1,),
     anchors=(0.3,),
     view=("mosaic", 8),
+    impute=True,
 )
 
 
