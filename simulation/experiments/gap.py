@@ -402,6 +402,6 @@ def _shown(scores: Scores) -> dict[str, Any]:
 
 
 def _plain(setting: Setting) -> dict[str, Any]:
-    """Return a setting as JSON has it: lists for tuples; what results of earlier versions do not name, if it is used."""
+    """Return a setting as JSON has it: lists for tuples, and no `impute` where earlier versions knew none."""
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(setting).items()}
     return values if setting.impute else {name: value for name, value in values.items() if name != "impute"}
