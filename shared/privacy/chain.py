@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wardpose.shared.errors import LedgerError
-from wardpose.shared.files import private_folder
+from wardpose.shared.files import private_folder, size_of
 from wardpose.shared.privacy.entries import (
     CHECKPOINT,
     COMMIT,
@@ -153,6 +153,19 @@ class Chain:
             return
         with self._connect() as connection:
             tally = self._tally(connection)
+        try:
+            yield tally
+        finally:
+            self._keep(tally)
+
+    @contextlib.contextmanager
+    def lately(self) -> Iterator[Tally | None]:
+        """Give what the entries added up to when this process last looked, if it keeps that; nothing to rely on."""
+        try:
+            tally = self._checked.pop()
+        except IndexError:
+            yield None
+            return
         try:
             yield tally
         finally:
@@ -391,7 +404,7 @@ class Chain:
     def _connect(self) -> Iterator[sqlite3.Connection]:
         connection: sqlite3.Connection | None = None
         try:
-            if self.path.is_file() and self.path.stat().st_size == 0:
+            if size_of(self.path) == 0:
                 raise LedgerError(
                     f"{self.path}: empty; a ledger never is once it was made (restore the newest backup; "
                     "delete the file only if no order was ever carried out here)"
@@ -503,9 +516,7 @@ def _set_journal(connection: sqlite3.Connection) -> None:
 
 def _readonly_uri(path: Path) -> str:
     """Readers share memory in a file beside the ledger; where they may not make it, a settled ledger is read alone."""
-    log = path.with_name(f"{path.name}-wal")
-    settled = not log.exists() or log.stat().st_size == 0
-    alone = settled and not os.access(path.parent, os.W_OK)
+    alone = not size_of(path.with_name(f"{path.name}-wal")) and not os.access(path.parent, os.W_OK)
     return f"{path.absolute().as_uri()}?{'immutable=1' if alone else 'mode=ro'}"
 
 

@@ -24,6 +24,7 @@ One file holds several cohorts; at the server each site is a cohort. A `Ledger` 
 from threads, and forked.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -278,8 +279,12 @@ class Ledger:
             LedgerError: the ledger cannot be read or written; nothing is charged.
 
         """
-        # The slow arithmetic, which is remembered, outside the lock.
-        self.check(cohort, events, budget=budget, course=course, further=further)
+        # The slow arithmetic, which is remembered, outside the lock. What it says of an older sum decides nothing.
+        with self._chain.lately() as tally, contextlib.suppress(BudgetExceeded):
+            if tally is not None:
+                self._check(tally, self._chain.month(tally), cohort, events, (budget, *further), course)
+        if tally is None:
+            self.check(cohort, events, budget=budget, course=course, further=further)
         body = {
             "cohort": _name(cohort),
             "run": run_id,

@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from support.ledgers import COURSE, DELTA, EVENT, UNLIMITED
+from support.ledgers import COURSE, DELTA, EVENT, UNLIMITED, cost
 
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.heads import Heads
 from wardpose.server.ledger import ServerLedger
 from wardpose.server.witness import LedgerWitness
-from wardpose.shared.errors import LedgerError, WardposeError
+from wardpose.shared.errors import BudgetExceeded, LedgerError, WardposeError
 from wardpose.shared.ledger_state import ledger_state
 from wardpose.shared.ledger_views import cohort_views
 from wardpose.shared.privacy import chain
 from wardpose.shared.privacy.entries import CHECKPOINT, EXPIRE, RESERVE, entry_hash
 from wardpose.shared.privacy.expiry import NothingReleased, verify_expiries
-from wardpose.shared.privacy.ledger import Ledger, Reservation
+from wardpose.shared.privacy.ledger import Budget, Ledger, Reservation
 from wardpose.shared.signing import SignatureError, Signer
 
 
@@ -126,6 +126,24 @@ def test_a_new_name_is_held_against_the_old_ones_head(tmp_path: Path) -> None:
     heads.follow("st-mary", "north")
     heads.follow("south", "south")
     assert (heads.last("st-mary"), heads.last("south")) == ((9, "a" * 64), None)
+
+
+def test_what_another_process_took_back_is_given_to_one_that_knew_the_full_account(
+    ledger: ServerLedger, north: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It warms up with the sum that it last saw; what that sum refuses is not refused."""
+    monkeypatch.setattr(chain, "_SPACING", 1)  # every sum is kept
+    budget = Budget(epsilon=cost(EVENT, EVENT), delta=DELTA)
+    (_, second) = (
+        ledger.reserve("north", [EVENT], run_id="run", round=n, budget=budget, course=COURSE) for n in (1, 2)
+    )
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve("north", [EVENT], run_id="run", round=3, budget=budget, course=COURSE)
+    elsewhere = ServerLedger(ledger.path)
+    expire(elsewhere, word(elsewhere, second), north)
+    assert ledger.reserve("north", [EVENT], run_id="run", round=3, budget=budget, course=COURSE)
+    with pytest.raises(BudgetExceeded):
+        elsewhere.reserve("north", [EVENT], run_id="run", round=4, budget=budget, course=COURSE)
 
 
 def test_a_reservation_goes_by_the_sites_word_alone(ledger: ServerLedger, north: Signer) -> None:
