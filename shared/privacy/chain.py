@@ -41,6 +41,7 @@ from wardpose.shared.privacy.entries import (
     GENESIS,
     KEY,
     NOTHING,
+    RESERVE,
     VERSION,
     Entry,
     Row,
@@ -383,6 +384,38 @@ class Chain:
             return
         with self._connect() as connection:
             yield from _entries_after(connection, sequence, kind, self.path)
+
+    def still_holds(self, sequence: int, digest: str) -> bool:
+        """Tell whether an entry with this hash is there, without checking the chain; so for 0, before the first."""
+        if not sequence:
+            return True
+        entry = self.entry(sequence)
+        return entry is not None and entry.hash == digest
+
+    def uncommitted(self, after: int) -> tuple[list[Entry], set[int]]:
+        """Find what came of reservations behind an entry, of a chain that was checked; found by SQLite, in one look.
+
+        A commit follows its reservation, so that those behind the entry decide about all reservations behind it.
+
+        Args:
+            after: sequence of the entry.
+
+        Returns:
+            The reservations behind it that were not committed, each checked by its own hash; and the sequences of those
+            that were committed behind it, wherever they are.
+
+        """
+        if not self.path.exists():
+            return [], set()
+        with self._connect() as connection:
+            connection.execute("BEGIN")  # one state for both
+            commits = "SELECT json_extract(body, '$.reservation') FROM entries WHERE sequence > ? AND kind = ?"
+            committed = {int(row[0]) for row in connection.execute(commits, (after, COMMIT))}
+            rows = connection.execute(
+                f"{_COLUMNS} WHERE sequence > ? AND kind = ? AND sequence NOT IN ({commits}) ORDER BY sequence",
+                (after, RESERVE, after, COMMIT),
+            )
+            return [next_entry(row, row[0] - 1, row[3], self.path) for row in rows], committed
 
     def stored(self, after: int, until: int) -> list[Row]:
         """Return the rows behind an entry, up to another, as they are stored: to be checked by whoever reads them."""

@@ -146,6 +146,40 @@ def test_what_another_process_took_back_is_given_to_one_that_knew_the_full_accou
         elsewhere.reserve("north", [EVENT], run_id="run", round=4, budget=budget, course=COURSE)
 
 
+def test_what_is_open_follows_commits_backups_and_other_processes(
+    ledger: ServerLedger, north: Signer, tmp_path: Path
+) -> None:
+    """One object that is asked at every step says what a new one, which reads everything, says."""
+
+    def agreed() -> list[int]:
+        opened = ServerLedger(ledger.path)
+        for site, run in (("north", "run"), ("south", "run"), ("north", "another")):
+            assert list(ledger.reservations(site, run)) == list(opened.reservations(site, run))
+        known, new = ledger.open_reservations("north"), opened.open_reservations("north")
+        assert known == new
+        return [said.round for said in known]
+
+    assert agreed() == []
+    made = [reserve(ledger, number) for number in (1, 2, 3)]
+    reserve(ledger, 9, site="south")
+    reserve(ServerLedger(ledger.path), 1, run="another")
+    assert agreed() == [1, 2, 3, 1]
+    ServerLedger(ledger.path).commit(made[1])
+    assert agreed() == [1, 3, 1]
+    backup = shutil.copyfile(ledger.path, tmp_path / "backup.sqlite")
+    reserve(ServerLedger(ledger.path), 4)
+    ledger.commit(made[0])
+    assert agreed() == [3, 1, 4]
+    expire(ServerLedger(ledger.path), word(ledger, made[2]), north)
+    assert agreed() == [1, 4]
+    shutil.copyfile(backup, ledger.path)  # and other rows are written in the places of those that are gone
+    assert agreed() == [1, 3, 1]
+    for number in (5, 6, 7):
+        reserve(ServerLedger(ledger.path), number)
+    assert agreed() == [1, 3, 1, 5, 6, 7]
+    assert [said.round for said in ledger.open_reservations("north", after=made[0].sequence)] == [3, 1, 5, 6, 7]
+
+
 def test_a_reservation_goes_by_the_sites_word_alone(ledger: ServerLedger, north: Signer) -> None:
     first, second = reserve(ledger), reserve(ledger, 2)
     assert [found.reservation for found in ledger.open_reservations("north")] == [first.hash, second.hash]
