@@ -5,6 +5,7 @@ backed up as a whole.
 """
 
 import os
+import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,4 +73,33 @@ def find_home(folder: Path | None, *, variable: str, file: str, environment: Map
             f"{one_line(home)}: holds no {file} (allowed: a folder that an archive of wardpose provision was installed "
             f"in, named by --home, by {variable}, or as the working directory)"
         )
+    become_owner(home)
     return home
+
+
+def become_owner(folder: Path) -> None:
+    """As root, go on as the user whose a home is; nothing happens to anybody else, and in root's own folders.
+
+    What root made in it (a journal, a ledger's witness) would be closed to the units that run as that user, and files
+    that another user may change are no place for root to write to.
+
+    Args:
+        folder: the home.
+
+    Raises:
+        OSError: the folder cannot be looked at.
+
+    """
+    owner = folder.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    try:
+        user = pwd.getpwuid(owner.st_uid)
+    except KeyError:
+        os.setgroups([])
+    else:
+        os.initgroups(user.pw_name, owner.st_gid)
+        os.environ["HOME"] = user.pw_dir
+    os.setgid(owner.st_gid)
+    os.setuid(owner.st_uid)
+    os.umask(0o077)
