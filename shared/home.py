@@ -87,6 +87,7 @@ def become_owner(folder: Path) -> None:
         folder: the home.
 
     Raises:
+        ConfigError: this root cannot become that user.
         OSError: the folder cannot be looked at.
 
     """
@@ -94,12 +95,22 @@ def become_owner(folder: Path) -> None:
     if os.geteuid() != 0 or owner.st_uid == 0:
         return
     try:
-        user = pwd.getpwuid(owner.st_uid)
+        _become(owner.st_uid, owner.st_gid)
+    except OSError as error:  # a root of a container, say, that may not
+        raise ConfigError(
+            f"{one_line(folder)}: belongs to user {owner.st_uid}, who root cannot become here ({error.strerror}; "
+            "allowed: to run this as that user)"
+        ) from error
+    os.umask(0o077)
+
+
+def _become(user: int, group: int) -> None:
+    try:
+        known = pwd.getpwuid(user)
     except KeyError:
         os.setgroups([])
     else:
-        os.initgroups(user.pw_name, owner.st_gid)
-        os.environ["HOME"] = user.pw_dir
-    os.setgid(owner.st_gid)
-    os.setuid(owner.st_uid)
-    os.umask(0o077)
+        os.initgroups(known.pw_name, group)
+        os.environ["HOME"] = known.pw_dir
+    os.setgid(group)
+    os.setuid(user)

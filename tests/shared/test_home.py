@@ -1,6 +1,7 @@
 """What root does in a home of somebody else's is done as that user."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -57,6 +58,22 @@ def test_root_stays_root_in_its_own_home(home: Path) -> None:
     said, made = made_by_root(home)
     assert said[0].startswith("0 0 ")
     assert made.stat().st_uid == 0
+
+
+def test_a_root_that_may_not_is_told(home: Path) -> None:
+    """As in a container without CAP_SETUID."""
+    for path in (home, home / "server.yaml"):
+        os.chown(path, SOMEBODY, SOMEBODY)
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("setpriv is not installed")
+    done = subprocess.run(
+        [setpriv, "--bounding-set=-setuid", "--inh-caps=-setuid", sys.executable, "-c", _CREATE, home],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"belongs to user {SOMEBODY}, who root cannot become here" in done.stderr
+    assert not (home / "made").exists()
 
 
 def wardpose(*words: object) -> "subprocess.CompletedProcess[str]":
