@@ -145,7 +145,8 @@ class FeatureNetwork(nn.Module):
     def forward(self, pictures: Tensor, seen: Tensor) -> Tensor:
         """Features (B, C, h, w) from pictures (B, 3, H, W) and the trunk's features of them (B, C, h, w)."""
         normal = (seen - self.mean) / self.deviation
-        looked = functional.adaptive_avg_pool2d(self.picture(pictures), normal.shape[-2:])
+        height, width = normal.shape[-2:]
+        looked = functional.adaptive_avg_pool2d(self.picture(pictures), (height, width))
         inner = self.blocks[0](torch.cat([looked, self.enter(normal)], dim=1))
         inner = inner + self.blocks[1](inner)
         made: Tensor = self.mean + self.deviation * (self.share * normal + self.leave(inner))
