@@ -1,11 +1,11 @@
-"""What may come between a camera and a person, put into training crops of public people: covers, things in front, light.
+"""What may come between a camera and a person, put into training crops of public people: sheets, things, light.
 
 Pixels change, joints do not: a network learns to say where a covered joint is. Everything is drawn from a seed and the
 place of the crop in its batch, apart from the draws of the geometry (`crops.Augmentation`), which stay what they are.
 
 **For public people only.** What is put in front of a person is cut out of *another* crop of the batch, so that a
-gradient would no longer depend on one record alone, which is what the privacy of a unit rests on. Hence `looks` is a key
-of the public phase, and private training refuses it (`training.settings.LocalTraining`). Example:
+gradient would no longer depend on one record alone, which is what the privacy of a unit rests on. Hence `looks` is a
+key of the public phase, and private training refuses it (`training.settings.LocalTraining`). Example:
 
     crops = change_looks(crops, LSP14, Looks(blanket=0.5, colour=0.8), seed=(0, 2, step))
 """
@@ -64,7 +64,9 @@ def change_looks(crops: Sequence[Crop], skeleton: Skeleton, looks: Looks, *, see
         seed: of everything that is drawn; the crop's place in the batch is added.
 
     """
-    return [_changed(crops, place, skeleton, looks, np.random.default_rng([*seed, place])) for place in range(len(crops))]
+    return [
+        _changed(crops, place, skeleton, looks, np.random.default_rng([*seed, place])) for place in range(len(crops))
+    ]
 
 
 def _changed(

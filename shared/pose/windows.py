@@ -7,7 +7,7 @@ and one value v, and only their biases b_p differ. So they weigh, together,
     sum_p exp(q.k + b_p) = exp(q.k + log sum_p exp(b_p)),
 
 which is one more token whose bias is the log-sum-exp of theirs. What the filling would ask for is thrown away by timm,
-and is not computed here. Equal to timm's forward up to rounding, gradients included (`tests/shared/pose/test_windows.py`).
+and is not computed here. Equal to timm's forward up to rounding, gradients included.
 """
 
 from collections.abc import Iterator
@@ -47,8 +47,7 @@ def _attended(attention: Any, x: Tensor, side: int) -> Tensor:
     rows = []
     for top, bottom in _spans(height, side):
         columns = [
-            _windows(attention, inside[:, top:bottom, left:right], filling, side)
-            for left, right in _spans(width, side)
+            _windows(attention, inside[:, top:bottom, left:right], filling, side) for left, right in _spans(width, side)
         ]
         rows.append(torch.cat(columns, dim=2))
     out: Tensor = attention.proj(torch.cat(rows, dim=1).reshape(batch, count, attention.out_dim))
@@ -65,7 +64,7 @@ def _spans(length: int, side: int) -> Iterator[tuple[int, int]]:
 
 
 def _windows(attention: Any, part: Tensor, filling: Tensor, side: int) -> Tensor:
-    """Attend within each window of a part (B, H, W, heads, d) whose windows are equally full; filling (B, 1, heads, d)."""
+    """Attend within the equally full windows of a part (B, H, W, heads, d); filling (B, 1, heads, d)."""
     batch, height, width, heads, _ = part.shape
     tall, wide = min(side, height), min(side, width)
     down, along = height // tall, width // wide

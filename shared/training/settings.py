@@ -103,7 +103,7 @@ class LocalTraining(BaseModel):
     def _of_one_record(cls, values: Any) -> Any:
         """Refuse what would put a piece of one record before another, whose gradient then hangs on both."""
         if isinstance(values, dict) and "looks" in values:
-            raise ValueError("looks is for public people (allowed: pretrain.looks; a private view is made of one record)")
+            raise ValueError("looks is for public people (allowed: pretrain.looks; a private view is of one record)")
         return values
 
     @model_serializer(mode="wrap")
