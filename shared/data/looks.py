@@ -12,6 +12,7 @@ key of the public phase, and private training refuses it (`training.settings.Loc
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -119,7 +120,7 @@ def _torso(crop: Crop, skeleton: Skeleton) -> tuple[NDArray[np.float64], NDArray
 def _cloth(height: int, width: int, generator: np.random.Generator) -> Frame:
     """Draw a sheet (H, W, 3): one colour, with stripes of some width, or mottled; lit unevenly."""
     colour, second = generator.uniform(20, 255, (2, 3))
-    pattern = np.zeros((height, width))
+    pattern: NDArray[Any] = np.zeros((height, width))
     kind = generator.integers(3)
     if kind == 1:
         angle, period = generator.uniform(0, np.pi), generator.uniform(4, 24)
@@ -129,7 +130,8 @@ def _cloth(height: int, width: int, generator: np.random.Generator) -> Frame:
         pattern = cv2.resize(generator.random((12, 9)), (width, height), interpolation=cv2.INTER_LINEAR)
     shade = cv2.resize(generator.uniform(0.75, 1.15, (5, 4)), (width, height), interpolation=cv2.INTER_LINEAR)
     cloth = (colour + pattern[..., None] * (second - colour)) * shade[..., None]
-    return np.clip(cloth, 0, 255).astype(np.uint8)
+    out: Frame = np.clip(cloth, 0, 255).astype(np.uint8)
+    return out
 
 
 def _with_occluder(image: Frame, crops: Sequence[Crop], place: int, generator: np.random.Generator) -> Frame:
@@ -144,7 +146,7 @@ def _with_occluder(image: Frame, crops: Sequence[Crop], place: int, generator: n
     left, right, top, bottom = max(x, 0), min(x + wide, width), max(y, 0), min(y + tall, height)
     out = image.copy()
     if len(crops) > 1 and generator.random() < 0.7:
-        other = crops[(place + generator.integers(1, len(crops))) % len(crops)].image
+        other = crops[(place + int(generator.integers(1, len(crops)))) % len(crops)].image
         from_x, from_y = generator.integers(width - wide + 1), generator.integers(height - tall + 1)
         piece = other[from_y : from_y + tall, from_x : from_x + wide]
     else:

@@ -19,7 +19,7 @@ from timm.models.tiny_vit import TinyVitBlock
 from torch import Tensor, nn
 
 
-class WindowBlock(TinyVitBlock):  # type: ignore[misc]  # timm publishes no types
+class WindowBlock(TinyVitBlock):
     """timm's block; parameters, their names and the function are the same."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -27,7 +27,8 @@ class WindowBlock(TinyVitBlock):  # type: ignore[misc]  # timm publishes no type
         batch, height, width, channels = x.shape
         x = x + _attended(self.attn, x, self.window_size)
         x = self.local_conv(x.permute(0, 3, 1, 2)).reshape(batch, channels, height * width).transpose(1, 2)
-        return (x + self.mlp(x)).view(batch, height, width, channels)
+        out: Tensor = (x + self.mlp(x)).view(batch, height, width, channels)
+        return out
 
 
 def without_filling(network: nn.Module) -> None:
@@ -70,7 +71,7 @@ def _windows(attention: Any, part: Tensor, filling: Tensor, side: int) -> Tensor
     down, along = height // tall, width // wide
     tokens = part.reshape(batch, down, tall, along, wide, heads, -1).transpose(2, 3)
     tokens = tokens.reshape(batch, down * along, tall * wide, heads, -1).transpose(2, 3)  # (B, windows, heads, N, d)
-    q, k, v = tokens.split([attention.key_dim, attention.key_dim, attention.val_dim], dim=-1)
+    q, k, v = torch.split(tokens, [attention.key_dim, attention.key_dim, attention.val_dim], dim=-1)
     among, beyond = _pairs(attention.attention_bias_idxs, side, tall, wide)
     bias = attention.attention_biases[:, among]  # (heads, N, N)
     if beyond.shape[1]:
@@ -82,7 +83,8 @@ def _windows(attention: Any, part: Tensor, filling: Tensor, side: int) -> Tensor
     weights = ((q * attention.scale) @ k.transpose(-2, -1) + bias).softmax(dim=-1)
     mixed = (weights.to(v.dtype) @ v).transpose(2, 3)  # (B, windows, N, heads, d)
     mixed = mixed.reshape(batch, down, along, tall, wide, -1).transpose(2, 3)
-    return mixed.reshape(batch, height, width, -1)
+    out: Tensor = mixed.reshape(batch, height, width, -1)
+    return out
 
 
 def _pairs(indices: Tensor, side: int, tall: int, wide: int) -> tuple[Tensor, Tensor]:
