@@ -59,8 +59,8 @@ class Setting:
 
     """
 
-    without: tuple[str, ...] = ("rotation", "scale", "colour", "occlusion", "blanket", "weights", "length")
-    epochs: int = 4
+    without: tuple[str, ...] = ("rotation", "weights", "colour", "occlusion", "scale", "length")
+    epochs: int = 2
     seeds: tuple[int, ...] = (0,)
     scale: float = 0.25
     rotation: float = 180.0
@@ -69,7 +69,7 @@ class Setting:
     half_body: float = 0.1
     colour: float = 0.5
     occlusion: float = 0.2
-    blanket: float = 0.2
+    blanket: float = 0.0
 
     def recipe(self, base: PretrainConfig, without: str, seed: int) -> PretrainConfig:
         """Return a plan's public recipe with everything but one thing.

@@ -17,7 +17,7 @@ from wardpose.simulation.experiments import free
 from wardpose.simulation.experiments.page import write_page
 from wardpose.simulation.experiments.records import read_results
 
-SMALL = free.Setting(without=("rotation", "weights"), epochs=1)
+SMALL = free.Setting(without=("rotation", "weights"), epochs=1, blanket=0.2)
 BASE = PretrainConfig(strategy="head", batch_size=4, learning_rate=1e-3)
 
 
