@@ -96,7 +96,7 @@ class Setting:
     steps: int = 4
     none_rounds: int = 8
     none_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
-    last_stage_epochs: int = 2
+    last_stage_epochs: int = 1
     momentum: float = 0.5
     sample_rate: float = 0.25
     clip_norms: tuple[float, ...] = (1.0,)
