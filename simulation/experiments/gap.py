@@ -161,9 +161,6 @@ def run(
         results.note("chosen", {f"{e:g}": choose(bench, e, say) for e in setting.epsilons})
     if "chosen_none" not in results.content:
         results.note("chosen_none", _choose_none(bench, say))
-    if setting.last_stage_epochs and "last_stage" not in results.content:
-        results.note("last_stage", _last_stage(plan, setting, bench, start))
-        say(f"last stage without privacy: {results.content['last_stage']['score']:.3f}")
     chosen = results.content["chosen"]
     private = itertools.product(setting.mechanisms if only is None else only, setting.epsilons, setting.sites)
     cases: list[tuple[str, float | None, int]] = [("none", None, 1), *private]
@@ -176,6 +173,9 @@ def run(
         found = bench.train(mechanism, epsilon, sites=sites, seed=seed, made=made)
         results.add({**found, "cpu_seconds": round(time.process_time() - before, 1)}, **key)
         say(f"{mechanism}, {sites} sites, epsilon {epsilon}, seed {seed}: {found['score']:.3f}")
+    if setting.last_stage_epochs and "last_stage" not in results.content:
+        results.note("last_stage", _last_stage(plan, setting, bench, start))
+        say(f"last stage without privacy: {results.content['last_stage']['score']:.3f}")
 
 
 class Bench:

@@ -57,7 +57,7 @@ def test_it_goes_on_where_it_was_stopped_and_is_shown(tmp_path: Path, plan: Fede
     out, told = tmp_path / "gap.json", []
     gap.run(plan, SMALL, out, only=["dp-sgd"], say=told.append)
     assert [line.split()[0] for line in told] == [
-        *("epsilon", "maps:", "epsilon", "head:", "free:", "epsilon", "none:", "last", "none,", "dp-sgd,", "dp-sgd,"),
+        *("epsilon", "maps:", "epsilon", "head:", "free:", "epsilon", "none:", "none,", "dp-sgd,", "dp-sgd,", "last"),
     ]
     first, told = read_results(out), []
     gap.run(plan, SMALL, out, say=told.append)
