@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -220,7 +219,7 @@ class UnitGradients:
         tangents = {name: direction[name].to(value) for name, value in primals.items()}
         size = self.micro_batch(bags) if len(bags) else 1
         parts = []
-        with torch.no_grad(), _plain_attention(self._model):
+        with torch.no_grad():
             for start in range(0, len(bags), size):
                 part = bags.units(start, min(start + size, len(bags)))
 
@@ -287,23 +286,8 @@ class UnitGradients:
         if not self._autocast:
             yield
             return
-        with torch.autocast(self.device.type, dtype=torch.bfloat16), _plain_attention(self._model):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
             yield
-
-
-class _plain_attention:  # noqa: N801 - a context manager is used like a function
-    """Write attention out while the block runs: fused, it has no forward-mode derivative, and it mixes precisions."""
-
-    def __init__(self, model: PoseModel) -> None:
-        self._modules = [cast(Any, module) for module in model.modules() if getattr(module, "fused_attn", False)]
-
-    def __enter__(self) -> None:
-        for module in self._modules:
-            module.fused_attn = False
-
-    def __exit__(self, *_: object) -> None:
-        for module in self._modules:
-            module.fused_attn = True
 
 
 def available_bytes(device: torch.device) -> float:

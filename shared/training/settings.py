@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
 
 from wardpose.shared.data.crops import Augmentation
@@ -97,6 +97,14 @@ class LocalTraining(BaseModel):
     precision: ForwardPrecision = "float32"
     anchor: AnchorOptions | None = None
     average: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_record(cls, values: Any) -> Any:
+        """Refuse what would put a piece of one record before another, whose gradient then hangs on both."""
+        if isinstance(values, dict) and "looks" in values:
+            raise ValueError("looks is for public people (allowed: pretrain.looks; a private view is of one record)")
+        return values
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
