@@ -11,10 +11,11 @@ The **share** is (private - free) / (none - free), of means over seeds. Scores a
 
 Nothing is chosen on `data.test` or on private people. Clip norm, learning rate and weight of the public anchor are
 those with which half of the people of `data.validation`, who are public, improved the score of the other half most,
-under noise of the standard deviation that the mean gradient of the private people gets (`_choose`).
+under noise of the standard deviation that the mean gradient of the private people gets (`choose`).
 """
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -127,16 +128,16 @@ def run(
         DataError: `out` holds another setting.
 
     """
-    results = Results(out, _plain(setting))
+    results = Results(out, plain(asdict(setting)))
     bench = Bench(plan, setting, start)
     results.note("start", bench.start)
     if "free" not in results.content:
-        results.note("free", _shown(bench.score(bench.weights)))
+        results.note("free", shown(bench.score(bench.weights)))
         say(f"free: {results.content['free']['score']:.3f}")
     if "chosen" not in results.content:
-        results.note("chosen", {f"{e:g}": _choose(bench, e, say) for e in setting.epsilons})
+        results.note("chosen", {f"{e:g}": choose(bench, e, say) for e in setting.epsilons})
     if "chosen_none" not in results.content:
-        results.note("chosen_none", _choose(bench, None, say))
+        results.note("chosen_none", choose(bench, None, say))
     chosen = results.content["chosen"]
     private = itertools.product(setting.mechanisms if only is None else only, setting.epsilons, setting.sites)
     cases: list[tuple[str, float | None, int]] = [("none", None, 1), *private]
@@ -169,7 +170,7 @@ class Bench:
         self._engine = UnitGradients(self._model, setting.strategy)
         self.weights = self._engine.parameters()
         self._people = private_people(plan)
-        self._cohorts: dict[bool, CohortData] = {}
+        self._cohorts: dict[tuple[bool, bool], CohortData] = {}
         known = {"public": plan.data.public, "validation": plan.data.validation, "test": plan.data.test}
         opened = {name: open_all(sources, plan.model.skeleton) for name, sources in known.items()}
         missing = [name for name, dataset in opened.items() if dataset is None]
@@ -195,10 +196,8 @@ class Bench:
     ) -> dict[str, Any]:
         """Train once with the chosen numbers; returns score, groups, sigma and what became of the basis."""
         mechanism = self.mechanism(name, epsilon, made["max_grad_norm"])
-        pooled = self._cohort(mechanism)
-        weights, verdict = self.rounds(mechanism, made, deal(self._people, pooled, sites, seed), seed)
-        shown = _shown(self.score(weights))
-        return {**shown, "noise_multiplier": mechanism.noise_multiplier, "projection": verdict}
+        weights, verdict = self.rounds(mechanism, made, self.dealt(mechanism, sites, seed), seed)
+        return {**shown(self.score(weights)), "noise_multiplier": mechanism.noise_multiplier, "projection": verdict}
 
     def mechanism(self, name: str, epsilon: float | None, clip: float) -> Mechanism:
         """Return a mechanism with the noise that `epsilon` asks for; none for `none`."""
@@ -217,9 +216,15 @@ class Bench:
         return Mechanism.model_validate({**options, "noise_multiplier": sigma})
 
     def rounds(
-        self, mechanism: Mechanism, made: dict[str, float], cohorts: Sequence[CohortData], seed: int
+        self,
+        mechanism: Mechanism,
+        made: dict[str, float],
+        cohorts: Sequence[CohortData],
+        seed: int,
+        *,
+        start: Vector | None = None,
     ) -> tuple[Vector, str]:
-        """Take the rounds at all sites; returns the weights and the last verdict on a basis."""
+        """Take the rounds at all sites, from `start` or from the free model; returns the weights and the last verdict on a basis."""
         training = LocalTraining(
             strategy=self._engine.strategy,
             steps=self.setting.steps,
@@ -227,8 +232,22 @@ class Bench:
             anchor=AnchorOptions(weight=made["anchor"]) if made["anchor"] else None,
             average=0.6,
         )
-        weights, verdict = dict(self.weights), ""
-        for number in range(self.setting.rounds if mechanism.is_private else self.setting.none_rounds):
+        rounds = self.setting.rounds if mechanism.is_private else self.setting.none_rounds
+        return self.follow(mechanism, training, cohorts, seed, rounds=rounds, start=start)
+
+    def follow(
+        self,
+        mechanism: Mechanism,
+        training: LocalTraining,
+        cohorts: Sequence[CohortData],
+        seed: int,
+        *,
+        rounds: int,
+        start: Vector | None = None,
+    ) -> tuple[Vector, str]:
+        """Take rounds of any local training; otherwise as `rounds`."""
+        weights, verdict = dict(self.weights if start is None else start), ""
+        for number in range(rounds):
             self._put(weights)
             updates = []
             for site, cohort in enumerate(cohorts):
@@ -243,10 +262,14 @@ class Bench:
                     first_step=number * training.steps,
                 )
                 updates.append(done.update)
-                verdict = str(done.projection or "")
+                verdict = str(done.projection or done.ridge or "")
             weights = {name: value + sum(u[name] for u in updates) / len(updates) for name, value in weights.items()}
         self._put(self.weights)
         return weights, verdict
+
+    def dealt(self, mechanism: Mechanism, sites: int, seed: int) -> list[CohortData]:
+        """Deal the private people, as the mechanism reads them, to sites."""
+        return deal(self._people, self._cohort(mechanism), sites, seed)
 
     def halves(self) -> list[tuple[CohortData, Rows, PoseDataset]]:
         """Return each half of the validation people as a cohort, with the other half to score on."""
@@ -270,8 +293,9 @@ class Bench:
     def _cohort(self, mechanism: Mechanism) -> CohortData:
         """Open the private people's features, those of their public views only when they are needed."""
         shown = mechanism.uses_public_views
-        if shown not in self._cohorts:
-            self._cohorts[shown] = build_cohort(
+        key = (shown, shown and mechanism.feature.labels == "pseudo")
+        if key not in self._cohorts:
+            self._cohorts[key] = build_cohort(
                 self._people,
                 self._model,
                 mechanism,
@@ -279,7 +303,7 @@ class Bench:
                 cache_folder=self._folder / "cache",
                 public_view=self._view() if shown else None,
             )
-        return self._cohorts[shown]
+        return self._cohorts[key]
 
     def _view(self) -> PublicView:
         kind, strength = self.setting.view
@@ -293,7 +317,7 @@ class Bench:
                     value.copy_(weights[name])
 
 
-def _choose(bench: Bench, epsilon: float | None, say: Say) -> dict[str, float]:
+def choose(bench: Bench, epsilon: float | None, say: Say) -> dict[str, float]:
     """Choose the numbers of one epsilon, or of `none`, on public people alone.
 
     Half of the validation people stand for all private ones: everybody takes part in every step, and the noise on their
@@ -387,11 +411,11 @@ def _start(plan: FederationConfig, folder: Path, start: Path | None) -> PoseMode
     return initial_model(plan, folder, reuse=False)
 
 
-def _shown(scores: Scores) -> dict[str, Any]:
+def shown(scores: Scores) -> dict[str, Any]:
     groups = {name: round(value, 4) for name, value in scores.by_group.items()}
     return {"score": round(scores.pck_box_02, 4), "by_group": groups}
 
 
-def _plain(setting: Setting) -> dict[str, Any]:
+def plain(setting: dict[str, Any]) -> dict[str, Any]:
     """Return a setting as JSON has it: lists for tuples."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(setting).items()}
+    return dict(json.loads(json.dumps(setting)))

@@ -12,13 +12,14 @@ from wardpose.shared.files import write_text
 from wardpose.simulation.experiments import gap
 
 
-def write_page(path: Path, name: str, content: dict[str, Any]) -> None:
+def write_page(path: Path, name: str, content: dict[str, Any], *, about: str | None = gap.__doc__) -> None:
     """Write the table, the picture, what was chosen and on what it was measured.
 
     Args:
         path: HTML file, replaced atomically.
         name: of the experiment.
         content: as `records.read_results` returns it.
+        about: what the experiment is.
 
     """
     rows = gap.rows_of(content)
@@ -31,7 +32,7 @@ def write_page(path: Path, name: str, content: dict[str, Any]) -> None:
     )
     html = environment.get_template("experiment.html").render(
         name=name,
-        about=gap.__doc__,
+        about=about,
         picture=f"data:image/png;base64,{encoded}",
         headings=list(rows[0]) if rows else [],
         rows=rows,
