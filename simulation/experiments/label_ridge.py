@@ -41,7 +41,7 @@ class Setting:
     """What a run of the experiment covers.
 
     Attributes:
-        gap: sites, epsilons, seeds and the steps of `none` and `dp-sgd`.
+        base: sites, epsilons, seeds and the steps of `none` and `dp-sgd`.
         mechanisms: what is compared.
         people: public ones in the curvature.
         clip_norms: among which one is chosen.
@@ -50,7 +50,7 @@ class Setting:
 
     """
 
-    gap: gap.Setting = gap.Setting(sites=(1,))
+    base: gap.Setting = gap.Setting(sites=(1,))
     mechanisms: tuple[str, ...] = ("dp-sgd", "label-ridge", "label-ridge, dp-sgd", "label-ridge, views")
     people: int = 128
     clip_norms: tuple[float, ...] = (1.0, 4.0)
@@ -58,7 +58,7 @@ class Setting:
     dampings: tuple[float, ...] = (0.01, 0.1, 1.0)
 
 
-SIZES = {"small": Setting(), "full": Setting(gap=gap.Setting(sites=(1, 4)), people=783)}
+SIZES = {"small": Setting(), "full": Setting(base=gap.Setting(sites=(1, 4)), people=783)}
 
 
 def run(
@@ -72,20 +72,20 @@ def run(
 ) -> None:
     """Train what is not in `out` yet; arguments and errors as `gap.run`."""
     results = Results(out, gap.plain(asdict(setting)))
-    bench = gap.Bench(plan, setting.gap, start)
+    bench = gap.Bench(plan, setting.base, start)
     results.note("start", bench.start)
     if "free" not in results.content:
         results.note("free", gap.shown(bench.score(bench.weights)))
         say(f"free: {results.content['free']['score']:.3f}")
-    epsilons = setting.gap.epsilons
+    epsilons = setting.base.epsilons
     if "chosen" not in results.content:
         results.note("chosen", {f"{e:g}": gap.choose(bench, e, say) for e in epsilons})
         results.note("chosen_none", gap.choose(bench, None, say))
     if "chosen_ridge" not in results.content:
         results.note("chosen_ridge", {f"{e:g}": choose(bench, setting, e, say) for e in epsilons})
-    private = itertools.product(setting.mechanisms if only is None else only, epsilons, setting.gap.sites)
+    private = itertools.product(setting.mechanisms if only is None else only, epsilons, setting.base.sites)
     cases: list[tuple[str, float | None, int]] = [("none", None, 1), *private]
-    for (mechanism, budget, sites), seed in itertools.product(cases, setting.gap.seeds):
+    for (mechanism, budget, sites), seed in itertools.product(cases, setting.base.seeds):
         key = {"sites": sites, "epsilon": budget, "mechanism": mechanism, "seed": seed}
         if results.done(**key):
             continue
@@ -140,7 +140,7 @@ def noise_of(budget: float, delta: float, events: Sequence[Event] = (), *, rate:
 
 def choose(bench: gap.Bench, setting: Setting, budget: float, say: Say) -> Numbers:
     """Choose the numbers of one epsilon on public people alone, as `gap.choose`."""
-    halves, sigma = bench.halves(), noise_of(budget, setting.gap.delta)
+    halves, sigma = bench.halves(), noise_of(budget, setting.base.delta)
     best: Numbers = {}
     for damping, clip, rate in itertools.product(setting.dampings, setting.clip_norms, setting.learning_rates):
         made = {"damping": damping, "max_grad_norm": clip, "learning_rate": rate / clip}
@@ -170,13 +170,13 @@ def _train(
     if mechanism == "dp-sgd":
         return bench.train(mechanism, epsilon, sites=sites, seed=seed, made=steps)
     first = epsilon * (_FIRST_SHARE if mechanism == "label-ridge, dp-sgd" else 1.0)
-    release = ridge(setting, made, noise_of(first, setting.gap.delta), views=mechanism == "label-ridge, views")
+    release = ridge(setting, made, noise_of(first, setting.base.delta), views=mechanism == "label-ridge, views")
     dealt = bench.dealt(release, sites, seed)
     weights, verdict = _release(bench, release, made, dealt, seed)
     noise: list[float] = [release.noise_multiplier]
     if mechanism == "label-ridge, dp-sgd":
-        rate, count = setting.gap.sample_rate, setting.gap.rounds * setting.gap.steps
-        sigma = noise_of(epsilon, setting.gap.delta, release.events(1), rate=rate, steps=count)
+        rate, count = setting.base.sample_rate, setting.base.rounds * setting.base.steps
+        sigma = noise_of(epsilon, setting.base.delta, release.events(1), rate=rate, steps=count)
         further = _steps(rate, sigma).model_copy(update={"max_grad_norm": steps["max_grad_norm"]})
         weights, _ = bench.rounds(further, steps, dealt, 500 + seed, start=weights)
         noise.append(sigma)
