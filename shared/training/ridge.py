@@ -49,7 +49,7 @@ from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.training.cohort import PublicData, RowIds, load_bags
 from wardpose.shared.training.gradients import Bags, UnitGradients
 from wardpose.shared.training.public_part import PublicViews
-from wardpose.shared.vectors import Vector
+from wardpose.shared.vectors import Vector, map_vector
 
 WEIGHT, BIAS = "head.maps.weight", "head.maps.bias"
 _TOGETHER = 32  # people whose features are loaded at a time
@@ -98,15 +98,14 @@ class Whitening:
 
     def encode(self, gradients: Vector) -> Tensor:
         """Coordinates `L g_u`, (u, J d) float64, of gradients (u, ...)."""
-        rows = torch.cat([gradients[WEIGHT].flatten(2), gradients[BIAS][:, :, None]], dim=2).double()  # (u, J, d)
-        turned = torch.matmul(rows.transpose(0, 1), self.vectors) * self.scale[:, None]
+        turned = torch.matmul(rows_of(gradients), self.vectors) * self.scale[:, None]
         return turned.transpose(0, 1).flatten(1)
 
     def decode(self, coordinates: Tensor) -> Vector:
         """Return `L c` of coordinates (J d,), float64."""
         turned = coordinates.to(self.scale).reshape(self.scale.shape) * self.scale
-        rows = torch.matmul(self.vectors, turned[:, :, None])[:, :, 0]  # (J, d)
-        return {WEIGHT: rows[:, :-1].reshape(self._like[WEIGHT].shape), BIAS: rows[:, -1]}
+        rows = torch.matmul(self.vectors, turned[:, :, None])  # (J, d, 1)
+        return like_rows(rows.mT, self._like, units=False)
 
 
 class Ridge:
@@ -145,10 +144,18 @@ class Ridge:
             self._load, available = (lambda ids: load_bags(engine, rows, ids)), len(rows)
         self._ids = np.unique(np.linspace(0, available - 1, self._options.people).astype(np.int64))
         self._dimensions = 0.0
+        self._last: tuple[Vector, Whitening] | None = None
         self.report: RidgeReport | None = None
 
     def at(self, parameters: Vector) -> Whitening:
-        """Return the whitening at `parameters`, from public people."""
+        """Return the whitening at `parameters`, from public people; the last one where the weights did not move."""
+        if self._last is not None and all(torch.equal(value, self._last[0][name]) for name, value in parameters.items()):
+            return self._last[1]
+        made = self._made(parameters)
+        self._last = (map_vector(torch.clone, parameters), made)
+        return made
+
+    def _made(self, parameters: Vector) -> Whitening:
         total = 0.0
         for start in range(0, len(self._ids), _TOGETHER):
             bags = self._load(self._ids[start : start + _TOGETHER, None])
@@ -172,6 +179,19 @@ class Ridge:
         share = (float(kept.norm()) / whole) ** 2 if whole > 0 else 0.0
         self.report = RidgeReport(people=len(self._ids), dimensions=self._dimensions, kept=share)
         return kept.reshape(-1)
+
+
+def rows_of(gradients: Vector) -> Tensor:
+    """Rows (J, u, d) float64 of gradients (u, ...): each joint's weights, and its bias."""
+    return torch.cat([gradients[WEIGHT].flatten(2), gradients[BIAS][:, :, None]], dim=2).double().transpose(0, 1)
+
+
+def like_rows(rows: Tensor, like: Vector, *, units: bool = True) -> Vector:
+    """Inverse of `rows_of`, of the dtype of `like`; without `units`, rows (J, 1, d) of one vector in float64."""
+    one = rows.transpose(0, 1)
+    if not units:
+        return {WEIGHT: one[0, :, :-1].reshape(like[WEIGHT].shape), BIAS: one[0, :, -1]}
+    return {WEIGHT: one[:, :, :-1].reshape(like[WEIGHT].shape).to(like[WEIGHT]), BIAS: one[:, :, -1].to(like[BIAS])}
 
 
 def curvature(engine: UnitGradients, parameters: Vector, bags: Bags) -> Tensor:

@@ -67,6 +67,8 @@ class StepGradient:
         first_step: steps that the run took before this round, the position in a schedule.
         anchor: what public people add to every step.
         observer: looks at the units, if anybody does.
+        ridge: the closed form of `label-ridge`; made of public people or views when absent. For whoever takes many
+            steps from the same weights.
 
     Attributes:
         coordinates: sum of all steps' gradients in the public frames' coordinates, (m,) float64, if asked for.
@@ -89,6 +91,7 @@ class StepGradient:
         first_step: int = 0,
         anchor: PublicAnchor | None = None,
         observer: StepObserver | None = None,
+        ridge: Ridge | None = None,
     ) -> None:
         views = None
         if mechanism.uses_public_views:
@@ -109,7 +112,9 @@ class StepGradient:
         if views is not None and mechanism.adds_public_part:
             self._public = PublicPart(engine, data, views, mechanism, streams.public)
         self._projection = Projection(engine, mechanism, public, views) if mechanism.uses_basis else None
-        self._ridge = Ridge(engine, mechanism, public, views) if mechanism.whitens else None
+        self._ridge = ridge
+        if ridge is None and mechanism.whitens:
+            self._ridge = Ridge(engine, mechanism, public, views)
         self._rows = data.private
         if data.public is not None and mechanism.reads_views_alone:  # with the keypoints, which stay private
             self._rows = replace(data.private, inputs=data.public.inputs)
