@@ -16,7 +16,13 @@ from wardpose.shared.pose.pretrain import PretrainConfig
 from wardpose.shared.privacy.distributed import DistributedNoise
 from wardpose.shared.privacy.mechanisms import Mechanism, with_values
 from wardpose.shared.secure_aggregation.messages import least_survivors, refuse_small
-from wardpose.shared.training.settings import LocalTraining, refuse_anchor, refuse_distributed, refuse_ridge, refuse_uplink
+from wardpose.shared.training.settings import (
+    LocalTraining,
+    refuse_anchor,
+    refuse_distributed,
+    refuse_ridge,
+    refuse_uplink,
+)
 from wardpose.shared.yaml_config import Name, Strict, describe, load_yaml
 
 

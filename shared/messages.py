@@ -19,7 +19,13 @@ from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.seals import MOST_CHARGES, MOST_RECEIPTS, Digest, Head, Word
 from wardpose.shared.secure_aggregation.messages import Delivery
 from wardpose.shared.skeleton import get_skeleton
-from wardpose.shared.training.settings import LocalTraining, refuse_anchor, refuse_distributed, refuse_ridge, refuse_uplink
+from wardpose.shared.training.settings import (
+    LocalTraining,
+    refuse_anchor,
+    refuse_distributed,
+    refuse_ridge,
+    refuse_uplink,
+)
 
 TRAIN = "train"
 EVALUATE = "evaluate"
@@ -109,7 +115,7 @@ class RoundOrder(_Body):
 
     @property
     def reads_public_data(self) -> bool:
-        """Whether a site needs public data of its own: for a basis, a curvature, an anchor, or a judgement of its view."""
+        """Whether a site needs public data of its own: for a basis, a curvature, an anchor or a judgement."""
         return self.mechanism.reads_public_people or self.judges_view or self.training.anchor is not None
 
     @property

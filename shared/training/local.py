@@ -18,7 +18,13 @@ from wardpose.shared.training.cohort import CohortData, PublicData, load_bags
 from wardpose.shared.training.gradients import UnitGradients
 from wardpose.shared.training.projection import ProjectionReport
 from wardpose.shared.training.ridge import RidgeReport
-from wardpose.shared.training.settings import LocalTraining, refuse_anchor, refuse_distributed, refuse_ridge, refuse_uplink
+from wardpose.shared.training.settings import (
+    LocalTraining,
+    refuse_anchor,
+    refuse_distributed,
+    refuse_ridge,
+    refuse_uplink,
+)
 from wardpose.shared.training.step import DeclaredUnits, StepGradient, StepObserver
 from wardpose.shared.training.view_gate import ViewReport
 from wardpose.shared.vectors import Vector, map_vector, unflatten

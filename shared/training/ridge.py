@@ -3,7 +3,7 @@
 Only the last 1x1 convolution trains (`maps`): for each joint j a weight per channel and a bias, w_j (d,). Behind it all
 is linear up to the two softmaxes, so that the loss is convex in w_j, joints do not mix, and its second derivative is
 known exactly: with X (positions, d) the trunk's features and a 1, M_a = T_a U X the way from w_j to the bins of axis a
-(U the interpolation, T_a the head's linear layer), p_a the predicted distribution and v_j the joint's share of the loss,
+(U the interpolation, T_a the head's linear layer), p_a what is predicted and v_j the joint's share of the loss,
 
     H_j = mean over people of  v_j sum_a M_a' (diag p_a - p_a p_a') M_a .
 
@@ -77,7 +77,9 @@ class RidgeReport:
 
     def __str__(self) -> str:
         verdict = f"{self.kept:.0%} of the noised sum is kept" if self.used else "NOTHING stands out of the noise"
-        return f"ridge regression of {self.dimensions:.0f} effective numbers over {self.people} public people: {verdict}"
+        return (
+            f"ridge regression of {self.dimensions:.0f} effective numbers over {self.people} public people: {verdict}"
+        )
 
 
 class Whitening:
@@ -143,24 +145,27 @@ class Ridge:
             rows = public.rows
             self._load, available = (lambda ids: load_bags(engine, rows, ids)), len(rows)
         self._ids = np.unique(np.linspace(0, available - 1, self._options.people).astype(np.int64))
+        self._joints = len(engine.parameters()[BIAS])
         self._dimensions = 0.0
         self._last: tuple[Vector, Whitening] | None = None
         self.report: RidgeReport | None = None
 
     def at(self, parameters: Vector) -> Whitening:
         """Return the whitening at `parameters`, from public people; the last one where the weights did not move."""
-        if self._last is not None and all(torch.equal(value, self._last[0][name]) for name, value in parameters.items()):
+        if self._last is not None and all(
+            torch.equal(value, self._last[0][name]) for name, value in parameters.items()
+        ):
             return self._last[1]
         made = self._made(parameters)
         self._last = (map_vector(torch.clone, parameters), made)
         return made
 
     def _made(self, parameters: Vector) -> Whitening:
-        total = 0.0
+        total = torch.zeros(())
         for start in range(0, len(self._ids), _TOGETHER):
             bags = self._load(self._ids[start : start + _TOGETHER, None])
             total = total + curvature(self._engine, parameters, bags)
-        mean = torch.as_tensor(total) / len(self._ids)
+        mean = total / len(self._ids)
         sound = torch.isfinite(mean).flatten(1).all(dim=1)  # hostile weights; such a joint's curvature counts as none
         values, vectors = torch.linalg.eigh(torch.where(sound[:, None, None], mean, 0.0))
         values, vectors = values.flip(-1).clamp(min=0.0), vectors.flip(-1)
@@ -170,11 +175,10 @@ class Ridge:
 
     def shrunk(self, coordinates: Tensor, deviation: float) -> Tensor:
         """Shorten a noised sum (J d,) by its noise of standard deviation `deviation` in each coordinate."""
-        band = self._options.band
-        rows = coordinates.reshape(len(self._engine.parameters()[BIAS]), -1)
-        kept = rows if not band or not deviation else torch.cat(
-            [_without_noise(part, deviation) for part in rows.split(band, dim=1)], dim=1
-        )
+        rows = kept = coordinates.reshape(self._joints, -1)
+        if self._options.band and deviation:
+            bands = torch.split(rows, self._options.band, dim=1)
+            kept = torch.cat([_without_noise(part, deviation) for part in bands], dim=1)
         whole = float(rows.norm())
         share = (float(kept.norm()) / whole) ** 2 if whole > 0 else 0.0
         self.report = RidgeReport(people=len(self._ids), dimensions=self._dimensions, kept=share)

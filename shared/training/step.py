@@ -63,7 +63,7 @@ class StepGradient:
         mechanism: what a step does.
         streams: sampling, noise and public draws, all independent.
         declared_units: N.
-        public: public data of the basis, of the curvature and of the judgement of the view, where the mechanism has them.
+        public: public data of the basis, the curvature and the judgement of the view, where the mechanism has them.
         first_step: steps that the run took before this round, the position in a schedule.
         anchor: what public people add to every step.
         observer: looks at the units, if anybody does.

@@ -224,7 +224,7 @@ class Bench:
         *,
         start: Vector | None = None,
     ) -> tuple[Vector, str]:
-        """Take the rounds at all sites, from `start` or from the free model; returns the weights and the last verdict on a basis."""
+        """Take the rounds at all sites, from `start` or the free model; returns weights and the last verdict."""
         training = LocalTraining(
             strategy=self._engine.strategy,
             steps=self.setting.steps,
@@ -412,6 +412,7 @@ def _start(plan: FederationConfig, folder: Path, start: Path | None) -> PoseMode
 
 
 def shown(scores: Scores) -> dict[str, Any]:
+    """Return what a run keeps of its scores."""
     groups = {name: round(value, 4) for name, value in scores.by_group.items()}
     return {"score": round(scores.pck_box_02, 4), "by_group": groups}
 

@@ -1,4 +1,4 @@
-"""What one noised ridge regression of the last layer wins back, beside steps of `dp-sgd`: as `gap`, from the same start.
+"""What one noised ridge regression of the last layer wins back, beside steps of `dp-sgd`; otherwise as `gap`.
 
 * `label-ridge` is one release: everybody takes part (q = 1), one draw of noise, a closed form.
 * `label-ridge, views` is the same from features of the public view alone, around boxes that somebody drew (or whole
@@ -36,6 +36,9 @@ _FIRST_SHARE = 0.5  # of epsilon, for the release that steps of dp-sgd follow
 _PRECISION = 1e-3  # relative, of a noise multiplier that is sought
 
 
+_ONE = gap.Setting(sites=(1,))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What a run of the experiment covers.
@@ -50,7 +53,7 @@ class Setting:
 
     """
 
-    base: gap.Setting = gap.Setting(sites=(1,))
+    base: gap.Setting = _ONE
     mechanisms: tuple[str, ...] = ("dp-sgd", "label-ridge", "label-ridge, dp-sgd", "label-ridge, views")
     people: int = 128
     clip_norms: tuple[float, ...] = (1.0, 4.0)
@@ -90,7 +93,7 @@ def run(
         if results.done(**key):
             continue
         before = time.process_time()
-        found = _train(bench, setting, results.content, **key)
+        found = _train(bench, setting, results.content, mechanism, budget, sites=sites, seed=seed)
         results.add({**found, "cpu_seconds": round(time.process_time() - before, 1)}, **key)
         say(f"{mechanism}, {sites} sites, epsilon {budget}, seed {seed}: {found['score']:.3f}")
 
@@ -158,25 +161,25 @@ def _train(
     bench: gap.Bench,
     setting: Setting,
     content: dict[str, Any],
-    *,
     mechanism: str,
-    epsilon: float | None,
+    budget: float | None,
+    *,
     sites: int,
     seed: int,
 ) -> dict[str, Any]:
-    if epsilon is None:
+    if budget is None:
         return bench.train(mechanism, None, sites=sites, seed=seed, made=content["chosen_none"])
-    steps, made = content["chosen"][f"{epsilon:g}"], content["chosen_ridge"][f"{epsilon:g}"]
+    steps, made = content["chosen"][f"{budget:g}"], content["chosen_ridge"][f"{budget:g}"]
     if mechanism == "dp-sgd":
-        return bench.train(mechanism, epsilon, sites=sites, seed=seed, made=steps)
-    first = epsilon * (_FIRST_SHARE if mechanism == "label-ridge, dp-sgd" else 1.0)
+        return bench.train(mechanism, budget, sites=sites, seed=seed, made=steps)
+    first = budget * (_FIRST_SHARE if mechanism == "label-ridge, dp-sgd" else 1.0)
     release = ridge(setting, made, noise_of(first, setting.base.delta), views=mechanism == "label-ridge, views")
     dealt = bench.dealt(release, sites, seed)
     weights, verdict = _release(bench, release, made, dealt, seed)
     noise: list[float] = [release.noise_multiplier]
     if mechanism == "label-ridge, dp-sgd":
         rate, count = setting.base.sample_rate, setting.base.rounds * setting.base.steps
-        sigma = noise_of(epsilon, setting.base.delta, release.events(1), rate=rate, steps=count)
+        sigma = noise_of(budget, setting.base.delta, release.events(1), rate=rate, steps=count)
         further = _steps(rate, sigma).model_copy(update={"max_grad_norm": steps["max_grad_norm"]})
         weights, _ = bench.rounds(further, steps, dealt, 500 + seed, start=weights)
         noise.append(sigma)

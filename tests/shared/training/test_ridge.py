@@ -1,4 +1,4 @@
-"""Label-ridge: equal to a closed form written down again, within the clip norm whoever leaves, blind but for one sum."""
+"""Label-ridge: a closed form written down again, within the clip norm whoever leaves, blind but for one sum."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -200,7 +200,9 @@ def test_no_unit_moves_the_sum_by_more_than_the_clip_norm(variant: str) -> None:
     ridge = ridge_of(chosen, engine, data)
     moved: list[float] = []
     for kind in (None, *HOSTILE):
-        bad = data if kind is None else with_rows(data, hostile(kind, last_rows(data)), public=not chosen.shows_own_views)
+        bad = (
+            data if kind is None else with_rows(data, hostile(kind, last_rows(data)), public=not chosen.shows_own_views)
+        )
         together = sums(bad, chosen, ridge)
         assert together.max_grad_norm == CLIP
         assert bool(torch.isfinite(together.total).all())
@@ -229,7 +231,10 @@ def test_whatever_the_weights_and_the_public_people_a_unit_moves_a_clip_norm_and
     weights: str,
 ) -> None:
     """The server chooses the weights, and the public people; the least damping stretches most."""
-    engine, chosen = engine_of(torch.float32), make_mechanism("label-ridge", ridge={"damping": 1e-6}, max_grad_norm=1e-4)
+    engine, chosen = (
+        engine_of(torch.float32),
+        make_mechanism("label-ridge", ridge={"damping": 1e-6}, max_grad_norm=1e-4),
+    )
     data, generator = cohort_of(chosen, engine), torch.Generator().manual_seed(1)
     at = {
         name: WEIGHTS[weights](value, torch.randn(value.shape, generator=generator))
@@ -242,7 +247,9 @@ def test_whatever_the_weights_and_the_public_people_a_unit_moves_a_clip_norm_and
         ridge = Ridge(engine, chosen, public, None)
         whitening = ridge.at(at)
         assert bool(torch.isfinite(whitening.scale).all())
-        assert float(torch.linalg.matrix_norm(whitening.vectors * whitening.scale[:, None], 2).max()) <= 1e3 * (1 + 1e-9)
+        assert float(torch.linalg.matrix_norm(whitening.vectors * whitening.scale[:, None], 2).max()) <= 1e3 * (
+            1 + 1e-9
+        )
         whole = sums(data, chosen, ridge, at=at)
         share = float((whole.total - sums(without_unit(data, 1), chosen, ridge, at=at).total).norm()) / 1e-4
         assert share <= TOLERANCE

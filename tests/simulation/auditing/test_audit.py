@@ -69,7 +69,14 @@ def gap(result: Audit) -> float:
 
 @pytest.mark.parametrize(
     ("name", "rate"),
-    [("dp-sgd", 1.0), ("dp-sgd", 0.5), ("feature", 0.5), ("projected", 1.0), ("feature-projective", 0.5), ("label-ridge", 1.0)],
+    [
+        ("dp-sgd", 1.0),
+        ("dp-sgd", 0.5),
+        ("feature", 0.5),
+        ("projected", 1.0),
+        ("feature-projective", 0.5),
+        ("label-ridge", 1.0),
+    ],
 )
 def test_steps_with_looked_up_gradients_are_steps_with_differentiated_ones(name: Name, rate: float) -> None:
     bench = Bench(AuditPlan(mechanism=name, canaries=8, per_run=8, sample_rate=rate, pictures=True, seed=SEED))
