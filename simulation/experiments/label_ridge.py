@@ -3,11 +3,12 @@
 * `label-ridge` is one release: everybody takes part (q = 1), one draw of noise, a closed form.
 * `label-ridge, views` is the same from features of the public view alone, around boxes that somebody drew (or whole
   frames), so that only keypoints are private.
+* `label-ridge, rounds` is several of them in one course, each from where the last one led to, with noise for all.
 * `label-ridge, dp-sgd` spends half of epsilon on that release and goes on with `gap`'s steps of `dp-sgd` from there,
   with the noise that makes both together cost epsilon.
 
-Clip norm, learning rate and damping are chosen on public people as `gap` chooses its numbers. The views' one takes
-those of `label-ridge`: what public people's views would say of them is not looked at.
+Clip norm, learning rate and damping are chosen on public people as `gap` chooses its numbers, and again for several
+rounds, at the smallest clip norm. The views' one takes those of `label-ridge`: what public people's views would say of them is not looked at.
 """
 
 import itertools
@@ -47,6 +48,7 @@ class Setting:
         base: sites, epsilons, seeds and the steps of `none` and `dp-sgd`.
         mechanisms: what is compared.
         people: public ones in the curvature.
+        rounds: of `label-ridge, rounds`.
         clip_norms: among which one is chosen.
         learning_rates: among which one is chosen, times the clip norm's reciprocal.
         dampings: among which one is chosen.
@@ -54,8 +56,15 @@ class Setting:
     """
 
     base: gap.Setting = _ONE
-    mechanisms: tuple[str, ...] = ("dp-sgd", "label-ridge", "label-ridge, dp-sgd", "label-ridge, views")
+    mechanisms: tuple[str, ...] = (
+        "dp-sgd",
+        "label-ridge",
+        "label-ridge, rounds",
+        "label-ridge, dp-sgd",
+        "label-ridge, views",
+    )
     people: int = 128
+    rounds: int = 3
     clip_norms: tuple[float, ...] = (1.0, 4.0)
     learning_rates: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     dampings: tuple[float, ...] = (0.01, 0.1, 1.0)
@@ -86,6 +95,9 @@ def run(
         results.note("chosen_none", gap.choose(bench, None, say))
     if "chosen_ridge" not in results.content:
         results.note("chosen_ridge", {f"{e:g}": choose(bench, setting, e, say) for e in epsilons})
+    if "chosen_rounds" not in results.content:
+        rounds = setting.rounds
+        results.note("chosen_rounds", {f"{e:g}": choose(bench, setting, e, say, rounds=rounds) for e in epsilons})
     private = itertools.product(setting.mechanisms if only is None else only, epsilons, setting.base.sites)
     cases: list[tuple[str, float | None, int]] = [("none", None, 1), *private]
     for (mechanism, budget, sites), seed in itertools.product(cases, setting.base.seeds):
@@ -141,19 +153,21 @@ def noise_of(budget: float, delta: float, events: Sequence[Event] = (), *, rate:
     return most
 
 
-def choose(bench: gap.Bench, setting: Setting, budget: float, say: Say) -> Numbers:
+def choose(bench: gap.Bench, setting: Setting, budget: float, say: Say, *, rounds: int = 1) -> Numbers:
     """Choose the numbers of one epsilon on public people alone, as `gap.choose`."""
-    halves, sigma = bench.halves(), noise_of(budget, setting.base.delta)
+    halves, sigma = bench.halves(), noise_of(budget, setting.base.delta, steps=rounds)
     best: Numbers = {}
-    for damping, clip, rate in itertools.product(setting.dampings, setting.clip_norms, setting.learning_rates):
+    clips = setting.clip_norms if rounds == 1 else (min(setting.clip_norms),)
+    for damping, clip, rate in itertools.product(setting.dampings, clips, setting.learning_rates):
         made = {"damping": damping, "max_grad_norm": clip, "learning_rate": rate / clip}
         scores = []
         for data, rows, others in halves:
             mechanism = ridge(setting, made, sigma * len(data.units) / bench.size)
-            scores.append(bench.score_half(_release(bench, mechanism, made, [data], 0)[0], rows, others))
+            weights, _ = _release(bench, mechanism, made, [data], 0, rounds=rounds)
+            scores.append(bench.score_half(weights, rows, others))
         if float(np.mean(scores)) > best.get("score", -1.0):
             best = {**made, "score": float(np.mean(scores))}
-    say(f"label-ridge, epsilon {budget:g}: chosen {best}")
+    say(f"label-ridge, {rounds} rounds, epsilon {budget:g}: chosen {best}")
     return best
 
 
@@ -172,10 +186,15 @@ def _train(
     steps, made = content["chosen"][f"{budget:g}"], content["chosen_ridge"][f"{budget:g}"]
     if mechanism == "dp-sgd":
         return bench.train(mechanism, budget, sites=sites, seed=seed, made=steps)
+    several = mechanism == "label-ridge, rounds"
+    if several:
+        made = content["chosen_rounds"][f"{budget:g}"]
+    rounds = setting.rounds if several else 1
     first = budget * (_FIRST_SHARE if mechanism == "label-ridge, dp-sgd" else 1.0)
-    release = ridge(setting, made, noise_of(first, setting.base.delta), views=mechanism == "label-ridge, views")
+    noised = noise_of(first, setting.base.delta, steps=rounds)
+    release = ridge(setting, made, noised, views=mechanism == "label-ridge, views")
     dealt = bench.dealt(release, sites, seed)
-    weights, verdict = _release(bench, release, made, dealt, seed)
+    weights, verdict = _release(bench, release, made, dealt, seed, rounds=rounds)
     noise: list[float] = [release.noise_multiplier]
     if mechanism == "label-ridge, dp-sgd":
         rate, count = setting.base.sample_rate, setting.base.rounds * setting.base.steps
@@ -187,11 +206,11 @@ def _train(
 
 
 def _release(
-    bench: gap.Bench, mechanism: Mechanism, made: Numbers, cohorts: Sequence[CohortData], seed: int
+    bench: gap.Bench, mechanism: Mechanism, made: Numbers, cohorts: Sequence[CohortData], seed: int, *, rounds: int
 ) -> tuple[Vector, str]:
     optimizer = OptimizerConfig(name="sgd", learning_rate=made["learning_rate"])
     training = LocalTraining(strategy="maps", steps=1, optimizer=optimizer)
-    return bench.follow(mechanism, training, cohorts, seed, rounds=1)
+    return bench.follow(mechanism, training, cohorts, seed, rounds=rounds)
 
 
 def _steps(rate: float, sigma: float) -> Mechanism:

@@ -28,7 +28,7 @@ BASE = gap.Setting(
     anchors=(0.0,),
     view=("mosaic", 8),
 )
-SMALL = label_ridge.Setting(base=BASE, people=2, clip_norms=(1.0,), learning_rates=(1.0,), dampings=(0.1,))
+SMALL = label_ridge.Setting(base=BASE, people=2, rounds=2, clip_norms=(1.0,), learning_rates=(1.0,), dampings=(0.1,))
 
 
 def test_a_release_and_steps_together_cost_what_is_allowed() -> None:
@@ -67,6 +67,8 @@ def test_it_runs_every_mechanism_and_goes_on_where_it_was(tmp_path: Path, monkey
     assert {row["mechanism"] for row in rows} == set(SMALL.mechanisms)
     both = next(run for run in content["runs"] if run["key"]["mechanism"] == "label-ridge, dp-sgd")
     once = next(run for run in content["runs"] if run["key"]["mechanism"] == "label-ridge")
+    several = next(run for run in content["runs"] if run["key"]["mechanism"] == "label-ridge, rounds")
+    assert several["noise_multiplier"][0] > once["noise_multiplier"][0]
     assert len(both["noise_multiplier"]) == 2
     assert both["noise_multiplier"][0] > once["noise_multiplier"][0] > 0
     shown = CliRunner().invoke(app, ["experiment", "report", "label-ridge", "--results", str(out), "--json"])
