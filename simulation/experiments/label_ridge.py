@@ -1,14 +1,15 @@
 """What one noised ridge regression of the last layer wins back, beside steps of `dp-sgd`; otherwise as `gap`.
 
 * `label-ridge` is one release: everybody takes part (q = 1), one draw of noise, a closed form.
-* `label-ridge, views` is the same from features of the public view alone, around boxes that somebody drew (or whole
+* `label-ridge (views)` is the same from features of the public view alone, around boxes that somebody drew (or whole
   frames), so that only keypoints are private.
-* `label-ridge, rounds` is several of them in one course, each from where the last one led to, with noise for all.
-* `label-ridge, dp-sgd` spends half of epsilon on that release and goes on with `gap`'s steps of `dp-sgd` from there,
+* `label-ridge (rounds)` is several of them in one course, each from where the last one led to, with noise for all.
+* `label-ridge + dp-sgd` spends half of epsilon on that release and goes on with `gap`'s steps of `dp-sgd` from there,
   with the noise that makes both together cost epsilon.
 
 Clip norm, learning rate and damping are chosen on public people as `gap` chooses its numbers, and again for several
-rounds, at the smallest clip norm. The views' one takes those of `label-ridge`: what public people's views would say of them is not looked at.
+rounds, at the smallest clip norm. The views' one takes those of `label-ridge`: what public people's views would say of
+them is not looked at.
 """
 
 import itertools
@@ -48,7 +49,7 @@ class Setting:
         base: sites, epsilons, seeds and the steps of `none` and `dp-sgd`.
         mechanisms: what is compared.
         people: public ones in the curvature.
-        rounds: of `label-ridge, rounds`.
+        rounds: of `label-ridge (rounds)`.
         clip_norms: among which one is chosen.
         learning_rates: among which one is chosen, times the clip norm's reciprocal.
         dampings: among which one is chosen.
@@ -59,9 +60,9 @@ class Setting:
     mechanisms: tuple[str, ...] = (
         "dp-sgd",
         "label-ridge",
-        "label-ridge, rounds",
-        "label-ridge, dp-sgd",
-        "label-ridge, views",
+        "label-ridge (rounds)",
+        "label-ridge + dp-sgd",
+        "label-ridge (views)",
     )
     people: int = 128
     rounds: int = 3
@@ -186,17 +187,17 @@ def _train(
     steps, made = content["chosen"][f"{budget:g}"], content["chosen_ridge"][f"{budget:g}"]
     if mechanism == "dp-sgd":
         return bench.train(mechanism, budget, sites=sites, seed=seed, made=steps)
-    several = mechanism == "label-ridge, rounds"
+    several = mechanism == "label-ridge (rounds)"
     if several:
         made = content["chosen_rounds"][f"{budget:g}"]
     rounds = setting.rounds if several else 1
-    first = budget * (_FIRST_SHARE if mechanism == "label-ridge, dp-sgd" else 1.0)
+    first = budget * (_FIRST_SHARE if mechanism == "label-ridge + dp-sgd" else 1.0)
     noised = noise_of(first, setting.base.delta, steps=rounds)
-    release = ridge(setting, made, noised, views=mechanism == "label-ridge, views")
+    release = ridge(setting, made, noised, views=mechanism == "label-ridge (views)")
     dealt = bench.dealt(release, sites, seed)
     weights, verdict = _release(bench, release, made, dealt, seed, rounds=rounds)
     noise: list[float] = [release.noise_multiplier]
-    if mechanism == "label-ridge, dp-sgd":
+    if mechanism == "label-ridge + dp-sgd":
         rate, count = setting.base.sample_rate, setting.base.rounds * setting.base.steps
         sigma = noise_of(budget, setting.base.delta, release.events(1), rate=rate, steps=count)
         further = _steps(rate, sigma).model_copy(update={"max_grad_norm": steps["max_grad_norm"]})
