@@ -172,7 +172,7 @@ class StepGradient:
         expected = expected_batch_size(mechanism, self._declared)
         basis = self._projection.at(parameters) if self._projection is not None else None
         whitening = self._ridge.at(parameters) if self._ridge is not None else None
-        query = self._query(mechanism, parameters, basis or whitening)
+        query = self._query(mechanism, parameters, whitening if basis is None else basis)
         residual = _residual_query(mechanism, parameters, basis)
         total = query.zero()
         rest = residual.zero() if residual is not None else {}

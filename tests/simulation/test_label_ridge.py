@@ -40,6 +40,14 @@ def test_a_release_and_steps_together_cost_what_is_allowed() -> None:
     assert 1.98 < together <= 2.0
 
 
+def test_as_two_courses_they_cost_about_a_quarter_more() -> None:
+    first = Mechanism(name="label-ridge", sample_rate=1.0, noise_multiplier=label_ridge.noise_of(0.4, 1e-4)).events(1)
+    sigma = label_ridge.noise_of(0.8, 1e-4, first, rate=0.25, steps=6)
+    further = Mechanism(sample_rate=0.25, noise_multiplier=sigma).events(6)
+    filtered = epsilon([*first, *further], delta=(1 - COURSE_SHARE) * 1e-4, accountant="rdp")
+    assert 1.2 < filtered / 0.8 < 1.3
+
+
 @pytest.mark.slow
 def test_it_runs_every_mechanism_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WARDPOSE_HOME", str(tmp_path / "home"))
