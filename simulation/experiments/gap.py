@@ -137,7 +137,7 @@ def run(
     if "chosen" not in results.content:
         results.note("chosen", {f"{e:g}": choose(bench, e, say) for e in setting.epsilons})
     if "chosen_none" not in results.content:
-        results.note("chosen_none", choose(bench, None, say))
+        results.note("chosen_none", choose_none(bench, say))
     chosen = results.content["chosen"]
     private = itertools.product(setting.mechanisms if only is None else only, setting.epsilons, setting.sites)
     cases: list[tuple[str, float | None, int]] = [("none", None, 1), *private]
@@ -338,6 +338,11 @@ def choose(bench: Bench, epsilon: float | None, say: Say) -> dict[str, float]:
             best = {**made, "score": float(np.mean(scores))}
     say(f"epsilon {epsilon}: chosen {best}")
     return best
+
+
+def choose_none(bench: Bench, say: Say) -> dict[str, float]:
+    """Choose the numbers of `none`, as `choose`."""
+    return choose(bench, None, say)
 
 
 def rows_of(content: dict[str, Any]) -> list[dict[str, Any]]:

@@ -93,7 +93,7 @@ def run(
     epsilons = setting.base.epsilons
     if "chosen" not in results.content:
         results.note("chosen", {f"{e:g}": gap.choose(bench, e, say) for e in epsilons})
-        results.note("chosen_none", gap.choose(bench, None, say))
+        results.note("chosen_none", gap.choose_none(bench, say))
     if "chosen_ridge" not in results.content:
         results.note("chosen_ridge", {f"{e:g}": choose(bench, setting, e, say) for e in epsilons})
     if "chosen_rounds" not in results.content:
