@@ -34,6 +34,7 @@ from wardpose.simulation.experiments.records import Results
 Say = Callable[[str], None]
 Numbers = dict[str, float]
 
+_SEVERAL = "label-ridge (rounds)"
 _FIRST_SHARE = 0.5  # of epsilon, for the release that steps of dp-sgd follow
 _PRECISION = 1e-3  # relative, of a noise multiplier that is sought
 
@@ -60,7 +61,7 @@ class Setting:
     mechanisms: tuple[str, ...] = (
         "dp-sgd",
         "label-ridge",
-        "label-ridge (rounds)",
+        _SEVERAL,
         "label-ridge + dp-sgd",
         "label-ridge (views)",
     )
@@ -96,19 +97,26 @@ def run(
         results.note("chosen_none", gap.choose_none(bench, say))
     if "chosen_ridge" not in results.content:
         results.note("chosen_ridge", {f"{e:g}": choose(bench, setting, e, say) for e in epsilons})
-    if "chosen_rounds" not in results.content:
-        rounds = setting.rounds
-        results.note("chosen_rounds", {f"{e:g}": choose(bench, setting, e, say, rounds=rounds) for e in epsilons})
     private = itertools.product(setting.mechanisms if only is None else only, epsilons, setting.base.sites)
     cases: list[tuple[str, float | None, int]] = [("none", None, 1), *private]
     for (mechanism, budget, sites), seed in itertools.product(cases, setting.base.seeds):
         key = {"sites": sites, "epsilon": budget, "mechanism": mechanism, "seed": seed}
         if results.done(**key):
             continue
+        if mechanism == _SEVERAL and budget is not None:
+            _choose_rounds(bench, setting, results, budget, say)
         before = time.process_time()
         found = _train(bench, setting, results.content, mechanism, budget, sites=sites, seed=seed)
         results.add({**found, "cpu_seconds": round(time.process_time() - before, 1)}, **key)
         say(f"{mechanism}, {sites} sites, epsilon {budget}, seed {seed}: {found['score']:.3f}")
+
+
+def _choose_rounds(bench: gap.Bench, setting: Setting, results: Results, budget: float, say: Say) -> None:
+    """Choose, where it is not done yet, and keep what several rounds take; it takes longest of all."""
+    known = results.content.get("chosen_rounds", {})
+    if f"{budget:g}" not in known:
+        made = choose(bench, setting, budget, say, rounds=setting.rounds)
+        results.note("chosen_rounds", {**known, f"{budget:g}": made})
 
 
 def rows_of(content: dict[str, Any]) -> list[dict[str, Any]]:
@@ -187,7 +195,7 @@ def _train(
     steps, made = content["chosen"][f"{budget:g}"], content["chosen_ridge"][f"{budget:g}"]
     if mechanism == "dp-sgd":
         return bench.train(mechanism, budget, sites=sites, seed=seed, made=steps)
-    several = mechanism == "label-ridge (rounds)"
+    several = mechanism == _SEVERAL
     if several:
         made = content["chosen_rounds"][f"{budget:g}"]
     rounds = setting.rounds if several else 1
