@@ -136,6 +136,10 @@ class UnitGradients:
         """Copy the model's trainable parameters: the point at which gradients are taken."""
         return trained_values(self._model, self.strategy)
 
+    def frozen(self, name: str) -> Tensor:
+        """Return a weight that does not train."""
+        return self._frozen[name]
+
     def features(self, inputs: Tensor) -> Tensor:
         """Compute trunk features (B, C, h, w) of crops (B, 3, H, W); the crops where nothing is frozen."""
         with torch.no_grad(), self._precision():
@@ -229,10 +233,14 @@ class UnitGradients:
                 parts.append(jvp(losses, (primals,), (tangents,))[1])
         return torch.cat(parts) if parts else torch.zeros(0, dtype=self.dtype, device=self.device)
 
+    def logits(self, parameters: Vector, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits over the bins of x (B, J, bins) and of y that `parameters` give trunk features (B, C, h, w)."""
+        with torch.no_grad():
+            return self._call(parameters, features)
+
     def predict(self, parameters: Vector, features: Tensor) -> Tensor:
         """Joints (B, J, 2), crop pixels, that `parameters` predict from trunk features (B, C, h, w)."""
-        with torch.no_grad():
-            joints, _ = self._codec.decode(*self._call(parameters, features))
+        joints, _ = self._codec.decode(*self.logits(parameters, features))
         return joints
 
     def micro_batch(self, bags: Bags) -> int:

@@ -138,6 +138,26 @@ def refuse_anchor(mechanism: Mechanism, training: LocalTraining) -> None:
         raise ValueError(f"training.average is {training.average:g}; coefficients as uplink allow 0")
 
 
+def refuse_ridge(mechanism: Mechanism, training: LocalTraining) -> None:
+    """Refuse what one ridge regression of the last layer cannot be; part of every plan's and order's validation.
+
+    Raises:
+        ValueError: something else than `maps` trains, in more steps than one, or by an optimiser with a memory.
+
+    """
+    if not mechanism.whitens:
+        return
+    name, optimizer = f'mechanism "{mechanism.name}"', training.optimizer
+    if training.strategy != "maps":
+        raise ValueError(f'training.strategy is {training.strategy!r}; {name} allows "maps"')
+    if training.steps != 1:
+        raise ValueError(f"training.steps is {training.steps}; {name} allows 1, a round is one closed form")
+    if optimizer.name != "sgd" or optimizer.momentum or optimizer.weight_decay:
+        raise ValueError(f'training.optimizer: {name} allows "sgd" without momentum and weight decay, not {optimizer}')
+    if training.anchor is not None:
+        raise ValueError(f"training.anchor: {name} allows none, public people are in its curvature")
+
+
 def refuse_distributed(mechanism: Mechanism, training: LocalTraining) -> None:
     """Refuse what shares of noise cannot protect (`privacy.distributed`); part of every plan's and order's validation.
 

@@ -17,6 +17,7 @@ Name = Annotated[str, typer.Argument(help="As `wardpose experiment list` names i
 _KNOWN = {
     "gap": "how much of the way from the best free model to training without privacy is won back",
     "free": "what each thing that costs no patient anything gives the public phase",
+    "label-ridge": "one noised ridge regression of the last layer beside steps of dp-sgd",
 }
 
 

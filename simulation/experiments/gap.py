@@ -16,7 +16,7 @@ Nothing is chosen on `data.test`. What private training uses, the set of paramet
 learning rate and weight of the public anchor, is what half of the people of `data.validation`, who are public, improved
 the score of the other half most with, under noise of the standard deviation that the mean gradient of the private
 people gets (`choose`). The rate of `none`, which protects nobody, is that with which the private people improved the
-score of `data.validation` most (`_choose_none`). Rates fall from round to round by half a cosine.
+score of `data.validation` most (`choose_none`). Rates fall from round to round by half a cosine.
 """
 
 import itertools
@@ -160,7 +160,7 @@ def run(
     if "chosen" not in results.content:
         results.note("chosen", {f"{e:g}": choose(bench, e, say) for e in setting.epsilons})
     if "chosen_none" not in results.content:
-        results.note("chosen_none", _choose_none(bench, say))
+        results.note("chosen_none", choose_none(bench, say))
     chosen = results.content["chosen"]
     private = itertools.product(setting.mechanisms if only is None else only, setting.epsilons, setting.sites)
     cases: list[tuple[str, float | None, int]] = [("none", None, 1), *private]
@@ -290,7 +290,7 @@ class Bench:
                     first_step=number * training.steps,
                 )
                 updates.append(done.update)
-                verdict = str(done.projection or "")
+                verdict = str(done.projection or done.ridge or "")
             weights = {name: value + sum(u[name] for u in updates) / len(updates) for name, value in weights.items()}
         self._put(self.weights)
         return weights, verdict
@@ -391,7 +391,7 @@ def _choose_strategy(plan: FederationConfig, setting: Setting, start: Path | Non
     return tried
 
 
-def _choose_none(bench: Bench, say: Say) -> dict[str, float]:
+def choose_none(bench: Bench, say: Say) -> dict[str, float]:
     """Choose the rate of `none`: it protects nobody, so it may learn from private people; scored on public ones."""
     best: dict[str, float] = {}
     mechanism = bench.mechanism("none", None, 1.0)
