@@ -21,6 +21,7 @@ from wardpose.shared.training.settings import (
     refuse_anchor,
     refuse_distributed,
     refuse_imputation,
+    refuse_ridge,
     refuse_uplink,
 )
 from wardpose.shared.yaml_config import Name, Strict, describe, load_yaml
@@ -309,6 +310,7 @@ class FederationConfig(Strict):
         refuse_uplink(self.mechanism, self.training)
         refuse_anchor(self.mechanism, self.training)
         refuse_imputation(self.mechanism, self.training, self.model)
+        refuse_ridge(self.mechanism, self.training)
         self._check_secure()
         if self.server.keep == "better" and not self.data.validation:
             raise ValueError('server.keep is "better" (allowed: "private", or public data in data.validation)')

@@ -24,6 +24,7 @@ from wardpose.shared.training.settings import (
     refuse_anchor,
     refuse_distributed,
     refuse_imputation,
+    refuse_ridge,
     refuse_uplink,
 )
 
@@ -89,6 +90,7 @@ class RoundOrder(_Body):
         refuse_uplink(self.mechanism, self.training)
         refuse_anchor(self.mechanism, self.training)
         refuse_imputation(self.mechanism, self.training, self.model)
+        refuse_ridge(self.mechanism, self.training)
         refuse_distributed(self.mechanism, self.training)
         if self.secure is not None and self.mechanism.distributed is None:
             raise ValueError("secure: shares come along, but the course declares no distributed noise")
@@ -115,9 +117,8 @@ class RoundOrder(_Body):
 
     @property
     def reads_public_data(self) -> bool:
-        """Whether a site needs public data of its own: for a basis, an anchor, or its public view."""
-        basis = self.mechanism.uses_basis and self.mechanism.projection.source == "public"
-        return basis or self.judges_view or self.mechanism.imputes or self.training.anchor is not None
+        """Whether a site needs public data of its own: for a basis, a curvature, an anchor or a judgement."""
+        return self.mechanism.reads_public_people or self.judges_view or self.training.anchor is not None
 
     @property
     def judges_view(self) -> bool:

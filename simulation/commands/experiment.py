@@ -17,8 +17,10 @@ Name = Annotated[str, typer.Argument(help="As `wardpose experiment list` names i
 _KNOWN = {
     "gap": "how much of the way from the best free model to training without privacy is won back",
     "view-ratio": "how far a public view's gradient is from the frame's, without and with imputed features",
+    "free": "what each thing that costs no patient anything gives the public phase",
+    "label-ridge": "one noised ridge regression of the last layer beside steps of dp-sgd",
 }
-_PARTS = {"gap": "mechanisms", "view-ratio": "names"}
+_PARTS = {"free": "without", "view-ratio": "names"}
 
 
 def register(app: typer.Typer) -> None:
@@ -51,7 +53,10 @@ def run(
         Path | None, typer.Option(help="Weights of the free model, instead of the plan's public phase.")
     ] = None,
     only: Annotated[
-        str | None, typer.Option("--only", "--mechanisms", help="Some of the size's mechanisms or views, with commas.")
+        str | None,
+        typer.Option(
+            "--only", "--mechanisms", help="Some of the size's mechanisms, or of what is left out, with commas."
+        ),
     ] = None,
 ) -> None:
     """Run what is not in the results yet; it may be interrupted and started again."""
@@ -61,7 +66,7 @@ def run(
     if size not in module.SIZES:
         raise ConfigError(f'--size "{size}" is unknown (allowed: {", ".join(module.SIZES)})')
     setting = module.SIZES[size]
-    parts: tuple[str, ...] = getattr(setting, _PARTS[name])
+    parts: tuple[str, ...] = getattr(setting, _PARTS.get(name, "mechanisms"))
     chosen = parts if only is None else tuple(only.split(","))
     odd = sorted(set(chosen) - set(parts))
     if odd:
