@@ -522,7 +522,7 @@ def shown(scores: Scores) -> dict[str, Any]:
 
 
 def plain(setting: dict[str, Any]) -> dict[str, Any]:
-    """Return a setting as JSON has it: lists for tuples, and no `impute` that nobody asks for, as in earlier results."""
+    """Return a setting as JSON has it: lists for tuples, no `impute` that nobody asks for."""
 
     def asked(values: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name != "impute" or value}
