@@ -82,7 +82,12 @@ def run_audit(plan: AuditPlan) -> Audit:
         claimed=claimed,
         epsilon_claimed=accounting.epsilon(claimed.events(1), delta=plan.delta, adjacency=claimed.adjacency),
         result=judge(
-            bench.likelihoods(scores), included, claimed=claimed, delta=plan.delta, confidence=plan.confidence
+            bench.likelihoods(scores),
+            included,
+            claimed=claimed,
+            delta=plan.delta,
+            confidence=plan.confidence,
+            orthogonal=not plan.pictures,
         ),
         scores=scores.ravel(),
         included=included.ravel(),
