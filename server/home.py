@@ -71,6 +71,15 @@ class ServerHome(Home[ServerSettings]):
         return self.folder / "operator"
 
     @property
+    def variables(self) -> dict[str, str]:
+        """What the server's processes find in their environment: the coordinator's configuration, Flower's own files.
+
+        Flower would keep the apps that it unpacks in the home folder of a user who, under systemd and in a container,
+        has none.
+        """
+        return {COORDINATOR: str(self.coordinator), "FLWR_HOME": str(self.folder / "superlink" / "flwr")}
+
+    @property
     def nodes(self) -> Path:
         """Folder of the sites' public node keys, NAME.pub each."""
         return self.folder / "nodes"

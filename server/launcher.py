@@ -10,7 +10,7 @@ import os
 
 from wardpose.server.contract import check_flower
 from wardpose.server.executor import LAUNCHER
-from wardpose.server.home import COORDINATOR, ServerHome
+from wardpose.server.home import ServerHome
 from wardpose.shared.children import Child, start_child
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.health import healthy
@@ -37,7 +37,7 @@ def run_home(home: ServerHome) -> int:
 
 def services(home: ServerHome) -> list[Service]:
     """Return the processes of a home, in the order in which they are started."""
-    variables = environment(home) | {LAUNCHER: str(os.getpid())}
+    variables = home.variables | {LAUNCHER: str(os.getpid())}
 
     def start(part: str) -> Child:
         return start_child("wardpose.server", part, "--home", str(home.folder), environment=variables)
@@ -53,8 +53,3 @@ def services(home: ServerHome) -> list[Service]:
         Service(name="Budget service", start=lambda: start("budget-service"), stage=1),
         Service(name="exporter", start=lambda: start("metrics"), stage=1),
     ]
-
-
-def environment(home: ServerHome) -> dict[str, str]:
-    """Return the variables of a home's processes: where the coordinator's configuration is, and Flower's own files."""
-    return {COORDINATOR: str(home.coordinator), "FLWR_HOME": str(home.folder / "superlink" / "flwr")}

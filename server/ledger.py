@@ -9,9 +9,10 @@ On top of what every ledger does (`shared/privacy/ledger.py`) it can
 """
 
 from wardpose.shared.errors import LedgerError
-from wardpose.shared.privacy.entries import COHORT, COMMIT, EXPIRE, RESERVE, SITE_KEY, Entry
+from wardpose.shared.privacy.entries import COHORT, COMMIT, EXPIRE, NOTHING, RESERVE, SITE_KEY, Entry
 from wardpose.shared.privacy.expiry import NothingReleased, check_expiry, expired_part, read_statement
 from wardpose.shared.privacy.ledger import Ledger
+from wardpose.shared.privacy.tally import Tally
 from wardpose.shared.signing import PublicKey
 
 _NOT_IMPORTED = ("time", "nonce", "order")
@@ -19,6 +20,8 @@ _NOT_IMPORTED = ("time", "nonce", "order")
 
 class ServerLedger(Ledger):
     """A ledger of sites' accounts."""
+
+    _found: tuple[int, str, tuple[Entry, ...]] = (0, NOTHING, ())  # reservations without a commit, up to an entry
 
     def imported(self) -> tuple[str, ...]:
         """Return the identities of ledgers whose charges were imported."""
@@ -137,17 +140,28 @@ class ServerLedger(Ledger):
 
         """
         with self._chain.reading() as tally:
-            account, ledger, gone = tally.names.get(site, site), tally.ledger, set(tally.expired)
-        gone |= {entry.body["reservation"] for entry in self._chain.after(0, COMMIT)}
+            account, ledger, expired = tally.names.get(site, site), tally.ledger, set(tally.expired)
+            entries = self._uncommitted(tally)
         return [
             NothingReleased(
                 ledger=ledger, reservation=entry.hash, site=site, run=entry.body["run"], round=entry.body["round"]
             )
-            for entry in self._chain.after(after, RESERVE)
-            if entry.body["cohort"] == account and entry.sequence not in gone and "month" in entry.body
+            for entry in entries
+            if entry.sequence > after and entry.sequence not in expired
+            if entry.body["cohort"] == account and "month" in entry.body
             if "imported" not in entry.body  # the site's ledger may have been lost since, and another accepted there
             if run in (None, entry.body["run"]) or entry.body["time"] < old
         ]
+
+    def _uncommitted(self, tally: Tally) -> list[Entry]:
+        """Return all reservations without a commit; those that were found before are not searched for again."""
+        upto, head, before = self._found
+        if not self._chain.still_holds(upto, head):  # another file lies there now
+            upto, before = 0, ()
+        new, committed = self._chain.uncommitted(upto)
+        found = [entry for entry in (*before, *new) if entry.sequence not in committed]
+        self._found = (tally.count, tally.head, tuple(entry for entry in found if entry.sequence <= tally.count))
+        return found
 
     def expire(
         self, statement: str, signature: str, key: PublicKey, *, site: str, run: str, round_number: int

@@ -68,6 +68,14 @@ def keep_private(path: Path) -> None:
             path.chmod(mode & 0o700)
 
 
+def size_of(path: Path) -> int | None:
+    """Return a file's bytes; `None` where there is none, or none any more: others may remove it at any moment."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
 def refuse_missing(files: Mapping[str, Path]) -> None:
     """See that the files that options name are there.
 

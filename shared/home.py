@@ -5,6 +5,7 @@ backed up as a whole.
 """
 
 import os
+import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,4 +73,44 @@ def find_home(folder: Path | None, *, variable: str, file: str, environment: Map
             f"{one_line(home)}: holds no {file} (allowed: a folder that an archive of wardpose provision was installed "
             f"in, named by --home, by {variable}, or as the working directory)"
         )
+    become_owner(home)
     return home
+
+
+def become_owner(folder: Path) -> None:
+    """As root, go on as the user whose a home is; nothing happens to anybody else, and in root's own folders.
+
+    What root made in it (a journal, a ledger's witness) would be closed to the units that run as that user, and files
+    that another user may change are no place for root to write to.
+
+    Args:
+        folder: the home.
+
+    Raises:
+        ConfigError: this root cannot become that user.
+        OSError: the folder cannot be looked at.
+
+    """
+    owner = folder.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    try:
+        _become(owner.st_uid, owner.st_gid)
+    except OSError as error:  # a root of a container, say, that may not
+        raise ConfigError(
+            f"{one_line(folder)}: belongs to user {owner.st_uid}, who root cannot become here ({error.strerror}; "
+            "allowed: to run this as that user)"
+        ) from error
+    os.umask(0o077)
+
+
+def _become(user: int, group: int) -> None:
+    try:
+        known = pwd.getpwuid(user)
+    except KeyError:
+        os.setgroups([])
+    else:
+        os.initgroups(known.pw_name, group)
+        os.environ["HOME"] = known.pw_dir
+    os.setgid(group)
+    os.setuid(user)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from wardpose.shared.errors import LedgerError
+from wardpose.shared.files import size_of
 from wardpose.shared.privacy.chain import Witness
 from wardpose.shared.privacy.entries import RESERVE
 from wardpose.shared.privacy.expiry import verify_expiries
@@ -43,8 +44,7 @@ def ledger_state(
             return "missing", f"{path}: is gone, but rounds were charged to it, and stay charged ({restore})"
         return "none", ""
     try:
-        log = path.with_name(f"{path.name}-wal")
-        if path.stat().st_size == 0 and not (log.exists() and log.stat().st_size):
+        if size_of(path) == 0 and not size_of(path.with_name(f"{path.name}-wal")):
             return "empty", f"{path}: empty; a ledger never is once it was made ({restore})"
         ledger = Ledger.open_readonly(path)
         ledger.verify()

@@ -11,17 +11,30 @@ from wardpose.client.commands.findings import say_findings
 from wardpose.client.home import open_site_home
 from wardpose.shared.commands.kits import Fingerprint, KitPath
 from wardpose.shared.errors import ConfigError
+from wardpose.shared.home import become_owner
 from wardpose.shared.terminal import console, line, table
 
 app = typer.Typer(no_args_is_help=True)
 
-SiteFile = Annotated[Path, typer.Argument(help="The hospital's site.yaml.", metavar="SITE.yaml")]
+
+def _as_its_owner(path: Path | None) -> Path | None:
+    if path is not None and path.is_file():
+        become_owner(path.parent)
+    return path
+
+
+SiteFile = Annotated[
+    Path, typer.Argument(help="The hospital's site.yaml.", metavar="SITE.yaml", callback=_as_its_owner)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Given = TypeVar("Given")
 NODE_PORT = 9094
 _OF_HOME = "the home's"
 AnySiteFile = Annotated[
-    Path | None, typer.Argument(help="The hospital's site.yaml.", metavar="SITE.yaml", show_default=_OF_HOME)
+    Path | None,
+    typer.Argument(
+        help="The hospital's site.yaml.", metavar="SITE.yaml", show_default=_OF_HOME, callback=_as_its_owner
+    ),
 ]
 Home = Annotated[
     Path | None,
@@ -50,7 +63,10 @@ Port = Annotated[
 @app.command()
 def metrics(
     site: Annotated[
-        Path | None, typer.Argument(help="The hospital's site.yaml.", metavar="[SITE.yaml]", show_default="the home's")
+        Path | None,
+        typer.Argument(
+            help="The hospital's site.yaml.", metavar="[SITE.yaml]", show_default=_OF_HOME, callback=_as_its_owner
+        ),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 9465,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -260,7 +276,10 @@ def _say_summary(summary: dict[str, Any]) -> None:
 @app.command()
 def check(
     site: Annotated[
-        Path | None, typer.Argument(help="The hospital's site.yaml.", metavar="SITE.yaml", show_default="the home's")
+        Path | None,
+        typer.Argument(
+            help="The hospital's site.yaml.", metavar="SITE.yaml", show_default=_OF_HOME, callback=_as_its_owner
+        ),
     ] = None,
     skeleton: Annotated[str, typer.Option(help="Joints that the federation trains.")] = "lsp14",
     connect: Annotated[

@@ -31,10 +31,10 @@ def add_to(app: typer.Typer) -> None:
 
 def entered(home: Path | None) -> ServerHome:
     """Open a server's home, and have this process and its children keep the coordinator's books there."""
-    from wardpose.server.home import COORDINATOR, open_server_home
+    from wardpose.server.home import open_server_home
 
     found = open_server_home(home)
-    os.environ[COORDINATOR] = str(found.coordinator)
+    os.environ.update(found.variables)
     return found
 
 

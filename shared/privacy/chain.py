@@ -34,13 +34,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wardpose.shared.errors import LedgerError
-from wardpose.shared.files import private_folder
+from wardpose.shared.files import private_folder, size_of
 from wardpose.shared.privacy.entries import (
     CHECKPOINT,
     COMMIT,
     GENESIS,
     KEY,
     NOTHING,
+    RESERVE,
     VERSION,
     Entry,
     Row,
@@ -153,6 +154,19 @@ class Chain:
             return
         with self._connect() as connection:
             tally = self._tally(connection)
+        try:
+            yield tally
+        finally:
+            self._keep(tally)
+
+    @contextlib.contextmanager
+    def lately(self) -> Iterator[Tally | None]:
+        """Give what the entries added up to when this process last looked, if it keeps that; nothing to rely on."""
+        try:
+            tally = self._checked.pop()
+        except IndexError:
+            yield None
+            return
         try:
             yield tally
         finally:
@@ -371,6 +385,38 @@ class Chain:
         with self._connect() as connection:
             yield from _entries_after(connection, sequence, kind, self.path)
 
+    def still_holds(self, sequence: int, digest: str) -> bool:
+        """Tell whether an entry with this hash is there, without checking the chain; so for 0, before the first."""
+        if not sequence:
+            return True
+        entry = self.entry(sequence)
+        return entry is not None and entry.hash == digest
+
+    def uncommitted(self, after: int) -> tuple[list[Entry], set[int]]:
+        """Find what came of reservations behind an entry, of a chain that was checked; found by SQLite, in one look.
+
+        A commit follows its reservation, so that those behind the entry decide about all reservations behind it.
+
+        Args:
+            after: sequence of the entry.
+
+        Returns:
+            The reservations behind it that were not committed, each checked by its own hash; and the sequences of those
+            that were committed behind it, wherever they are.
+
+        """
+        if not self.path.exists():
+            return [], set()
+        with self._connect() as connection:
+            connection.execute("BEGIN")  # one state for both
+            commits = "SELECT json_extract(body, '$.reservation') FROM entries WHERE sequence > ? AND kind = ?"
+            committed = {int(row[0]) for row in connection.execute(commits, (after, COMMIT))}
+            rows = connection.execute(
+                f"{_COLUMNS} WHERE sequence > ? AND kind = ? AND sequence NOT IN ({commits}) ORDER BY sequence",
+                (after, RESERVE, after, COMMIT),
+            )
+            return [next_entry(row, row[0] - 1, row[3], self.path) for row in rows], committed
+
     def stored(self, after: int, until: int) -> list[Row]:
         """Return the rows behind an entry, up to another, as they are stored: to be checked by whoever reads them."""
         with self._connect() as connection:
@@ -391,7 +437,7 @@ class Chain:
     def _connect(self) -> Iterator[sqlite3.Connection]:
         connection: sqlite3.Connection | None = None
         try:
-            if self.path.is_file() and self.path.stat().st_size == 0:
+            if size_of(self.path) == 0:
                 raise LedgerError(
                     f"{self.path}: empty; a ledger never is once it was made (restore the newest backup; "
                     "delete the file only if no order was ever carried out here)"
@@ -503,9 +549,7 @@ def _set_journal(connection: sqlite3.Connection) -> None:
 
 def _readonly_uri(path: Path) -> str:
     """Readers share memory in a file beside the ledger; where they may not make it, a settled ledger is read alone."""
-    log = path.with_name(f"{path.name}-wal")
-    settled = not log.exists() or log.stat().st_size == 0
-    alone = settled and not os.access(path.parent, os.W_OK)
+    alone = not size_of(path.with_name(f"{path.name}-wal")) and not os.access(path.parent, os.W_OK)
     return f"{path.absolute().as_uri()}?{'immutable=1' if alone else 'mode=ro'}"
 
 

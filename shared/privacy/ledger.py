@@ -24,6 +24,7 @@ One file holds several cohorts; at the server each site is a cohort. A `Ledger` 
 from threads, and forked.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,6 +124,7 @@ class Ledger:
         self._chain = Chain(self.path, clock=clock, readonly=readonly, witness=witness, signer=signer)
         if readonly and not self.path.is_file():
             raise LedgerError(f"{self.path}: there is no ledger")
+        self._last_run: tuple[str, int, str, tuple[Entry, ...]] = ("", 0, NOTHING, ())
         with self._chain.reading():
             pass
 
@@ -278,8 +280,12 @@ class Ledger:
             LedgerError: the ledger cannot be read or written; nothing is charged.
 
         """
-        # The slow arithmetic, which is remembered, outside the lock.
-        self.check(cohort, events, budget=budget, course=course, further=further)
+        # The slow arithmetic, which is remembered, outside the lock. What it says of an older sum decides nothing.
+        with self._chain.lately() as tally, contextlib.suppress(BudgetExceeded):
+            if tally is not None:
+                self._check(tally, self._chain.month(tally), cohort, events, (budget, *further), course)
+        if tally is None:
+            self.check(cohort, events, budget=budget, course=course, further=further)
         body = {
             "cohort": _name(cohort),
             "run": run_id,
@@ -361,10 +367,18 @@ class Ledger:
     def reservations(self, cohort: str, run_id: str) -> Iterator[Entry]:
         """Entries that charged a cohort for a run, in order, but for those that were taken back."""
         with self._chain.reading() as tally:
-            expired = frozenset(tally.expired)
-        for entry in self._chain.after(0, RESERVE):
-            if (entry.body["cohort"], entry.body["run"]) == (cohort, run_id) and entry.sequence not in expired:
-                yield entry
+            expired, found = frozenset(tally.expired), self._of_run(run_id, tally)
+        yield from (entry for entry in found if entry.body["cohort"] == cohort and entry.sequence not in expired)
+
+    def _of_run(self, run_id: str, tally: Tally) -> tuple[Entry, ...]:
+        """Entries that charged anybody for a run; those of the run last asked for are not searched for again."""
+        run, upto, head, found = self._last_run
+        if run != run_id or upto > tally.count or not self._chain.still_holds(upto, head):
+            upto, found = 0, ()
+        new = (entry for entry in self._chain.after(upto, RESERVE) if entry.sequence <= tally.count)
+        found = (*found, *(entry for entry in new if entry.body["run"] == run_id))
+        self._last_run = (run_id, tally.count, tally.head, found)
+        return found
 
     def all_reservations(self) -> Iterator[Entry]:
         """Entries that charged anybody, in order."""

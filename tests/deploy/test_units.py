@@ -141,6 +141,31 @@ def test_units_end_with_their_children_come_back_and_share_nothing(homes: dict[s
         assert "ProtectSystem=strict" in lines
 
 
+_FLOWERS_HOME = """
+import sys
+from pathlib import Path
+from flwr.supercore.utils import get_flwr_home
+from wardpose.server.commands.launching import entered
+
+entered(Path(sys.argv[1]))
+print(get_flwr_home())
+"""
+
+
+def test_flower_keeps_its_files_where_units_may_write(homes: dict[str, Path]) -> None:
+    """The user of the units has no home folder, and a container's is read-only."""
+    nobody = {name: value for name, value in os.environ.items() if name != "FLWR_HOME"} | {"HOME": "/nonexistent"}
+    words = [sys.executable, "-c", _FLOWERS_HOME, homes["server"]]
+    said = subprocess.run(words, env=nobody, capture_output=True, text=True, check=True).stdout.strip()
+    assert Path(said).is_relative_to(homes["server"])
+    for name in ("wardpose-supernode", "wardpose-site-exec"):
+        unit = (homes["north"] / "systemd" / f"{name}.service").read_text()
+        ((place,), (writable,)) = (
+            re.findall(rf"^{key}(\S+)$", unit, re.M) for key in ("Environment=FLWR_HOME=", "ReadWritePaths=")
+        )
+        assert Path(place).is_relative_to(writable)
+
+
 def test_systemd_accepts_the_units(homes: dict[str, Path], installed: Callable[[str], str], tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:

@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from support.ledgers import COURSE, DELTA, EVENT, UNLIMITED
+from support.ledgers import COURSE, DELTA, EVENT, UNLIMITED, cost
 
 from wardpose.server.budget import GlobalBudget
 from wardpose.server.heads import Heads
 from wardpose.server.ledger import ServerLedger
 from wardpose.server.witness import LedgerWitness
-from wardpose.shared.errors import LedgerError, WardposeError
+from wardpose.shared.errors import BudgetExceeded, LedgerError, WardposeError
 from wardpose.shared.ledger_state import ledger_state
 from wardpose.shared.ledger_views import cohort_views
 from wardpose.shared.privacy import chain
 from wardpose.shared.privacy.entries import CHECKPOINT, EXPIRE, RESERVE, entry_hash
 from wardpose.shared.privacy.expiry import NothingReleased, verify_expiries
-from wardpose.shared.privacy.ledger import Ledger, Reservation
+from wardpose.shared.privacy.ledger import Budget, Ledger, Reservation
 from wardpose.shared.signing import SignatureError, Signer
 
 
@@ -126,6 +126,58 @@ def test_a_new_name_is_held_against_the_old_ones_head(tmp_path: Path) -> None:
     heads.follow("st-mary", "north")
     heads.follow("south", "south")
     assert (heads.last("st-mary"), heads.last("south")) == ((9, "a" * 64), None)
+
+
+def test_what_another_process_took_back_is_given_to_one_that_knew_the_full_account(
+    ledger: ServerLedger, north: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It warms up with the sum that it last saw; what that sum refuses is not refused."""
+    monkeypatch.setattr(chain, "_SPACING", 1)  # every sum is kept
+    budget = Budget(epsilon=cost(EVENT, EVENT), delta=DELTA)
+    (_, second) = (
+        ledger.reserve("north", [EVENT], run_id="run", round=n, budget=budget, course=COURSE) for n in (1, 2)
+    )
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve("north", [EVENT], run_id="run", round=3, budget=budget, course=COURSE)
+    elsewhere = ServerLedger(ledger.path)
+    expire(elsewhere, word(elsewhere, second), north)
+    assert ledger.reserve("north", [EVENT], run_id="run", round=3, budget=budget, course=COURSE)
+    with pytest.raises(BudgetExceeded):
+        elsewhere.reserve("north", [EVENT], run_id="run", round=4, budget=budget, course=COURSE)
+
+
+def test_what_is_open_follows_commits_backups_and_other_processes(
+    ledger: ServerLedger, north: Signer, tmp_path: Path
+) -> None:
+    """One object that is asked at every step says what a new one, which reads everything, says."""
+
+    def agreed() -> list[int]:
+        opened = ServerLedger(ledger.path)
+        for site, run in (("north", "run"), ("south", "run"), ("north", "another")):
+            assert list(ledger.reservations(site, run)) == list(opened.reservations(site, run))
+        known, new = ledger.open_reservations("north"), opened.open_reservations("north")
+        assert known == new
+        return [said.round for said in known]
+
+    assert agreed() == []
+    made = [reserve(ledger, number) for number in (1, 2, 3)]
+    reserve(ledger, 9, site="south")
+    reserve(ServerLedger(ledger.path), 1, run="another")
+    assert agreed() == [1, 2, 3, 1]
+    ServerLedger(ledger.path).commit(made[1])
+    assert agreed() == [1, 3, 1]
+    backup = shutil.copyfile(ledger.path, tmp_path / "backup.sqlite")
+    reserve(ServerLedger(ledger.path), 4)
+    ledger.commit(made[0])
+    assert agreed() == [3, 1, 4]
+    expire(ServerLedger(ledger.path), word(ledger, made[2]), north)
+    assert agreed() == [1, 4]
+    shutil.copyfile(backup, ledger.path)  # and other rows are written in the places of those that are gone
+    assert agreed() == [1, 3, 1]
+    for number in (5, 6, 7):
+        reserve(ServerLedger(ledger.path), number)
+    assert agreed() == [1, 3, 1, 5, 6, 7]
+    assert [said.round for said in ledger.open_reservations("north", after=made[0].sequence)] == [3, 1, 5, 6, 7]
 
 
 def test_a_reservation_goes_by_the_sites_word_alone(ledger: ServerLedger, north: Signer) -> None:

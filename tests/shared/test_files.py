@@ -157,3 +157,13 @@ def test_a_journal_that_is_no_database_is_said_and_a_wrong_statement_is_a_defect
         pass
     with pytest.raises(sqlite3.ProgrammingError), transaction(tmp_path / "a.sqlite", SCHEMA) as connection:
         connection.execute("INSERT INTO facts VALUES (?)", ())
+
+
+def test_a_size_is_none_where_nothing_is(tmp_path: Path) -> None:
+    """A database's log goes between one look and the next, and its reader must not fall over it."""
+    file = tmp_path / "ledger.sqlite-wal"
+    assert files.size_of(file) is None
+    file.write_bytes(b"abc")
+    assert files.size_of(file) == 3
+    file.unlink()
+    assert files.size_of(file) is None

@@ -16,6 +16,7 @@ import pytest
 from support.ledgers import DELTA, EVENT, UNLIMITED, cost, spend
 
 from wardpose.shared.errors import BudgetExceeded, LedgerError
+from wardpose.shared.privacy import chain
 from wardpose.shared.privacy.accounting import Event
 from wardpose.shared.privacy.ledger import Budget, Ledger
 
@@ -99,6 +100,20 @@ def test_threads_at_once_never_overspend(path: Path) -> None:
         thread.join()
     assert len(ledger.events("ward")) == allowed
     assert len(refusals) == 4
+
+
+def test_two_that_keep_their_sums_never_overspend(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them knows an older account than the one it charges."""
+    monkeypatch.setattr(chain, "_SPACING", 1)
+    allowed = 6
+    budget = Budget(epsilon=cost(*[EVENT] * allowed), delta=DELTA)
+    turns = [Ledger(path), Ledger(path)] * allowed
+    for ledger in turns[:allowed]:
+        spend(ledger, 1, budget=budget)
+    for ledger in turns[allowed:]:
+        with pytest.raises(BudgetExceeded):
+            spend(ledger, 1, budget=budget)
+    assert len(Ledger(path).events("ward")) == allowed
 
 
 def kill_while_spending(path: Path, after: float) -> int:
