@@ -42,7 +42,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "standard: 2 levels, 16 px": {"levels": 2, "cell": 16},
     "3 levels, 32 px": {"levels": 3, "cell": 32},
     "2 levels, 32 px, from 0.3": {"levels": 2, "cell": 32, "threshold": 0.3},
-    "2 levels, 32 px, from 0.4": {"levels": 2, "cell": 32, "threshold": 0.4},
     "2 levels, 32 px": {"levels": 2, "cell": 32},
 }
 """What is compared: finer and coarser shapes of the bundled network's part map."""
@@ -184,25 +183,25 @@ def draw(found: dict[str, Any], path: Path) -> None:
         DataError: the file cannot be written.
 
     """
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots()
     rows = {row["name"]: row for row in found["rows"]}
     floor = rows[FLOOR]
     axes.axhspan(floor["low1"], floor["high1"], color="0.9")
     axes.axhline(floor["rank1"], color="0.5", linestyle="--")
-    axes.annotate("floor: the true skeleton and box", (0.01, floor["high1"]), xycoords=("axes fraction", "data"))
-    for row in (row for name, row in rows.items() if "rank1" in row and name != FLOOR):
+    axes.plot(
+        [], [], color="0.5", linestyle="--", label=f"floor, from which {floor['pose']:.3f} is read: skeleton and box"
+    )
+    shown = [row for name, row in rows.items() if "rank1" in row and name != FLOOR]
+    for place, row in enumerate(sorted(shown, key=lambda row: row["rank1"])):
         spread = [[row["rank1"] - row["low1"]], [row["high1"] - row["rank1"]]]
-        axes.errorbar(row["pose"], row["rank1"], yerr=spread, fmt="o", capsize=3, color="tab:blue")
-        axes.annotate(row["name"], (row["pose"], row["rank1"]), xytext=(7, 4), textcoords="offset points", fontsize=8)
-    for name, colour in ((NOTHING, "tab:red"), (FRAME, "tab:green"), (FLOOR, "0.5")):
-        axes.axvline(
-            rows[name]["pose"], color=colour, linestyle=":", label=f"read from {name}: {rows[name]['pose']:.3f}"
-        )
+        axes.errorbar(row["pose"], row["rank1"], yerr=spread, fmt="o", capsize=3, color=f"C{place}", label=row["name"])
+    for name, colour in ((NOTHING, "tab:red"), (FRAME, "tab:green")):
+        axes.axvline(rows[name]["pose"], color=colour, linestyle=":", label=f"read from {name}")
     axes.set_xlabel("PCK@0.2 that a small network reads from the view")
     axes.set_ylabel("people relinked, rank-1 [95 %]")
     axes.set_ylim(0)
-    axes.legend(loc="upper left", fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     axes.set_title(f"{found['setting']['people']} people, an attacker with {found['setting']['pairs']} pairs")
     with files.storing(path):
         buffer = BytesIO()

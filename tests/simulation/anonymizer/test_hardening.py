@@ -111,7 +111,7 @@ def test_shapes_are_attacked_and_read_beside_their_floor(view_weights, tmp_path)
         assert row["above_floor"] == pytest.approx(row["rank1"] - found["rows"][0]["rank1"], abs=1e-3)
     assert all(0 <= row["pose"] <= 1 for row in found["rows"])
     hardening.draw(found, tmp_path / "a" / "curve.png")
-    assert read_picture(tmp_path / "a" / "curve.png").shape == (600, 960, 3)
+    assert read_picture(tmp_path / "a" / "curve.png").shape == (600, 1200, 3)
 
 
 def test_what_is_swept_is_what_the_views_show(view_weights, crop):
