@@ -224,7 +224,7 @@ def _round(
     except BaseException as error:
         site.journal.finished(number, "failed", detail=f"{type(error).__name__}: {error}")
         raise
-    verdicts = [verdict for verdict in (update.view, update.projection) if verdict is not None]
+    verdicts = [verdict for verdict in (update.view, update.projection, update.ridge) if verdict is not None]
     for verdict in verdicts:
         if not verdict.used:
             logger.warning("round %d of run %s: %s", order.round, order.run, verdict)

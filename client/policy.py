@@ -124,7 +124,7 @@ LIMITS: tuple[Limit[RoundOrder], ...] = (
     ),
     Limit(
         asked="feature.weight",
-        value=lambda order: order.mechanism.feature.weight if order.mechanism.uses_public_views else 0.0,
+        value=lambda order: order.mechanism.feature.weight if order.mechanism.adds_public_part else 0.0,
         most="maximum_public_weight",
         protects="the noised part from being drowned by the public one",
     ),
@@ -143,6 +143,12 @@ LIMITS: tuple[Limit[RoundOrder], ...] = (
     Limit(
         asked="projection.frames",
         value=lambda order: order.mechanism.projection.frames if order.mechanism.uses_basis else 0,
+        most="maximum_basis_frames",
+        protects="memory and time",
+    ),
+    Limit(
+        asked="ridge.people",
+        value=lambda order: order.mechanism.ridge.people if order.mechanism.whitens else 0,
         most="maximum_basis_frames",
         protects="memory and time",
     ),
@@ -200,16 +206,12 @@ def check_order(site: SiteConfig, order: RoundOrder) -> None:
         _refuse("mechanism", mechanism.name, "public_view", None)
     if order.reads_public_data and not site.public_data:
         needs: tuple[str, object] = ("training.anchor", order.training.anchor)
-        if mechanism.uses_basis or order.judges_view:
+        if mechanism.reads_public_people or order.judges_view:
             needs = ("mechanism", mechanism.name)
         _refuse(*needs, "public_data", [])
-    if mechanism.uses_basis and mechanism.projection.source == "public-views" and not policy.own_public_basis:
-        _refuse(
-            "projection.source",
-            mechanism.projection.source,
-            "policy.own_public_basis",
-            policy.own_public_basis,
-        )
+    if mechanism.shows_own_views and not policy.own_public_basis:
+        asked = "ridge.source" if mechanism.whitens else "projection.source"
+        _refuse(asked, "public-views", "policy.own_public_basis", policy.own_public_basis)
     _check_distributed(site, mechanism.distributed)
     _hold(policy, LIMITS, order)
     _hold(policy, COMMON_LIMITS, order)

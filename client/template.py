@@ -23,7 +23,7 @@ cohort:
 
 _POLICY = """
 policy:
-  mechanisms: [dp-sgd]      # of dp-sgd, projected, feature, feature-projective; none gives no privacy at all
+  mechanisms: [dp-sgd]      # of dp-sgd, projected, feature, feature-projective, label-ridge; none gives none
                             # evaluation: courses may also score networks on these patients, at a declared cost
   unit: {unit}             # what the guarantee protects: patient (all frames of one), frame (a picture) or record
   epsilon: 4.0              # total budget of each patient over all runs, at this delta

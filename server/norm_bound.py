@@ -27,6 +27,8 @@ decay) and h_t (learning rate, momentum, decay) come from running the optimiser'
   depends on earlier noise keeps the sum sub-Gaussian in all p dimensions with parameter (|V| tau)^2. Where the gate may
   fall back, the server cannot tell whether it did, and the bound is that of p dimensions, sqrt(p / k) times as long. A
   residual query (GEP) adds its own clip norm and noise in p dimensions.
+* *Curvature.* `label-ridge` clips and noises in coordinates from which its decoding L leads back to the weights, and no
+  vector gets longer by it than lambda^-1/2 times (`shared.training.ridge`); that L does not depend on the step's noise.
 * *Averages.* Where the last steps' weights are averaged, a and h_t are averages too; under Adam each of the averaged
   steps is within the bound.
 * *Anchor.* What public people add is shortened to a number of the order, and adds its weight times that.
@@ -174,7 +176,7 @@ def _queries(
     zero = np.zeros(steps)
     residual = mechanism.projection.residual if mechanism.uses_basis else None
     unclipped = admission.unclipped_gradient_norm
-    public = zero + (mechanism.feature.weight * unclipped if mechanism.uses_public_views else 0.0)
+    public = zero + (mechanism.feature.weight * unclipped if mechanism.adds_public_part else 0.0)
     public = public + (0.0 if anchor is None else anchor.weight * anchor.max_grad_norm)
     if not mechanism.reads_private:
         return _Queries(per_unit=zero, units=zero, cohort=0.0, noise=zero, rest=zero, public=public)
@@ -182,7 +184,7 @@ def _queries(
     expected = np.array([expected_batch_size(one, units) for one in each])
     clip = np.array([one.max_grad_norm if one.is_private else unclipped for one in each])
     multiplier = np.array([one.noise_multiplier if one.is_private else 0.0 for one in each])
-    stretch = _STRETCH if mechanism.uses_basis else 1.0
+    stretch = _STRETCH if mechanism.uses_basis else _longest_decoding(mechanism)
     extra = 0.0 if residual is None else residual.max_grad_norm
     return _Queries(
         per_unit=(stretch * clip + extra) / expected,
@@ -210,7 +212,7 @@ def _noise_length(mechanism: Mechanism, steps: int, trained: Trained, *, in_span
     """Bound the norm of the main query's noise of parameter 1, where it came from: R^p, or the span of public bases."""
     everywhere = _chi(trained.parameters)
     if not mechanism.uses_basis:
-        return everywhere
+        return _longest_decoding(mechanism) * everywhere
     projection = mechanism.projection
     bases = math.ceil(steps / projection.refresh_steps) if projection.refresh_steps else 1
     rank = min(projection.rank, projection.frames)
@@ -218,6 +220,11 @@ def _noise_length(mechanism: Mechanism, steps: int, trained: Trained, *, in_span
     if in_span:
         return inside
     return _STRETCH * everywhere if bases > 1 else max(inside, everywhere)
+
+
+def _longest_decoding(mechanism: Mechanism) -> float:
+    """Return how much longer than its coordinates a vector of weights may be."""
+    return float(mechanism.ridge.damping**-0.5) if mechanism.whitens else 1.0
 
 
 def _sgd_response(optimizer: OptimizerConfig, steps: int, averaged: int) -> tuple[float, Floats]:

@@ -16,7 +16,13 @@ from wardpose.shared.pose.pretrain import PretrainConfig
 from wardpose.shared.privacy.distributed import DistributedNoise
 from wardpose.shared.privacy.mechanisms import Mechanism, with_values
 from wardpose.shared.secure_aggregation.messages import least_survivors, refuse_small
-from wardpose.shared.training.settings import LocalTraining, refuse_anchor, refuse_distributed, refuse_uplink
+from wardpose.shared.training.settings import (
+    LocalTraining,
+    refuse_anchor,
+    refuse_distributed,
+    refuse_ridge,
+    refuse_uplink,
+)
 from wardpose.shared.yaml_config import Name, Strict, describe, load_yaml
 
 
@@ -302,6 +308,7 @@ class FederationConfig(Strict):
             check_strategy(self.model, self.pretrain.strategy)
         refuse_uplink(self.mechanism, self.training)
         refuse_anchor(self.mechanism, self.training)
+        refuse_ridge(self.mechanism, self.training)
         self._check_secure()
         if self.server.keep == "better" and not self.data.validation:
             raise ValueError('server.keep is "better" (allowed: "private", or public data in data.validation)')

@@ -19,7 +19,13 @@ from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.seals import MOST_CHARGES, MOST_RECEIPTS, Digest, Head, Word
 from wardpose.shared.secure_aggregation.messages import Delivery
 from wardpose.shared.skeleton import get_skeleton
-from wardpose.shared.training.settings import LocalTraining, refuse_anchor, refuse_distributed, refuse_uplink
+from wardpose.shared.training.settings import (
+    LocalTraining,
+    refuse_anchor,
+    refuse_distributed,
+    refuse_ridge,
+    refuse_uplink,
+)
 
 TRAIN = "train"
 EVALUATE = "evaluate"
@@ -82,6 +88,7 @@ class RoundOrder(_Body):
         check_strategy(self.model, self.training.strategy)
         refuse_uplink(self.mechanism, self.training)
         refuse_anchor(self.mechanism, self.training)
+        refuse_ridge(self.mechanism, self.training)
         refuse_distributed(self.mechanism, self.training)
         if self.secure is not None and self.mechanism.distributed is None:
             raise ValueError("secure: shares come along, but the course declares no distributed noise")
@@ -108,9 +115,8 @@ class RoundOrder(_Body):
 
     @property
     def reads_public_data(self) -> bool:
-        """Whether a site needs public data of its own: for a basis, an anchor, or a judgement of its public view."""
-        basis = self.mechanism.uses_basis and self.mechanism.projection.source == "public"
-        return basis or self.judges_view or self.training.anchor is not None
+        """Whether a site needs public data of its own: for a basis, a curvature, an anchor or a judgement."""
+        return self.mechanism.reads_public_people or self.judges_view or self.training.anchor is not None
 
     @property
     def judges_view(self) -> bool:

@@ -32,6 +32,7 @@ from torch.nn import functional
 from wardpose.shared.pose import weights as weight_files
 from wardpose.shared.pose.low_rank import SUFFIX, factor_shape
 from wardpose.shared.pose.trainable import LowRank, Strategy, factored, selected
+from wardpose.shared.pose.windows import without_filling
 from wardpose.shared.skeleton import Skeleton, get_skeleton
 
 Backbone = Literal["tiny_vit_5m_224", "tiny_vit_11m_224", "tiny_vit_21m_224"]
@@ -321,6 +322,7 @@ def _tiny_vit(config: ModelConfig) -> Any:
     backbone.head = nn.Identity()
     if config.last_stride == 16:
         backbone.stages[3].downsample.conv2.conv.stride = (1, 1)
+    without_filling(backbone)
     return backbone
 
 

@@ -16,10 +16,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 from torch import Tensor, nn
 
 from wardpose.shared.data import crops
+from wardpose.shared.data.looks import Looks, change_looks
 from wardpose.shared.data.records import Frame, PoseDataset, PoseRecord
 from wardpose.shared.errors import DataError
 from wardpose.shared.files import write_bytes
@@ -43,7 +51,8 @@ class PretrainConfig(BaseModel):
         learning_rate: peak of the schedule.
         weight_decay: AdamW's, on matrices and kernels only.
         warmup: share of the steps during which the learning rate rises linearly.
-        augmentation: of the crops.
+        augmentation: geometry of the crops.
+        looks: what is laid over or in front of people, and the light; nothing by default.
         precision: `bfloat16` runs the network under autocast, which is faster where the processor has it.
         checkpoint_steps: steps between checkpoints.
         cache_gigabytes: frames kept in memory, the rest is read again in each epoch.
@@ -60,6 +69,7 @@ class PretrainConfig(BaseModel):
     weight_decay: float = Field(default=0.05, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     augmentation: crops.Augmentation = crops.Augmentation()
+    looks: Looks = Looks()
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_steps: int = Field(default=100, ge=1)
     cache_gigabytes: float = Field(default=2.0, ge=0)
@@ -71,6 +81,14 @@ class PretrainConfig(BaseModel):
         if isinstance(value, LowRank):
             raise ValueError("has low rank (allowed in public training: a set, or a list of sets and patterns)")
         return value
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out looks that do nothing, so that a run of an earlier version is still the same run."""
+        values: dict[str, Any] = handler(self)
+        if self.looks == Looks():
+            values.pop("looks", None)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +247,7 @@ def _train_step(
     batch = [
         crops.crop_record(frames, row, size, augmentation=config.augmentation, generator=generator) for row in rows
     ]
+    batch = change_looks(batch, model.skeleton, config.looks, seed=(config.seed, 2, step))
     device = next(model.parameters()).device
     pixels = torch.from_numpy(np.stack([crop.image for crop in batch])).to(device)
     joints = torch.from_numpy(np.stack([crop.joints for crop in batch])).to(device)

@@ -6,13 +6,15 @@
 | `projected` | the same, projected on a public basis V | none |
 | `feature` | clipped, noised g(x) - g(phi(x)) | mean g(phi(x)) on an independent draw |
 | `feature-projective` | as `feature`, projected on V | mean g(phi(x)) on an independent draw |
+| `label-ridge` | clipped, noised L g(x), or L g(phi(x)) with private keypoints | L, which is a public curvature |
 | `none` | g(x), neither clipped nor noised | none |
 | `public-only` | none | mean g(phi(x)) |
 
 `feature*` follow "Machine Learning with Privacy for Protected Attributes" (arXiv 2506.19836): the pair's
 *difference* is clipped and the public batch is drawn independently of the private one, which is what keeps
 amplification by subsampling. `projected` follows PDP-SGD (arXiv 2007.03813), `feature-projective`
-"Differentially Private 2D Human Pose Estimation" (arXiv 2504.10190).
+"Differentially Private 2D Human Pose Estimation" (arXiv 2504.10190). `label-ridge` is one ridge regression of the last
+layer, see `training.ridge`.
 """
 
 from dataclasses import replace
@@ -33,7 +35,7 @@ from wardpose.shared.privacy.accounting import UNTIERED, Event, Noise, UnitKind
 from wardpose.shared.privacy.distributed import DistributedNoise
 from wardpose.shared.privacy.schedules import Schedule
 
-Name = Literal["none", "public-only", "dp-sgd", "projected", "feature", "feature-projective"]
+Name = Literal["none", "public-only", "dp-sgd", "projected", "feature", "feature-projective", "label-ridge"]
 Adjacency = Literal["add-remove", "replace-one"]
 
 # Numbers beyond these have no use, and arithmetic with them no meaning; a site's policy is narrower still.
@@ -131,6 +133,27 @@ class ProjectionOptions(_Options):
     uplink: Literal["full", "coefficients"] = "full"
 
 
+class RidgeOptions(_Options):
+    """The closed form of `label-ridge`.
+
+    Attributes:
+        damping: lambda, what is added to the public second moments; it also bounds how much a unit, or the noise, can
+            move the weights (`norm_bound`).
+        inputs: `frames`: features of the frames themselves; `public-views`: of phi(x) alone, so that of a unit
+            nothing but its keypoints is read that is not public anyway (needs `feature.labels` `pseudo`).
+        source: `public`: second moments of a public data set; `public-views`: those of the site's own phi(x), exactly.
+        people: at most so many of them.
+        band: coordinates of neighbouring eigenvalues that are shrunk together by the known noise; 0: nothing is.
+
+    """
+
+    damping: float = Field(default=0.03, ge=1e-6, le=1e6, allow_inf_nan=False)
+    inputs: Literal["frames", "public-views"] = "frames"
+    source: Literal["public", "public-views"] = "public"
+    people: int = Field(default=256, ge=1, le=4096)
+    band: int = Field(default=32, ge=0, le=4096)
+
+
 class Mechanism(_Options):
     """One round's private computation; it travels as JSON in the order and is held against site policy.
 
@@ -152,6 +175,7 @@ class Mechanism(_Options):
         schedule: pre-declared (C, sigma, q) of every step of the run; they replace the three values above.
         feature: options of the public part.
         projection: options of the basis.
+        ridge: options of `label-ridge`.
         distributed: under secure aggregation: the noise is that of the sum over sites, of which each adds a share. In a
             plan `server.aggregation` decides it.
 
@@ -172,6 +196,7 @@ class Mechanism(_Options):
     schedule: Schedule | None = None
     feature: FeatureOptions = FeatureOptions()
     projection: ProjectionOptions = ProjectionOptions()
+    ridge: RidgeOptions = RidgeOptions()
     distributed: DistributedNoise | None = None
 
     @model_serializer(mode="wrap")
@@ -180,6 +205,8 @@ class Mechanism(_Options):
         values: dict[str, Any] = handler(self)
         if self.distributed is None:
             values.pop("distributed", None)
+        if not self.whitens and self.ridge == RidgeOptions():
+            values.pop("ridge", None)
         return values
 
     @model_validator(mode="before")
@@ -208,6 +235,8 @@ class Mechanism(_Options):
             raise ValueError(
                 'projection.uplink "coefficients" needs mechanism "projected", refresh_steps 0, no residual'
             )
+        if self.whitens and self.uses_public_views and self.feature.labels != "pseudo":
+            raise ValueError('ridge with "public-views" and feature.labels "ground-truth"; allowed: labels "pseudo"')
         if self.tiers and UNTIERED in self.tiers:
             raise ValueError(f'tier "{UNTIERED}" is the name of the units without a tier')
         if self.schedule is not None:
@@ -251,7 +280,35 @@ class Mechanism(_Options):
     @property
     def uses_public_views(self) -> bool:
         """Whether the declared public view phi of the site's frames is used."""
+        of_ridge = self.whitens and "public-views" in (self.ridge.inputs, self.ridge.source)
+        return of_ridge or self.adds_public_part
+
+    @property
+    def adds_public_part(self) -> bool:
+        """Whether a gradient of the public view is added un-noised."""
         return self.name in ("feature", "feature-projective", "public-only")
+
+    @property
+    def whitens(self) -> bool:
+        """Whether unit gradients are taken to coordinates of public curvature before they are clipped."""
+        return self.name == "label-ridge"
+
+    @property
+    def reads_views_alone(self) -> bool:
+        """Whether of a unit only the public view, and its keypoints, are read in training."""
+        return self.whitens and self.ridge.inputs == "public-views"
+
+    @property
+    def shows_own_views(self) -> bool:
+        """Whether something un-noised, a basis or a curvature, is made of the site's own public views."""
+        basis = self.uses_basis and self.projection.source == "public-views"
+        return basis or (self.whitens and self.ridge.source == "public-views")
+
+    @property
+    def reads_public_people(self) -> bool:
+        """Whether a site needs a public data set: for a basis or a curvature."""
+        basis = self.uses_basis and self.projection.source == "public"
+        return basis or (self.whitens and self.ridge.source == "public")
 
     @property
     def uses_difference(self) -> bool:

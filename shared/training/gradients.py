@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -137,6 +136,10 @@ class UnitGradients:
         """Copy the model's trainable parameters: the point at which gradients are taken."""
         return trained_values(self._model, self.strategy)
 
+    def frozen(self, name: str) -> Tensor:
+        """Return a weight that does not train."""
+        return self._frozen[name]
+
     def features(self, inputs: Tensor) -> Tensor:
         """Compute trunk features (B, C, h, w) of crops (B, 3, H, W); the crops where nothing is frozen."""
         with torch.no_grad(), self._precision():
@@ -220,7 +223,7 @@ class UnitGradients:
         tangents = {name: direction[name].to(value) for name, value in primals.items()}
         size = self.micro_batch(bags) if len(bags) else 1
         parts = []
-        with torch.no_grad(), _plain_attention(self._model):
+        with torch.no_grad():
             for start in range(0, len(bags), size):
                 part = bags.units(start, min(start + size, len(bags)))
 
@@ -230,10 +233,14 @@ class UnitGradients:
                 parts.append(jvp(losses, (primals,), (tangents,))[1])
         return torch.cat(parts) if parts else torch.zeros(0, dtype=self.dtype, device=self.device)
 
+    def logits(self, parameters: Vector, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits over the bins of x (B, J, bins) and of y that `parameters` give trunk features (B, C, h, w)."""
+        with torch.no_grad():
+            return self._call(parameters, features)
+
     def predict(self, parameters: Vector, features: Tensor) -> Tensor:
         """Joints (B, J, 2), crop pixels, that `parameters` predict from trunk features (B, C, h, w)."""
-        with torch.no_grad():
-            joints, _ = self._codec.decode(*self._call(parameters, features))
+        joints, _ = self._codec.decode(*self.logits(parameters, features))
         return joints
 
     def micro_batch(self, bags: Bags) -> int:
@@ -287,23 +294,8 @@ class UnitGradients:
         if not self._autocast:
             yield
             return
-        with torch.autocast(self.device.type, dtype=torch.bfloat16), _plain_attention(self._model):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
             yield
-
-
-class _plain_attention:  # noqa: N801 - a context manager is used like a function
-    """Write attention out while the block runs: fused, it has no forward-mode derivative, and it mixes precisions."""
-
-    def __init__(self, model: PoseModel) -> None:
-        self._modules = [cast(Any, module) for module in model.modules() if getattr(module, "fused_attn", False)]
-
-    def __enter__(self) -> None:
-        for module in self._modules:
-            module.fused_attn = False
-
-    def __exit__(self, *_: object) -> None:
-        for module in self._modules:
-            module.fused_attn = True
 
 
 def available_bytes(device: torch.device) -> float:

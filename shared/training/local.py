@@ -17,7 +17,14 @@ from wardpose.shared.training.basis import decode_coordinates
 from wardpose.shared.training.cohort import CohortData, PublicData, load_bags
 from wardpose.shared.training.gradients import UnitGradients
 from wardpose.shared.training.projection import ProjectionReport
-from wardpose.shared.training.settings import LocalTraining, refuse_anchor, refuse_distributed, refuse_uplink
+from wardpose.shared.training.ridge import RidgeReport
+from wardpose.shared.training.settings import (
+    LocalTraining,
+    refuse_anchor,
+    refuse_distributed,
+    refuse_ridge,
+    refuse_uplink,
+)
 from wardpose.shared.training.step import DeclaredUnits, StepGradient, StepObserver
 from wardpose.shared.training.view_gate import ViewReport
 from wardpose.shared.vectors import Vector, map_vector, unflatten
@@ -37,6 +44,7 @@ class LocalUpdate:
         secure: whether sampling and noise came from secure streams; `False`: not private.
         projection: what the gate decided from public gradients; `None` without a basis.
         view: what was decided of the public view from public people; `None` where nothing was asked.
+        ridge: what public people and the noise made of a `label-ridge`; `None` for other mechanisms.
         coefficients: (m,) float64 coordinates of the update in the public frames' gradients, when the
             mechanism's uplink asks for them and the basis was used; the update is then redundant.
         share: (p,) int64, what the site adds to the sum over sites, where the mechanism's noise is distributed. It must
@@ -50,6 +58,7 @@ class LocalUpdate:
     secure: bool
     projection: ProjectionReport | None = None
     view: ViewReport | None = None
+    ridge: RidgeReport | None = None
     coefficients: Tensor | None = None
     share: Tensor | None = None
 
@@ -92,6 +101,7 @@ def local_update(
         refuse_uplink(mechanism, training)
         refuse_distributed(mechanism, training)
         refuse_anchor(mechanism, training)
+        refuse_ridge(mechanism, training)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     autocast = training.precision == "bfloat16" and next(model.parameters()).is_cuda
@@ -131,6 +141,7 @@ def local_update(
         secure=streams.secure,
         projection=projection,
         view=step_gradient.view,
+        ridge=step_gradient.ridge,
         coefficients=None if coordinates is None else -training.optimizer.learning_rate * coordinates,
     )
 

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
 
 from wardpose.shared.data.crops import Augmentation
@@ -98,6 +98,14 @@ class LocalTraining(BaseModel):
     anchor: AnchorOptions | None = None
     average: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_record(cls, values: Any) -> Any:
+        """Refuse what would put a piece of one record before another, whose gradient then hangs on both."""
+        if isinstance(values, dict) and "looks" in values:
+            raise ValueError("looks is for public people (allowed: pretrain.looks; a private view is of one record)")
+        return values
+
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what is absent, so that a run of an earlier version is still the same run."""
@@ -128,6 +136,26 @@ def refuse_anchor(mechanism: Mechanism, training: LocalTraining) -> None:
         raise ValueError(f'training.anchor.precondition with mechanism "{mechanism.name}"; allowed: "dp-sgd"')
     if training.average and mechanism.sends_coefficients:
         raise ValueError(f"training.average is {training.average:g}; coefficients as uplink allow 0")
+
+
+def refuse_ridge(mechanism: Mechanism, training: LocalTraining) -> None:
+    """Refuse what one ridge regression of the last layer cannot be; part of every plan's and order's validation.
+
+    Raises:
+        ValueError: something else than `maps` trains, in more steps than one, or by an optimiser with a memory.
+
+    """
+    if not mechanism.whitens:
+        return
+    name, optimizer = f'mechanism "{mechanism.name}"', training.optimizer
+    if training.strategy != "maps":
+        raise ValueError(f'training.strategy is {training.strategy!r}; {name} allows "maps"')
+    if training.steps != 1:
+        raise ValueError(f"training.steps is {training.steps}; {name} allows 1, a round is one closed form")
+    if optimizer.name != "sgd" or optimizer.momentum or optimizer.weight_decay:
+        raise ValueError(f'training.optimizer: {name} allows "sgd" without momentum and weight decay, not {optimizer}')
+    if training.anchor is not None:
+        raise ValueError(f"training.anchor: {name} allows none, public people are in its curvature")
 
 
 def refuse_distributed(mechanism: Mechanism, training: LocalTraining) -> None:

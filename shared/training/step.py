@@ -15,6 +15,7 @@ amplification by subsampling.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from statistics import NormalDist
 from typing import Protocol
 
@@ -33,6 +34,7 @@ from wardpose.shared.training.cohort import CohortData, PublicData, RowIds, load
 from wardpose.shared.training.gradients import Bags, UnitGradients, join
 from wardpose.shared.training.projection import Projection, ProjectionReport
 from wardpose.shared.training.public_part import PublicPart, PublicViews
+from wardpose.shared.training.ridge import Ridge, RidgeReport, Whitening
 from wardpose.shared.training.view_gate import ViewReport, judge_view
 from wardpose.shared.vectors import Vector, map_vector
 
@@ -61,10 +63,12 @@ class StepGradient:
         mechanism: what a step does.
         streams: sampling, noise and public draws, all independent.
         declared_units: N.
-        public: public data of the basis and of the judgement of the view, where the mechanism has them.
+        public: public data of the basis, the curvature and the judgement of the view, where the mechanism has them.
         first_step: steps that the run took before this round, the position in a schedule.
         anchor: what public people add to every step.
         observer: looks at the units, if anybody does.
+        ridge: the closed form of `label-ridge`; made of public people or views when absent. For whoever takes many
+            steps from the same weights.
 
     Attributes:
         coordinates: sum of all steps' gradients in the public frames' coordinates, (m,) float64, if asked for.
@@ -87,6 +91,7 @@ class StepGradient:
         first_step: int = 0,
         anchor: PublicAnchor | None = None,
         observer: StepObserver | None = None,
+        ridge: Ridge | None = None,
     ) -> None:
         views = None
         if mechanism.uses_public_views:
@@ -103,8 +108,16 @@ class StepGradient:
         self._declared = declared_units
         self._step = first_step
         self._views = views if mechanism.uses_difference else None
-        self._public = PublicPart(engine, data, views, mechanism, streams.public) if views is not None else None
+        self._public: PublicPart | None = None
+        if views is not None and mechanism.adds_public_part:
+            self._public = PublicPart(engine, data, views, mechanism, streams.public)
         self._projection = Projection(engine, mechanism, public, views) if mechanism.uses_basis else None
+        self._ridge = ridge
+        if ridge is None and mechanism.whitens:
+            self._ridge = Ridge(engine, mechanism, public, views)
+        self._rows = data.private
+        if data.public is not None and mechanism.reads_views_alone:  # with the keypoints, which stay private
+            self._rows = replace(data.private, inputs=data.public.inputs)
         self._anchor = anchor
         self._observer = observer
         self._chunk = 0
@@ -149,11 +162,17 @@ class StepGradient:
         """What became of the basis; `None` before the first step or without one."""
         return self._projection.report if self._projection is not None else None
 
+    @property
+    def ridge(self) -> RidgeReport | None:
+        """What the closed form made of the noised sum; `None` before the first step or for other mechanisms."""
+        return self._ridge.report if self._ridge is not None else None
+
     def _private(self, parameters: Vector, mechanism: Mechanism) -> Vector:
         """Bounded sums over the units that take part in this step, noised, over the expected batch size."""
         expected = expected_batch_size(mechanism, self._declared)
         basis = self._projection.at(parameters) if self._projection is not None else None
-        query = self._query(mechanism, parameters, basis)
+        whitening = self._ridge.at(parameters) if self._ridge is not None else None
+        query = self._query(mechanism, parameters, whitening if basis is None else basis)
         residual = _residual_query(mechanism, parameters, basis)
         total = query.zero()
         rest = residual.zero() if residual is not None else {}
@@ -172,12 +191,15 @@ class StepGradient:
             if residual is not None and options is not None:
                 released = add_noise(rest, residual, options.noise_multiplier, self._streams.noise)
                 noised = map_vector(torch.add, noised, released)
+        if whitening is not None and self._ridge is not None:
+            deviation = mechanism.noise_multiplier * query.max_grad_norm
+            noised = whitening.decode(self._ridge.shrunk(noised["coefficients"], deviation))
         return map_vector(lambda value: value.double() / expected, noised)
 
-    def _query(self, mechanism: Mechanism, parameters: Vector, basis: PublicBasis | None) -> Query:
+    def _query(self, mechanism: Mechanism, parameters: Vector, within: PublicBasis | Whitening | None) -> Query:
         observer = self._observer
         watch = None if observer is None else lambda norms: observer.norms(norms.tolist())
-        return _main_query(mechanism, parameters, basis, watch)
+        return _main_query(mechanism, parameters, within, watch)
 
     def _sample(self, mechanism: Mechanism) -> RowIds:
         """Draw the units that take part, each by its own coin, and rows of each."""
@@ -213,7 +235,7 @@ class StepGradient:
         return lambda losses: observer.losses(losses[:count].tolist(), frames=frames)
 
     def _bags(self, ids: RowIds) -> Bags:
-        bags = load_bags(self._engine, self._data.private, ids)
+        bags = load_bags(self._engine, self._rows, ids)
         return bags if self._views is None else join(bags, self._views.bags(ids))
 
     def _remember(self, step: Tensor) -> None:
@@ -221,16 +243,19 @@ class StepGradient:
 
 
 def _main_query(
-    mechanism: Mechanism, parameters: Vector, basis: PublicBasis | None, watch: Callable[[Tensor], None] | None
+    mechanism: Mechanism,
+    parameters: Vector,
+    within: PublicBasis | Whitening | None,
+    watch: Callable[[Tensor], None] | None,
 ) -> Query:
-    if basis is None:
+    if within is None:
         bound = mechanism.max_grad_norm if mechanism.is_private else float("inf")
         return ClipSum(bound, parameters, mechanism.discrete, watch)
     return ProjectClipSum(
         mechanism.max_grad_norm,
-        basis.encode,
-        basis.rank,
-        before=mechanism.projection.clip == "before",
+        within.encode,
+        within.rank,
+        before=mechanism.uses_basis and mechanism.projection.clip == "before",
         discrete=mechanism.discrete,
         watch=watch,
     )

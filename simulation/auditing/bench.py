@@ -1,5 +1,7 @@
 """The bench: canaries put into steps of the engine, and read off what they release."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,8 +14,9 @@ from wardpose.shared.privacy.units import UnitIndex
 from wardpose.shared.training.basis import build_basis, public_frames
 from wardpose.shared.training.cohort import CohortData, PublicData, load_bags
 from wardpose.shared.training.gradients import UnitGradients
+from wardpose.shared.training.ridge import Ridge, like_rows, rows_of
 from wardpose.shared.training.step import StepGradient
-from wardpose.shared.vectors import flatten
+from wardpose.shared.vectors import Vector, flatten
 from wardpose.simulation.auditing.canaries import (
     STRATEGY,
     KnownGradients,
@@ -22,7 +25,7 @@ from wardpose.simulation.auditing.canaries import (
     make_table,
     small_model,
 )
-from wardpose.simulation.auditing.plan import FRAMES, LOOSE, AuditPlan, break_mechanism
+from wardpose.simulation.auditing.plan import FRAMES, LOOSE, PEOPLE, AuditPlan, break_mechanism
 
 _OVER = 3.0  # weakest canary's norm over the clip norm
 _SEEN = 0.3  # share of a mean public gradient from which a canary counts as seen in the public batch
@@ -48,15 +51,18 @@ class Bench:
             plan.per_run,
             plan.seed,
             pairs=plan.by_replacement,
-            public_frames=FRAMES + 40 if plan.projects else 0,
+            public_frames=PEOPLE if plan.whitens else FRAMES + 40 if plan.projects else 0,
             candidates=4 if plan.pictures else 1,
+            strategy="maps" if plan.whitens else STRATEGY,
         )
         self._known = KnownGradients(self._model, self.table)
         self._parameters = self._known.parameters()
+        self._ridge = self._closed_form() if plan.whitens else None
         self._check_table()
         if not plan.pictures:
             span = self._span() if plan.projects else None
-            self.table = make_orthogonal(self.table, pairs=plan.by_replacement, span=span)
+            table = self._turned(self.table)
+            self.table = self._turned(make_orthogonal(table, pairs=plan.by_replacement, span=span), back=True)
             self._known = KnownGradients(self._model, self.table)
         whole = self._contributions(plan.claimed(LOOSE))
         norms = whole.norm(dim=1, keepdim=True)
@@ -100,8 +106,9 @@ class Bench:
         """One step of the real engine on the rows `ids`; with gradients looked up or differentiated."""
         table = self.table
         public = None
-        if mechanism.uses_basis:
-            public = PublicData(rows=table.take(table.public_frames, known=known), identity=_PUBLIC)
+        if mechanism.reads_public_people:
+            known_public = known and mechanism.uses_basis  # a curvature is not looked up
+            public = PublicData(rows=table.take(table.public_frames, known=known_public), identity=_PUBLIC)
         data = CohortData(
             private=table.take(ids, known=known),
             public=table.take(table.public_views(ids), known=known) if mechanism.uses_public_views else None,
@@ -109,9 +116,34 @@ class Bench:
             views=1,
             frames_per_unit=1,
         )
-        engine = self._known if known else UnitGradients(self._model, STRATEGY)
-        step = StepGradient(engine, data, mechanism, streams=streams, declared_units=declared, public=public)
-        return flatten(step(self._parameters))
+        engine = self._known if known else UnitGradients(self._model, table.strategy)
+        step = StepGradient(
+            engine, data, mechanism, streams=streams, declared_units=declared, public=public, ridge=self._ridge
+        )
+        released = step(self._parameters)
+        return flatten(released if self._ridge is None else self._undone(released, self._ridge))
+
+    def _closed_form(self) -> Ridge:
+        """Make the curvature of every step: its public frames and the weights never change."""
+        table = self.table
+        public = PublicData(rows=table.take(table.public_frames, known=False), identity=_PUBLIC)
+        return Ridge(self._known, self._plan.claimed(LOOSE), public, None)
+
+    def _undone(self, released: Vector, ridge: Ridge) -> Vector:
+        """Take a released gradient back to the coordinates in which its noise is the same in each: it is public how."""
+        whitening = ridge.at(self._parameters)
+        rows = rows_of({name: value[None] for name, value in released.items()})
+        turned = rows @ whitening.vectors / whitening.scale[:, None]
+        return like_rows(turned, self._parameters, units=False)
+
+    def _turned(self, table: Table, *, back: bool = False) -> Table:
+        """Take a table's gradients to the coordinates in which they are clipped, or back; the same without any."""
+        if self._ridge is None:
+            return table
+        whitening = self._ridge.at(self._parameters)
+        rows, scale = rows_of(table.gradients), whitening.scale[:, None]
+        rows = rows / scale @ whitening.vectors.mT if back else rows @ whitening.vectors * scale
+        return replace(table, gradients=like_rows(rows, table.gradients))
 
     def _contributions(self, mechanism: Mechanism) -> Tensor:
         """Find what each row adds to a released sum: a step on it alone, without noise, sampling and public part."""

@@ -47,12 +47,14 @@ class Table:
         rows: trunk features and joints of all T.
         gradients: of all T.
         canaries: n.
+        strategy: which parameters the gradients are of.
 
     """
 
     rows: Rows
     gradients: Vector
     canaries: int
+    strategy: Strategy = STRATEGY
 
     @property
     def public_frames(self) -> NDArray[np.int64]:
@@ -79,7 +81,7 @@ class KnownGradients(UnitGradients):
     """
 
     def __init__(self, model: PoseModel, table: Table) -> None:
-        super().__init__(model, STRATEGY, micro_batch=_TOGETHER)
+        super().__init__(model, table.strategy, micro_batch=_TOGETHER)
         self._table = table.gradients
 
     def padded(
@@ -121,7 +123,14 @@ def small_model(seed: int) -> PoseModel:
 
 
 def make_table(
-    model: PoseModel, canaries: int, seed: int, *, pairs: bool, public_frames: int = 0, candidates: int = 4
+    model: PoseModel,
+    canaries: int,
+    seed: int,
+    *,
+    pairs: bool,
+    public_frames: int = 0,
+    candidates: int = 4,
+    strategy: Strategy = STRATEGY,
 ) -> Table:
     """Draw pictures, differentiate each once and keep the canaries whose gradients are the most independent.
 
@@ -132,10 +141,11 @@ def make_table(
         pairs: what is to be independent: `g(x) - g(x')` (feature-DP), else `g(x)`.
         public_frames: further rows, a public data set from the same distribution.
         candidates: times as many pictures are drawn as are kept.
+        strategy: which parameters gradients are of.
 
     """
     generator = np.random.default_rng(seed)
-    engine = UnitGradients(model, STRATEGY)
+    engine = UnitGradients(model, strategy)
     count = candidates * canaries
     base, offset = _pictures(count, generator)
     joints, visibility = _poses(count, generator)
@@ -158,7 +168,7 @@ def make_table(
             joints=np.concatenate([kept.joints, further.joints]),
             visibility=np.concatenate([kept.visibility, further.visibility]),
         )
-    return Table(rows=kept, gradients=gradients, canaries=canaries)
+    return Table(rows=kept, gradients=gradients, canaries=canaries, strategy=strategy)
 
 
 def make_orthogonal(table: Table, *, pairs: bool, span: Tensor | None = None) -> Table:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wardpose.shared.errors import ConfigError
-from wardpose.shared.privacy.mechanisms import Mechanism, ProjectionOptions
+from wardpose.shared.privacy.mechanisms import Mechanism, ProjectionOptions, RidgeOptions
 
-Name = Literal["dp-sgd", "projected", "feature", "feature-projective"]
+Name = Literal["dp-sgd", "projected", "feature", "feature-projective", "label-ridge"]
 Break = Literal["halved-noise", "skipped-clip", "shared-batch"]
 
 BREAKS: dict[Break, str] = {
@@ -20,6 +20,9 @@ LOOSE = 64.0
 
 FRAMES = 96
 """Public frames of a basis, where there is one."""
+
+PEOPLE = 32
+"""Public frames of a curvature, where there is one."""
 
 _FULL_BATCH_GAP = 0.5  # canary's gap over the noise: halved noise is then told best from the claim
 _SECRET_BATCH = (0.1, 2.0)  # sampling rate and noise multiplier where a revealed batch is told best
@@ -88,6 +91,11 @@ class AuditPlan:
         return self.mechanism in ("projected", "feature-projective")
 
     @property
+    def whitens(self) -> bool:
+        """Whether private gradients are clipped in coordinates of a public curvature."""
+        return self.mechanism == "label-ridge"
+
+    @property
     def runs(self) -> int:
         """How many steps."""
         return -(-self.canaries // self.per_run)
@@ -110,6 +118,7 @@ class AuditPlan:
             projection=ProjectionOptions(
                 rank=_RANK, energy=1.0, frames=FRAMES, held_out=8, min_captured_energy=0.0, storage="stored"
             ),
+            ridge=RidgeOptions(people=PEOPLE, band=0),  # what shrinking is given has no more noise than it leaves
         )
 
 

@@ -25,7 +25,7 @@ def patched(model: PoseModel, strategy: Strategy) -> PoseModel:
     _replace_batch_norm(model)
     for module in model.modules():
         kind = type(module).__name__
-        if kind == "TinyVitBlock":
+        if kind == "WindowBlock":
             module.forward = MethodType(_block, module)
         elif kind == "MBConv":
             module.forward = MethodType(_mbconv, module)

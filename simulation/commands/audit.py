@@ -23,7 +23,9 @@ def register(app: typer.Typer) -> None:
 def audit(
     mechanism: Annotated[
         str | None,
-        typer.Option(help="dp-sgd (default), projected, feature (default with shared-batch) or feature-projective."),
+        typer.Option(
+            help="dp-sgd (default), projected, feature (default with shared-batch), feature-projective or label-ridge."
+        ),
     ] = None,
     canaries: Annotated[
         int | None, typer.Option(min=1, help="Planted units in all runs together; 100000, with a projection 50000.")

@@ -1,5 +1,6 @@
 """`wardpose experiment`: the tables behind what is claimed, run, continued and shown."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,11 @@ experiment = typer.Typer(help="Run the experiments and show their tables.", no_a
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Name = Annotated[str, typer.Argument(help="As `wardpose experiment list` names it.")]
-_KNOWN = {"gap": "how much of the way from the best free model to training without privacy is won back"}
+_KNOWN = {
+    "gap": "how much of the way from the best free model to training without privacy is won back",
+    "free": "what each thing that costs no patient anything gives the public phase",
+    "label-ridge": "one noised ridge regression of the last layer beside steps of dp-sgd",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -45,24 +50,29 @@ def run(
     start: Annotated[
         Path | None, typer.Option(help="Weights of the free model, instead of the plan's public phase.")
     ] = None,
-    mechanisms: Annotated[str | None, typer.Option(help="Some of the size's mechanisms, with commas.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            "--only", "--mechanisms", help="Some of the size's mechanisms, or of what is left out, with commas."
+        ),
+    ] = None,
 ) -> None:
     """Run what is not in the results yet; it may be interrupted and started again."""
     from wardpose.shared.config import find_federation, load_federation
-    from wardpose.simulation.experiments import gap
 
-    _known(name)
-    if size not in gap.SIZES:
-        raise ConfigError(f'--size "{size}" is unknown (allowed: {", ".join(gap.SIZES)})')
-    setting = gap.SIZES[size]
-    chosen = setting.mechanisms if mechanisms is None else tuple(mechanisms.split(","))
-    odd = sorted(set(chosen) - set(setting.mechanisms))
+    module = _module(name)
+    if size not in module.SIZES:
+        raise ConfigError(f'--size "{size}" is unknown (allowed: {", ".join(module.SIZES)})')
+    setting = module.SIZES[size]
+    parts: tuple[str, ...] = setting.without if name == "free" else setting.mechanisms
+    chosen = parts if only is None else tuple(only.split(","))
+    odd = sorted(set(chosen) - set(parts))
     if odd:
-        raise ConfigError(f'--mechanisms "{odd[0]}" is unknown (allowed: {", ".join(setting.mechanisms)})')
+        raise ConfigError(f'--only "{odd[0]}" is unknown (allowed: {", ".join(parts)})')
     target = out or Path(f"{name}.json")
     screen = console(stderr=True)
     config = load_federation(find_federation(plan))
-    gap.run(config, setting, target, start=start, only=chosen, say=lambda text: screen.print(line(text)))
+    module.run(config, setting, target, start=start, only=chosen, say=lambda text: screen.print(line(text)))
     screen.print(line(f"results: {target}; wardpose experiment report {name} --results {target} shows them"))
 
 
@@ -74,23 +84,24 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Show an experiment's table."""
-    from wardpose.simulation.experiments import gap
     from wardpose.simulation.experiments.page import shown, write_page
     from wardpose.simulation.experiments.records import COMMITTED, read_results
 
-    _known(name)
+    module = _module(name)
     content: dict[str, Any] = read_results(results or COMMITTED / f"{name}.json")
-    rows = gap.rows_of(content)
+    rows = module.rows_of(content)
     if page is not None:
-        write_page(page, name, content)
-        gap.draw(content, page.with_suffix(".png"))
+        write_page(page, name, content, about=module.__doc__, rows_of=module.rows_of, draw=module.draw)
+        module.draw(content, page.with_suffix(".png"))
     if as_json:
-        typer.echo(json.dumps({"rows": rows, "facts": content["facts"], "free": content["free"]}))
+        typer.echo(json.dumps({"rows": rows, "facts": content["facts"], "free": content.get("free")}))
         return
     headings = list(rows[0]) if rows else []
     console().print(table(headings, ([shown(row[key]) for key in headings] for row in rows), left=0))
 
 
-def _known(name: str) -> None:
+def _module(name: str) -> Any:
+    """Import an experiment: `SIZES`, `run`, `rows_of` and `draw`."""
     if name not in _KNOWN:
         raise ConfigError(f'experiment "{name}" is unknown (allowed: {", ".join(_KNOWN)})')
+    return importlib.import_module(f"wardpose.simulation.experiments.{name.replace('-', '_')}")

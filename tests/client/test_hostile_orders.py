@@ -54,7 +54,7 @@ def site(tmp_path: Path) -> Path:
             "data": {"kind": "ward", "hospital": "north", "patients": 3, "frames_per_patient": 1, "seed": 0},
         },
         "policy": {
-            "mechanisms": ["dp-sgd", "projected"],
+            "mechanisms": ["dp-sgd", "projected", "label-ridge"],
             "epsilon": 8.0,
             "delta": 1e-3,
             "minimum_noise_multiplier": 0.5,
@@ -166,6 +166,16 @@ ORDERS: dict[str, tuple[Callable[[Json], Json], Refusal]] = {
              put(*MECHANISM, "projection", "residual", value={"max_grad_norm": 1.0, "noise_multiplier": 0.0})),
         Refusal.ORDER),
     "a basis without public data": (put(*MECHANISM, "name", value="projected"), Refusal.POLICY),
+    "a closed form without public people": (
+        many(put(*MECHANISM, "name", value="label-ridge"), put(*TRAINING, "strategy", value="maps")), Refusal.POLICY),
+    "a closed form of everything": (
+        many(put(*MECHANISM, "name", value="label-ridge"), put(*TRAINING, "strategy", value="full")), Refusal.ORDER),
+    "a closed form without damping": (
+        many(put(*MECHANISM, "name", value="label-ridge"), put(*TRAINING, "strategy", value="maps"),
+             put(*MECHANISM, "ridge", value={"damping": 0.0})), Refusal.ORDER),
+    "a closed form of frames said to be views": (
+        many(put(*MECHANISM, "name", value="label-ridge"), put(*TRAINING, "strategy", value="maps"),
+             put(*MECHANISM, "ridge", value={"inputs": "public-views", "source": "public-views"})), Refusal.ORDER),
     "steps without end": (
         many(put(*COURSE, "steps", value=10**6), put(*TRAINING, "steps", value=10**6)), Refusal.POLICY),
     "no steps": (many(put(*COURSE, "steps", value=0), put(*TRAINING, "steps", value=0)), Refusal.ORDER),

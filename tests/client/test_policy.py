@@ -9,7 +9,7 @@ from wardpose.shared.errors import PolicyViolation
 from wardpose.shared.messages import RoundOrder
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.shared.site_config import SiteConfig
-from wardpose.shared.training.settings import AnchorOptions, LocalTraining
+from wardpose.shared.training.settings import AnchorOptions, LocalTraining, OptimizerConfig
 
 
 def order(mechanism: Mechanism | None = None, steps: int = 10) -> RoundOrder:
@@ -92,6 +92,31 @@ def test_a_projection_needs_public_data_at_the_site() -> None:
     asked = order(Mechanism(name="projected", noise_multiplier=1.0))
     with pytest.raises(PolicyViolation, match=r"public_data = \[\]"):
         check_order(site(mechanisms=["projected"]), asked)
+
+
+def test_a_closed_form_needs_public_data_or_views_that_may_be_used() -> None:
+    once = LocalTraining(strategy="maps", steps=1, optimizer=OptimizerConfig(name="sgd", learning_rate=1.0))
+
+    def asked(**options: object) -> RoundOrder:
+        values = {"name": "label-ridge", "noise_multiplier": 2.0, "feature": {"labels": "pseudo"}, "ridge": options}
+        return make_order(Mechanism.model_validate(values), training=once)
+
+    hospital = site(mechanisms=["label-ridge"])
+    with pytest.raises(PolicyViolation, match=r"mechanism 'label-ridge' .*public_data = \[\]"):
+        check_order(hospital, asked())
+    for place in ("inputs", "source"):
+        with pytest.raises(PolicyViolation, match=r"public_view = None"):
+            check_order(hospital, asked(**{place: "public-views"}))
+    shown = hospital.model_copy(update={"public_view": PublicViewConfig(kind="edges")})
+    with pytest.raises(PolicyViolation, match=r"ridge\.source 'public-views' .*policy\.own_public_basis = False"):
+        check_order(shown, asked(source="public-views"))
+    allowed = site(mechanisms=["label-ridge"], own_public_basis=True)
+    shown = allowed.model_copy(update={"public_view": PublicViewConfig(kind="edges")})
+    check_order(shown, asked(source="public-views", inputs="public-views"))
+    with pytest.raises(PolicyViolation, match=r"ridge\.people 513 .*maximum_basis_frames = 512"):
+        check_order(shown, asked(source="public-views", people=513))
+    with pytest.raises(PolicyViolation, match="mechanism 'label-ridge'"):
+        check_order(site(), asked())
 
 
 def test_an_anchor_needs_public_data_at_the_site() -> None:

@@ -160,6 +160,34 @@ def test_honest_releases_are_never_too_long(name: str, optimizer: str) -> None:
         assert math.sqrt(sum(float(value.double().square().sum()) for value in update.values())) <= most
 
 
+@pytest.mark.parametrize("damping", [1e-3, pytest.param(1.0, marks=[pytest.mark.slow, pytest.mark.guard])])
+def test_a_closed_form_is_never_too_long_and_what_is_much_longer_is(damping: float) -> None:
+    """With noise and without: the way back from its coordinates is no longer than damping allows."""
+    engine = UnitGradients(make_model(torch.float32), "maps", micro_batch=4)
+    start = flatten(engine.parameters())
+    public = make_public(4, engine=engine)
+    optimizer = OptimizerConfig(name="sgd", learning_rate=0.5)
+    training = LocalTraining(strategy="maps", steps=1, optimizer=optimizer, micro_batch=4)
+    for sigma, band in ((3.0, 0), (0.0, 32)):
+        ridge = {"damping": damping, "band": band}
+        mechanism = make_mechanism("label-ridge", noise_multiplier=sigma, ridge=ridge)
+        data = make_cohort(mechanism, [2] * PATIENTS, engine=engine)
+        most = bound(mechanism, training, units=PATIENTS, p=len(start), start=float(start.norm()))
+        update = local_update(
+            make_model(torch.float32),
+            data,
+            mechanism,
+            training,
+            streams=seeded_streams(1),
+            declared_units=PATIENTS,
+            public=public,
+        ).update
+        length = float(flatten(update).double().norm())
+        assert length <= most
+        if sigma and not band:
+            assert most < 3 * length
+
+
 def test_what_loosens_the_bound() -> None:
     training = LocalTraining(steps=4, optimizer=OptimizerConfig.model_validate(OPTIMIZERS["sgd"]))
     mechanism = Mechanism(sample_rate=0.5, noise_multiplier=2.0)
@@ -179,6 +207,8 @@ def test_what_loosens_the_bound() -> None:
     gated = of({"name": "projected"})
     always = {"name": "projected", "projection": mechanism.projection.model_copy(update={"min_captured_energy": 0.0})}
     assert of(always) < gated
+    ridge = {"name": "label-ridge", "ridge": mechanism.ridge.model_copy(update={"damping": 0.01})}
+    assert of(ridge) == pytest.approx(10 * plain, rel=1e-3)
     refreshed = {**always, "projection": always["projection"].model_copy(update={"refresh_steps": 1})}
     assert of(always) < of(refreshed)
 

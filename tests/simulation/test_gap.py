@@ -28,6 +28,9 @@ SMALL = gap.Setting(
     rounds=1,
     steps=1,
     none_rounds=2,
+    none_rates=(0.1, 0.3),
+    last_stage_epochs=1,
+    candidates=("head",),
     clip_norms=(1.0,),
     learning_rates=(0.1,),
     anchors=(0.3,),
@@ -53,7 +56,9 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FederationConfig:
 def test_it_goes_on_where_it_was_stopped_and_is_shown(tmp_path: Path, plan: FederationConfig) -> None:
     out, told = tmp_path / "gap.json", []
     gap.run(plan, SMALL, out, only=["dp-sgd"], say=told.append)
-    assert [line.split()[0] for line in told] == ["free:", "epsilon", "epsilon", "none,", "dp-sgd,", "dp-sgd,"]
+    assert [line.split()[0] for line in told] == [
+        *("epsilon", "maps:", "epsilon", "head:", "free:", "epsilon", "none:", "none,", "dp-sgd,", "dp-sgd,", "last"),
+    ]
     first, told = read_results(out), []
     gap.run(plan, SMALL, out, say=told.append)
     content = read_results(out)
@@ -64,6 +69,9 @@ def test_it_goes_on_where_it_was_stopped_and_is_shown(tmp_path: Path, plan: Fede
         (sites, mechanism) for mechanism in SMALL.mechanisms for sites in SMALL.sites
     ]
     assert {row["free"] for row in rows} == {content["free"]["score"]}
+    assert {row["last_stage"] for row in rows} == {content["last_stage"]["score"]}
+    assert set(content["strategies"]) == {"maps", "head"}
+    assert content["last_stage"]["recipe"]["strategy"] == "last-stage"
     assert all(run["noise_multiplier"] > 0 for run in content["runs"] if run["key"]["epsilon"])
     with pytest.raises(DataError, match="another setting"):
         gap.run(plan, replace(SMALL, rounds=2), out)

@@ -19,6 +19,7 @@ from wardpose.shared.privacy.units import UnitIndex
 from wardpose.shared.training.cache import Rows
 from wardpose.shared.training.cohort import CohortData, PublicData, load_bags
 from wardpose.shared.training.gradients import UnitGradients
+from wardpose.shared.training.ridge import Ridge
 from wardpose.shared.training.step import StepGradient
 from wardpose.shared.vectors import Vector, flatten, map_vector
 
@@ -116,6 +117,7 @@ def make_step(
     declared_units: object = 4,
     public: PublicData | None = None,
     first_step: int = 0,
+    ridge: Ridge | None = None,
 ) -> StepGradient:
     """The real step, with what tests seldom care about filled in."""
     return StepGradient(
@@ -126,6 +128,7 @@ def make_step(
         declared_units=declared_units,  # type: ignore[arg-type]
         public=public,
         first_step=first_step,
+        ridge=ridge,
     )
 
 

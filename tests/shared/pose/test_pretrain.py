@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from wardpose.shared.data.crops import Augmentation
+from wardpose.shared.data.looks import Looks
 from wardpose.shared.data.ward import WardDataset
 from wardpose.shared.errors import DataError
 from wardpose.shared.pose.model import ModelConfig, PoseModel, build_model
@@ -13,7 +14,8 @@ from wardpose.shared.pose.weights import state_hash
 
 SMALL = ModelConfig(input_size=(64, 64), last_stride=16, weights="random")
 WARD = WardDataset("public", patients=3, frames_per_patient=2, seed=900)
-FAST = PretrainConfig(epochs=3, batch_size=2, learning_rate=1e-3, checkpoint_steps=2)
+LOOKS = Looks(occlusion=0.5, blanket=0.5, colour=0.5)
+FAST = PretrainConfig(epochs=3, batch_size=2, learning_rate=1e-3, checkpoint_steps=2, looks=LOOKS)
 
 
 def state(model: PoseModel) -> dict[str, torch.Tensor]:
@@ -38,6 +40,16 @@ def test_interrupted_and_resumed_is_the_same_as_never_interrupted(tmp_path: Path
     assert steps == [6, 7, 8, 9]
     assert state_hash(resumed) == state_hash(whole)
     assert not (tmp_path / "pretrain.checkpoint").exists()
+
+
+def test_looks_change_what_is_learned_and_are_named_only_where_they_do_something() -> None:
+    changed, plain = build_model(SMALL, seed=3), build_model(SMALL, seed=3)
+    once = FAST.model_copy(update={"epochs": 1})
+    pretrain(changed, [WARD], once)
+    pretrain(plain, [WARD], once.model_copy(update={"looks": Looks()}))
+    assert state_hash(changed) != state_hash(plain)
+    assert FAST.model_dump()["looks"] == LOOKS.model_dump()
+    assert "looks" not in PretrainConfig(looks=Looks()).model_dump()  # the fingerprint of an earlier version's run
 
 
 def test_a_checkpoint_of_another_run_is_not_taken_up(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from wardpose.shared.privacy.mechanisms import (
 from wardpose.shared.privacy.schedules import Schedule
 
 
-@pytest.mark.parametrize("name", ["dp-sgd", "projected", "feature", "feature-projective"])
+@pytest.mark.parametrize("name", ["dp-sgd", "projected", "feature", "feature-projective", "label-ridge"])
 def test_every_private_mechanism_costs_the_same_subsampled_gaussian(name: str) -> None:
     mechanism = Mechanism(name=name, sample_rate=0.05, noise_multiplier=1.5, exact_noise=True)
     (event,) = mechanism.events(40)
@@ -59,6 +59,20 @@ def test_a_mechanism_travels_as_json() -> None:
     assert Mechanism.model_validate(json.loads(mechanism.model_dump_json())) == mechanism
 
 
+def test_a_closed_form_travels_with_its_options_and_others_keep_their_identity() -> None:
+    ridge = Mechanism.model_validate({"name": "label-ridge", "sample_rate": 1.0, "ridge": {"damping": 0.5}})
+    assert Mechanism.model_validate_json(ridge.model_dump_json()) == ridge
+    assert "ridge" in Mechanism(name="label-ridge").model_dump()  # also defaults: they may change one day
+    assert "ridge" not in Mechanism(name="dp-sgd").model_dump()
+    odd = Mechanism.model_validate({"name": "dp-sgd", "ridge": {"damping": 0.5}})
+    assert Mechanism.model_validate_json(odd.model_dump_json()) == odd
+    assert not ridge.uses_public_views
+    views = Mechanism.model_validate(
+        {"name": "label-ridge", "feature": {"labels": "pseudo"}, "ridge": {"source": "public-views"}}
+    )
+    assert (views.uses_public_views, views.shows_own_views, views.reads_public_people) == (True, True, False)
+
+
 def test_tiers_are_charged_each_by_its_own_rate() -> None:
     mechanism = Mechanism(sample_rate=0.1, noise_multiplier=1.0, tiers={"careful": 0.02})
     events = mechanism.events(10)
@@ -93,6 +107,14 @@ def test_noise_kind_follows_where_the_numbers_live() -> None:
         {"name": "feature-projective", "projection": {"uplink": "coefficients"}},
         {"name": "projected", "projection": {"uplink": "coefficients", "refresh_steps": 5}},
         {"name": "projected", "noise_multiplier": 300.0},
+        {"name": "label-ridge", "ridge": {"damping": 1e-7}},
+        {"name": "label-ridge", "ridge": {"damping": float("nan")}},
+        {"name": "label-ridge", "ridge": {"damping": 1e300}},
+        {"name": "label-ridge", "ridge": {"people": 0}},
+        {"name": "label-ridge", "ridge": {"people": 10**9}},
+        {"name": "label-ridge", "ridge": {"band": -1}},
+        {"name": "label-ridge", "ridge": {"inputs": "public-views"}},  # labels are ground-truth
+        {"name": "label-ridge", "distributed": {"sites": 4, "minimum_survivors": 3, "colluding": 0}},
         {"colour": "red"},
         {"projection": {"ranks": 3}},
         {"noise_multiplier": 1.0, "projection": {"residual": {"max_grad_norm": 1.0, "noise_multiplier": 0.0}}},

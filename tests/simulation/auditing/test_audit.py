@@ -69,7 +69,14 @@ def gap(result: Audit) -> float:
 
 @pytest.mark.parametrize(
     ("name", "rate"),
-    [("dp-sgd", 1.0), ("dp-sgd", 0.5), ("feature", 0.5), ("projected", 1.0), ("feature-projective", 0.5)],
+    [
+        ("dp-sgd", 1.0),
+        ("dp-sgd", 0.5),
+        ("feature", 0.5),
+        ("projected", 1.0),
+        ("feature-projective", 0.5),
+        ("label-ridge", 1.0),
+    ],
 )
 def test_steps_with_looked_up_gradients_are_steps_with_differentiated_ones(name: Name, rate: float) -> None:
     bench = Bench(AuditPlan(mechanism=name, canaries=8, per_run=8, sample_rate=rate, pictures=True, seed=SEED))
@@ -126,7 +133,7 @@ def contributed(bench: Bench, canary: int) -> torch.Tensor:
     return moved / (2 if bench.claimed.adjacency == "replace-one" else 1)
 
 
-@pytest.mark.parametrize("name", ["dp-sgd", "projected", "feature", "feature-projective"])
+@pytest.mark.parametrize("name", ["dp-sgd", "projected", "feature", "feature-projective", "label-ridge"])
 def test_canaries_are_orthogonal_and_move_what_is_released_by_a_clip_norm(name: Name) -> None:
     """Through the whole engine: gradients, projection, clipping; `feature*` by exchanging variants, 2 C apart."""
     bench = Bench(AuditPlan(mechanism=name, canaries=8, per_run=8, sample_rate=1.0, seed=SEED))
@@ -165,7 +172,8 @@ def test_gradients_are_made_orthogonal_with_little_change() -> None:
     assert float(torch.cosine_similarity(x - other, old - old_other).min()) > 0.8
 
 
-MECHANISMS: tuple[Name, ...] = ("dp-sgd", "projected", "feature", "feature-projective")
+MECHANISMS: tuple[Name, ...] = ("dp-sgd", "projected", "feature", "feature-projective", "label-ridge")
+RIDGE = pytest.param("label-ridge", marks=[pytest.mark.slow, pytest.mark.guard])  # whose noise is audited every time
 
 
 def noise_seen(result: Audit) -> float:
@@ -185,7 +193,7 @@ def test_scores_carry_the_noise_that_is_claimed_and_half_of_it_is_found(name: Na
     assert halved.violated
 
 
-@pytest.mark.parametrize("name", MECHANISMS)
+@pytest.mark.parametrize("name", [*MECHANISMS[:-1], RIDGE])
 def test_skipped_clip_is_found(name: Name) -> None:
     result = audited(name, 1600, "skipped-clip", 1.0)
     assert result.violated
