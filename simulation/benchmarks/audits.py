@@ -45,7 +45,8 @@ def measure_audits(*, canaries: int, seed: int, mechanisms: Sequence[Name] = MEC
             row[f"intact, {method}"] = round(intact.result.epsilons[method], 3)
             row[f"halved, {method}"] = round(halved.result.epsilons[method], 3)
         for state, found in (("intact", intact), ("halved", halved)):
-            row[f"{state}, independent noise"] = round(found.result.independent_epsilon or 0.0, 3)
+            shown = found.result.independent_epsilon
+            row[f"{state}, independent noise"] = None if shown is None else round(shown, 3)
         rows.append({**row, "steps": plan.runs})
     setting = {"canaries": canaries, "delta": plan.delta, "confidence": plan.confidence, "seed": seed}
     return {"rows": rows, "setting": setting, "hardware": hardware("cpu")}
