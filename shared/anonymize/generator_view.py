@@ -21,8 +21,12 @@ class GeneratorView:
 
     keeps_scene = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, hardened: bool = False) -> None:
         """Load the weights.
+
+        Args:
+            path: of kind `public-view`.
+            hardened: show less than they say: `PartConfig.hardened`.
 
         Raises:
             ConfigError: they are of kind `recoverable`.
@@ -31,7 +35,11 @@ class GeneratorView:
         """
         self._network: PartGenerator = load_public_view(path)
         self._sha256 = read_info(path).sha256
-        self.name = f"generator({path.name})"
+        self._level = ""
+        if hardened:
+            shape = self._network.config = self._network.config.hardened()
+            self._level = f" levels {shape.levels} cell {shape.cell} threshold {shape.threshold}"
+        self.name = f"generator({path.name}{', hardened' if hardened else ''})"
 
     @torch.inference_mode()
     def __call__(self, crop: Frame) -> Frame:
@@ -57,8 +65,8 @@ class GeneratorView:
         return [to_frame(view[:, :height, :width]) for view in views[: len(batch)]]
 
     def identity(self) -> str:
-        """SHA-256 over the weights and the version of the code around them."""
-        return hashlib.sha256(f"generator {self._sha256} version 1".encode()).hexdigest()
+        """SHA-256 over the weights, a level other than theirs, and the version of the code around them."""
+        return hashlib.sha256(f"generator {self._sha256}{self._level} version 1".encode()).hexdigest()
 
 
 def padded(frame: Frame, multiple: int) -> Frame:

@@ -24,7 +24,7 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -40,6 +40,11 @@ from wardpose.shared.anonymize.blocks import (
 CELL = 8
 """Side of a cell of the part map in pixels."""
 
+HARDENED_THRESHOLD = 0.3
+"""From which mean a cell of the level `hardened` is drawn; chosen by `simulation/benchmarks/results/hardening.json`."""
+
+_MIDDLE = 0.5
+
 BITS = (8, 6, 6, 6, 6, 5, 5, 5, 4, 4, 4, 4, 4, 3, 3, 3, 3, 3, 2, 2, 2, 2)
 """Bits of each symbol of a 4x4 block: luma mean, both chroma means, 15 luma details, 2 details of each
 chroma."""
@@ -53,6 +58,7 @@ class PartConfig(BaseModel):
         levels: grey levels of each of the three channels.
         cell: side in pixels of the cells over which the map is averaged before it is quantised. Fewer levels and larger
             cells leave less of a silhouette: see the figures of `wardpose anonymizer relink`.
+        threshold: with 2 levels, the mean from which a cell is drawn. A limb fills little of a large cell.
 
     """
 
@@ -61,6 +67,17 @@ class PartConfig(BaseModel):
     encoder: Literal["trunk", "light"] = "trunk"
     levels: int = Field(default=8, ge=2, le=256)
     cell: Literal[8, 16, 32] = 8
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _two_levels(self) -> "PartConfig":
+        if self.threshold != _MIDDLE and self.levels > 2:
+            raise ValueError(f"threshold {self.threshold:g} is for 2 levels, not for {self.levels}")
+        return self
+
+    def hardened(self) -> "PartConfig":
+        """Return the shape of the level `hardened`: 2 levels on cells of 32 pixels, whatever it is made from."""
+        return PartConfig(encoder=self.encoder, levels=2, cell=32, threshold=HARDENED_THRESHOLD)
 
 
 class PartGenerator(nn.Module):
@@ -79,8 +96,11 @@ class PartGenerator(nn.Module):
 
     def quantised(self, raw: Tensor) -> Tensor:
         """Average a raw part map over its cells and round it to its levels; the gradient passes straight through."""
-        times = self.config.cell // CELL
-        coarse = quantise(functional.avg_pool2d(raw, times), self.config.levels)
+        times, mean = self.config.cell // CELL, functional.avg_pool2d(raw, self.config.cell // CELL)
+        if self.config.threshold == _MIDDLE:
+            coarse = quantise(mean, self.config.levels)
+        else:
+            coarse = mean + ((mean >= self.config.threshold).to(mean.dtype) - mean).detach()
         return coarse if times == 1 else enlarge(coarse, times)
 
     def forward(self, x: Tensor) -> Tensor:

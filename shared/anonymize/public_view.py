@@ -103,6 +103,8 @@ class PublicViewConfig(BaseModel):
         kind: a change without learning, or `generator` for a trained one.
         strength: of a change without learning; its default when absent.
         weights: of a `generator`; `None` takes the weights that come with the package.
+        level: of a `generator`: `standard` shows what its weights say; `hardened` the same network's part map on cells
+            of 32 pixels, drawn or not, which gives a relinking attacker less and keeps less of a pose.
         geometry: at which size it is computed, whatever an order asks for.
         certificate: signed certificate of this very view; a site's policy demands one.
 
@@ -113,6 +115,7 @@ class PublicViewConfig(BaseModel):
     kind: Literal["blur", "mosaic", "noise", "edges", "generator"] = "generator"
     strength: float | None = None
     weights: Path | None = None
+    level: Literal["standard", "hardened"] = "standard"
     geometry: Geometry = Geometry()
     certificate: Path | None = None
 
@@ -124,6 +127,8 @@ class PublicViewConfig(BaseModel):
         else:
             if self.weights is not None:
                 raise ValueError(f"weights belong to kind generator, not to {self.kind}")
+            if self.level != "standard":
+                raise ValueError(f"level {self.level} belongs to kind generator, not to {self.kind}")
             Desensitise(kind=self.kind, strength=self.strength)
         return self
 
@@ -210,7 +215,8 @@ def open_public_view(config: PublicViewConfig, policy: CertificatePolicy | None 
         from wardpose.shared.anonymize.generator_view import GeneratorView
         from wardpose.shared.anonymize.weights_file import bundled
 
-        change = GeneratorView(bundled("public-view") if config.weights is None else config.weights)
+        weights = bundled("public-view") if config.weights is None else config.weights
+        change = GeneratorView(weights, hardened=config.level == "hardened")
     else:
         change = DesensitisedCrop(Desensitise(kind=config.kind, strength=config.strength))
     view = PublicView(change, config.geometry)

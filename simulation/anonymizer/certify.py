@@ -104,7 +104,8 @@ def measure(config: CertifyConfig, *, work: Path | None = None, say: Say = lambd
         add_method(Method.of_map(name, change.apply), "", attacked=attacked, posed=posed)
     for other in others:
         add_method(Method.of_map(other.name, other), other.identity(), attacked=True, posed=True, relinked=True)
-    setting = bench.setting() | {"weights": _weights(config, path)}
+    shown = config.view.model_dump(mode="json", exclude={"weights", "certificate"})
+    setting = bench.setting() | {"weights": _weights(config, path), "view": shown}
     rows = _finish(rows)
     pictures = {row["name"]: pictures[row["name"]] for row in rows}
     return Table(rows=rows, pictures=pictures, certificate=_certificate(view, rows, bench, setting))

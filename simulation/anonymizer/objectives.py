@@ -9,10 +9,12 @@ The paper names the three groups and publishes neither formulas nor weights; the
 and for kind `public-view`, which has no recovery,
 
     L_enhance  = structure * L_structure - reconstruction * |R(view) - image| - linkage * InfoNCE(A(view), A'(image))
+                 - relinking * InfoNCE of the attacker that certificates are measured by (`relink_adversary`)
     L_PE       = pose * SimCC loss of P on the view
 
-where the reconstruction attacker R and the re-identification attacker (A, A') are trained at the same time to do the
-opposite. Every loss is a mean over the batch: the anonymiser learns from public data only, so no record needs a bound.
+where the reconstruction attacker R, the re-identification attacker (A, A') and the relinking one are trained at the
+same time to do the opposite. Every loss is a mean over the batch: the anonymiser learns from public data only, so no
+record needs a bound.
 """
 
 import math
@@ -39,6 +41,7 @@ class ObjectiveConfig(BaseModel):
     pose: float = Field(default=0.1, ge=0)
     reconstruction: float = Field(default=0.5, ge=0)
     linkage: float = Field(default=0.05, ge=0)
+    relinking: float = Field(default=0.0, ge=0)
 
 
 # Colour (0 red, 1 green, 2 blue) and brightness of each limb in a part map: arms differ from legs, right from

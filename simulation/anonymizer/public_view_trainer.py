@@ -1,4 +1,4 @@
-"""One step of kind `public-view`: G_X and P against a reconstruction and a re-identification attacker."""
+"""One step of kind `public-view`: G_X and P against attackers: reconstruction, re-identification and relinking."""
 
 from collections.abc import Iterable
 
@@ -12,11 +12,12 @@ from wardpose.shared.anonymize.weights_file import Kind
 from wardpose.simulation.anonymizer import objectives
 from wardpose.simulation.anonymizer.feed import Batch
 from wardpose.simulation.anonymizer.objectives import ObjectiveConfig
+from wardpose.simulation.anonymizer.relink_adversary import RelinkAdversary
 from wardpose.simulation.anonymizer.trainers import Part, Trainer
 
 
 class PublicViewTrainer(Trainer):
-    """G_X of kind `public-view` with P, against a reconstruction and a re-identification attacker."""
+    """G_X of kind `public-view` with P, against its attackers."""
 
     kind: Kind = "public-view"
 
@@ -42,6 +43,10 @@ class PublicViewTrainer(Trainer):
             "link_view": self.link_view,
             "link_image": self.link_image,
         }
+        # Only where it is asked for: it is larger than the other attackers together, and old checkpoints have none.
+        self.relinker = RelinkAdversary() if objective.relinking > 0 else None
+        if self.relinker is not None:
+            self.networks["relinker"] = self.relinker
 
     def step(self, batch: Batch, parts: Iterable[Part]) -> dict[str, float]:
         """Alternate: first G_X and P together, then the attackers on what G_X now shows."""
@@ -72,8 +77,12 @@ class PublicViewTrainer(Trainer):
             with self.mixed():
                 rebuilt = (self.reconstruct(shown) - small).abs().mean()
                 linked = objectives.linkage_loss(self.link_view(shown), self.link_image(small))
-            self.update("adversaries", rebuilt + linked)
-            terms |= {"attack_l1": rebuilt.item(), "attack_linkage": linked.item()}
+                terms |= {"attack_l1": rebuilt.item(), "attack_linkage": linked.item()}
+                loss = rebuilt + linked
+                if self.relinker is not None:
+                    relinked = self.relinker(shown, batch.image)
+                    loss, terms["attack_relinking"] = loss + relinked, relinked.item()
+            self.update("adversaries", loss)
         return terms
 
     def _loss(
@@ -90,6 +99,9 @@ class PublicViewTrainer(Trainer):
         if objective.linkage > 0:
             gain = objectives.linkage_penalty(self.link_view(shown), self.link_image(small))
             loss, terms["linkage_gain"] = loss + objective.linkage * gain, gain.item()
+        if self.relinker is not None:
+            gain = self.relinker.penalty(shown, batch.image)
+            loss, terms["relinking_gain"] = loss + objective.relinking * gain, gain.item()
         return loss, terms
 
     @torch.no_grad()
@@ -112,7 +124,9 @@ class PublicViewTrainer(Trainer):
             return [(self.generator.encoder.parameters(), slow), (self.generator.decoder.parameters(), 1.0)]
         if part == "pose":
             return [(self.networks["pose"].parameters(), 1.0)]
-        adversaries = self.reconstruct, self.link_view, self.link_image
+        adversaries: list[nn.Module] = [self.reconstruct, self.link_view, self.link_image]
+        if self.relinker is not None:
+            adversaries.append(self.relinker)
         return [(network.parameters(), 1.0) for network in adversaries]
 
 

@@ -34,11 +34,11 @@ class Looks:
     @classmethod
     def of_pairs(cls, pairs: Iterable[tuple[Frame, Frame, str]]) -> Self:
         """Take frame, view (H, W, 3 of any size) and owner one after the other; no large picture is kept."""
-        rows = [(_small(frame), _small(view), owner) for frame, view, owner in pairs]
+        rows = [(small(frame), small(view), owner) for frame, view, owner in pairs]
         if not rows:
             raise DataError("an attacker without pairs learns nothing")
         frames, views, owners = zip(*rows, strict=True)
-        return cls(frames=_stacked(frames), views=_stacked(views), owners=list(owners))
+        return cls(frames=stacked(frames), views=stacked(views), owners=list(owners))
 
     def __len__(self) -> int:
         return len(self.owners)
@@ -82,10 +82,12 @@ def augmented(views: Tensor, frames: Tensor, generator: torch.Generator) -> tupl
     return moved[0] - 0.5, light - 0.5
 
 
-def _small(frame: Frame) -> Frame:
+def small(frame: Frame) -> Frame:
+    """Bring a picture (H, W, 3) to the attackers' size."""
     height, width = SIZE
     return np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _stacked(frames: Sequence[Frame]) -> Tensor:
+def stacked(frames: Sequence[Frame]) -> Tensor:
+    """(h, w, 3) each -> (N, 3, h, w)."""
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()

@@ -82,7 +82,13 @@ def run_audit(plan: AuditPlan) -> Audit:
         claimed=claimed,
         epsilon_claimed=accounting.epsilon(claimed.events(1), delta=plan.delta, adjacency=claimed.adjacency),
         result=judge(
-            bench.likelihoods(scores), included, claimed=claimed, delta=plan.delta, confidence=plan.confidence
+            bench.likelihoods(scores),
+            included,
+            claimed=claimed,
+            delta=plan.delta,
+            confidence=plan.confidence,
+            # Of whitened steps it is not shown that noise is independent from canary to canary once they are undone.
+            orthogonal=not plan.pictures and not plan.whitens,
         ),
         scores=scores.ravel(),
         included=included.ravel(),

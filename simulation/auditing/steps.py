@@ -19,12 +19,8 @@ Nothing is asymptotic, and guesses and weights are fixed before the steps are ru
 independent, X_s has the variance of n independent guesses, so that with hundreds of steps little is lost by not
 assuming it.
 
-**arXiv 2509.08704** ("Tight privacy audit in one run", Xiang et al. 2025; known here by its abstract and from others'
-programs alone) gets tight bounds from a *single* run by comparing it with m independent channels, the surest guesses
-with order statistics of the channels' likelihood ratios. Such a comparison does not follow from f-DP: a mechanism that
-is careless about all canaries at once, and rarely, is f-DP and refuted by it far more often than promised
-(`tests/simulation/auditing/test_recursion.py` has one). Between steps independence is a fact; this bound is what it
-proves.
+Inside a step nothing is assumed: a mechanism that is careless about all canaries at once, and rarely, is f-DP. What
+independence of the noise within a step adds is in `channels` (arXiv 2509.08704), which refutes that and not f-DP.
 """
 
 import math

@@ -10,6 +10,10 @@ bound of epsilon is what the accountant would charge for that largest sigma: in 
 that has. A claim is refuted exactly if its sigma is.
 
 Every bound is above the truth with probability at most (1 - confidence) / 3, so the largest is with 1 - confidence.
+
+Beside them stands what refutes more than privacy: noise of sigma that is independent from canary to canary
+(`channels`), for canaries that are orthogonal. It has the whole error to itself and is not among the bounds that decide
+whether a claim of privacy is refuted.
 """
 
 import math
@@ -22,6 +26,7 @@ from numpy.typing import NDArray
 
 from wardpose.shared.privacy import accounting
 from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.simulation.auditing import channels
 from wardpose.simulation.auditing.bounds import FRACTIONS, audit, guess, guess_sizes
 from wardpose.simulation.auditing.recursion import refuted
 from wardpose.simulation.auditing.steps import WEIGHTS, evidence, gains
@@ -46,6 +51,9 @@ class Verdict:
         correct: v.
         confidence: probability with which a sound mechanism stays above all bounds.
         delta: at which epsilon is meant.
+        independent_noise: largest noise multiplier that is not refuted for noise that is independent from canary to
+            canary; `None` where canaries overlap, and nothing is known of that.
+        independent_epsilon: the lower bound of epsilon that belongs to it, at the confidence by itself.
 
     """
 
@@ -56,6 +64,8 @@ class Verdict:
     correct: int
     confidence: float
     delta: float
+    independent_noise: float | None
+    independent_epsilon: float | None
 
     @property
     def epsilon_lower(self) -> float:
@@ -74,6 +84,7 @@ def judge(
     claimed: Mechanism,
     delta: float,
     confidence: float,
+    orthogonal: bool = True,
 ) -> Verdict:
     """Bound epsilon of one step of a mechanism from below.
 
@@ -85,6 +96,7 @@ def judge(
         claimed: the mechanism as it is accounted for.
         delta: of the claim.
         confidence: of the bound.
+        orthogonal: whether canaries' contributions are, so that noise is independent from one to the next.
 
     Raises:
         ConfigError: the arrays do not fit, are empty, or a value is out of range.
@@ -106,6 +118,14 @@ def judge(
     def by_steps(noise_multiplier: float) -> bool:
         return evidence(gained, WEIGHTS, family.divergences(noise_multiplier, WEIGHTS)) >= -math.log(each)
 
+    def by_channels(noise_multiplier: float) -> bool:
+        one = channels.channel(family, noise_multiplier)
+        return any(
+            channels.tail(one, canaries=len(values), guesses=r, wrong=r - v) <= (1 - confidence) / len(counts)
+            for r, v in counts
+        )
+
+    independent = most_noise(by_channels) if orthogonal else None
     direct = audit(values, bits, delta=delta, confidence=1 - each)
     noise: dict[Method, float] = {"f-dp": most_noise(by_counts), "steps": most_noise(by_steps)}
     epsilons: dict[Method, float] = {"one-run": direct.epsilon_lower}
@@ -119,6 +139,8 @@ def judge(
         correct=direct.correct,
         confidence=confidence,
         delta=delta,
+        independent_noise=independent,
+        independent_epsilon=None if independent is None else epsilon_of(claimed, independent, delta),
     )
 
 

@@ -26,7 +26,7 @@ def measure_audits(*, canaries: int, seed: int, mechanisms: Sequence[Name] = MEC
 
     Returns:
         `rows` of `name`, `claimed` epsilon, the lower bounds `intact` and `halved`, those of the intact engine and of
-        halved noise by each method, and `steps`; and what they were measured with.
+        halved noise by each method and for independent noise, and `steps`; and what they were measured with.
 
     """
     torch.set_num_threads(1)
@@ -44,6 +44,9 @@ def measure_audits(*, canaries: int, seed: int, mechanisms: Sequence[Name] = MEC
         for method in METHODS:
             row[f"intact, {method}"] = round(intact.result.epsilons[method], 3)
             row[f"halved, {method}"] = round(halved.result.epsilons[method], 3)
+        for state, found in (("intact", intact), ("halved", halved)):
+            shown = found.result.independent_epsilon
+            row[f"{state}, independent noise"] = None if shown is None else round(shown, 3)
         rows.append({**row, "steps": plan.runs})
     setting = {"canaries": canaries, "delta": plan.delta, "confidence": plan.confidence, "seed": seed}
     return {"rows": rows, "setting": setting, "hardware": hardware("cpu")}

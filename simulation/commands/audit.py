@@ -48,7 +48,7 @@ def audit(
 
     Needs no data and touches no ledger. A bound below the claim is no proof; a bound above it is a violation. Three
     bounds share the error: one-run and f-dp, which pool all steps into one run, and steps, which uses that they are
-    independent.
+    independent. A last line refutes more than privacy: noise that is independent from canary to canary.
     """
     import torch
 
@@ -103,8 +103,10 @@ def report(result: "Audit") -> dict[str, Any]:
         "epsilon_claimed": result.epsilon_claimed,
         "epsilon_lower": result.result.epsilon_lower,
         "epsilon_lower_by": dict(result.result.epsilons),
-        "noise_multiplier_at_most": {
-            method: noise if math.isfinite(noise) else None for method, noise in result.result.noise.items()
+        "noise_multiplier_at_most": {method: _finite(noise) for method, noise in result.result.noise.items()},
+        "independent_noise": {
+            "epsilon_lower": result.result.independent_epsilon,
+            "noise_multiplier_at_most": _finite(result.result.independent_noise),
         },
         "violated": result.violated,
         "delta": result.plan.delta,
@@ -169,6 +171,10 @@ def draw(result: "Audit", path: Path) -> None:
         raise ConfigError(f"{path}: the picture cannot be written: {error}") from error
 
 
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _among(option: str, value: str | None, allowed: tuple[str, ...]) -> None:
     if value is not None and value not in allowed:
         raise ConfigError(f"audit: {option} is {value!r}; allowed: {', '.join(allowed)}")
@@ -181,16 +187,23 @@ def _show(result: "Audit", values: dict[str, Any]) -> None:
     for method, bound in values["epsilon_lower_by"].items():
         most = "" if method not in noise else "any" if noise[method] is None else f"≤ {noise[method]:.4g}"
         rows.append([f"shown by {method}", f"≥ {bound:.4g}", most])
+    own = values["independent_noise"]
+    if own["epsilon_lower"] is not None:
+        most = "any" if own["noise_multiplier_at_most"] is None else f"≤ {own['noise_multiplier_at_most']:.4g}"
+        rows.append(["if noise is independent", f"≥ {own['epsilon_lower']:.4g}", most])
     title = f"Audit of one step, {values['mechanism']}, at delta {values['delta']:.2g}"
     screen.print(table(["", "epsilon", "noise multiplier"], rows, title=title))
     screen.print(
         line(
-            f"{values['confidence']:.0%} confidence in all bounds together; {values['canaries']} canaries in "
+            f"{values['confidence']:.0%} confidence in all bounds shown together; {values['canaries']} canaries in "
             f"{values['runs']} independent steps; rate {values['sample_rate']:g}, adjacency {values['adjacency']}"
         )
     )
     if result.violated:
         text = "VIOLATION: the attack shows more than the claim allows; the engine is not private"
+        screen.print(line(text, style="bold red"))
+    elif (own["epsilon_lower"] or 0) > values["epsilon_claimed"]:
+        text = "not the claimed mechanism: its noise is less than claimed, or not independent from canary to canary"
         screen.print(line(text, style="bold red"))
     else:
         screen.print(line(("the attack shows no more than the claim allows", "green"), " (which proves nothing)"))

@@ -113,6 +113,27 @@ def audits(
 
 
 @app.command()
+def hardening(
+    config: Annotated[str, typer.Argument(help="Whom the relinking attacker has (YAML), or a bundled name.")] = (
+        "anonymizer_relink"
+    ),
+    png: Annotated[Path | None, typer.Option(help="Also draw what is relinked against what is left of a pose.")] = None,
+    save: Save = False,
+    as_json: AsJson = False,
+) -> None:
+    """Relink people from coarser and coarser public views, and read poses from them; needs real people."""
+    from wardpose.shared.config import find_federation
+    from wardpose.shared.yaml_config import load_yaml
+    from wardpose.simulation.anonymizer.certify_config import CertifyConfig
+    from wardpose.simulation.benchmarks.hardening import draw, measure_hardening
+
+    result = measure_hardening(load_yaml(find_federation(config), CertifyConfig))
+    if png is not None:
+        draw(result, png)
+    _show(result, "hardening", save=save, as_json=as_json)
+
+
+@app.command()
 def anonymizer(
     batch: Annotated[int, typer.Option(min=1, help="Crops at a time.")] = 8,
     repetitions: Annotated[int, typer.Option(min=1, help="Interleaved rounds; the best one counts.")] = 7,

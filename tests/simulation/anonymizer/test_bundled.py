@@ -11,6 +11,7 @@ from wardpose.shared.anonymize import key_exchange
 from wardpose.shared.anonymize.certificate import CertificatePolicy
 from wardpose.shared.anonymize.figures import parse
 from wardpose.shared.anonymize.frame_methods import RecoverableMethod, Recoverer
+from wardpose.shared.anonymize.generators import PartConfig
 from wardpose.shared.anonymize.public_view import PublicViewConfig, open_public_view
 from wardpose.shared.anonymize.tensors import to_unit
 from wardpose.shared.anonymize.weights_file import bundled, load_public_view, read_info
@@ -22,6 +23,7 @@ from wardpose.simulation import benchmarks
 from wardpose.simulation.anonymizer import objectives
 from wardpose.simulation.anonymizer.attacks import AttackModels, FaceMatcher, Reidentification, exposed_faces, linkage
 from wardpose.simulation.anonymizer.feed import sample
+from wardpose.simulation.benchmarks import hardening
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,20 @@ def test_the_bundled_view_is_the_one_that_was_relinked_and_less_than_the_one_bef
         assert figure.pairs >= CertificatePolicy().least_pairs
         assert figure.floor is not None
     assert stated["relink_rank1"].high < 0.95  # of 8 levels on cells of 8 pixels: 0.98 [0.95, 0.99]
+
+
+def test_the_hardened_level_is_the_shape_whose_interval_meets_that_of_its_floor():
+    found = json.loads((Path(benchmarks.__file__).parent / "results" / "hardening.json").read_text())
+    assert found["setting"]["view"] == read_info(bundled("public-view")).sha256
+    assert found["setting"]["pairs"] >= CertificatePolicy().least_pairs
+    rows = {row["name"]: row for row in found["rows"]}
+    floor, standard, hardened = (
+        rows[name] for name in ("skeleton and box", "standard: 2 levels, 16 px", "2 levels, 32 px, from 0.3")
+    )
+    assert PartConfig(**hardening.SHAPES["2 levels, 32 px, from 0.3"]) == PartConfig().hardened()
+    assert floor["low1"] <= hardened["low1"] <= floor["high1"] < standard["low1"]
+    assert hardened["above_floor"] <= CertificatePolicy().thresholds.relink_rank1_over_floor < standard["above_floor"]
+    assert rows["nothing"]["pose"] < hardened["pose"] < standard["pose"]
 
 
 @pytest.mark.realdata

@@ -58,6 +58,8 @@ def test_the_table_has_a_row_a_method_and_says_what_was_not_measured(config, tmp
     assert rows["public-view"]["identity_rank1"] is not None  # the built-in attacker always runs
     assert rows["mosaic(8)"]["identity_rank1"] is None
     assert set(table.certificate.setting["models"].values()) == {None}
+    shown = table.certificate.setting["view"]
+    assert (shown["level"], shown["geometry"]["padding"]) == ("standard", 1.25)
     assert rows["mosaic(8)"]["relink_rank1"] is None  # only views and their floor are relinked
 
 

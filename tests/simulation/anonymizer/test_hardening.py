@@ -1,20 +1,26 @@
 """Coarser views from the same network, and the table by which they are compared."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
 import torch
 import typer
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from wardpose.shared.anonymize.generator_view import GeneratorView
-from wardpose.shared.anonymize.generators import PartConfig, PartGenerator
-from wardpose.shared.anonymize.weights_file import read_info
+from wardpose.shared.anonymize.generators import PartConfig, PartGenerator, enlarge
+from wardpose.shared.anonymize.public_view import PublicViewConfig, open_public_view
+from wardpose.shared.anonymize.tensors import to_frame, to_unit
+from wardpose.shared.anonymize.weights_file import load_public_view, read_info
+from wardpose.shared.data.pictures import read_picture
 from wardpose.shared.errors import ConfigError
 from wardpose.simulation.anonymizer import measuring, relink_report
 from wardpose.simulation.anonymizer.certify_config import CertifyConfig
 from wardpose.simulation.anonymizer.coarsen import coarsen
+from wardpose.simulation.benchmarks import hardening
 from wardpose.simulation.commands import anonymizer as commands
 
 WARD = {"kind": "ward", "hospital": "public", "patients": 12, "frames_per_patient": 1}
@@ -57,6 +63,65 @@ def test_what_is_no_coarser_is_refused(view_weights, tmp_path, levels, cell):
     with pytest.raises(ConfigError, match=f"{levels} levels on cells of {cell} pixels"):
         coarsen(view_weights, tmp_path / "out.safetensors", levels=levels, cell=cell, command="")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_with_two_levels_a_cell_is_drawn_from_its_threshold_on_and_learns():
+    network = PartGenerator(PartConfig(encoder="light", levels=2, cell=16, threshold=0.3))
+    raw = torch.full((1, 3, 4, 4), 0.29)
+    raw[:, :, :2, :2] = 0.31
+    raw.requires_grad_()
+    shown = network.quantised(raw)
+    assert set(torch.nn.functional.avg_pool2d(shown, 1)[0, 0, ::3, ::3].flatten().tolist()) == {0.0, 1.0}
+    assert shown[0, 0, 0, 0].item() == 1
+    torch.autograd.backward(shown.sum())
+    assert (raw.grad > 0).all()
+    with pytest.raises(ValidationError, match=r"threshold 0\.3 is for 2 levels, not for 4"):
+        PartConfig(levels=4, threshold=0.3)
+
+
+def test_the_hardened_level_is_another_view_and_the_standard_one_is_still_itself(view_weights, crop, tmp_path):
+    old, hardened = (
+        open_public_view(PublicViewConfig(weights=view_weights, level=level)) for level in ("standard", "hardened")
+    )
+    # A certificate from before there were levels names the same view as today's standard one.
+    before = hashlib.sha256(f"generator {read_info(view_weights).sha256} version 1".encode()).hexdigest()
+    assert old.map.identity() == before
+    assert hardened.identity() != old.identity()
+    assert hardened.name == "generator(view.safetensors, hardened)"
+    cells = hardened(crop).reshape(4, 32, 3, 32, 3)[:, 15:17, :, 15:17]  # middles, where no neighbour shines in
+    assert hardened(crop).shape == crop.shape
+    assert len(np.unique(cells.max((1, 3)) > 127)) <= 2
+    many = hardened.map.many([crop, crop[::-1].copy()])
+    assert (many[0] == hardened(crop)).all()
+    for kind in ("blur", "edges"):
+        with pytest.raises(ValidationError, match="level hardened belongs to kind generator"):
+            PublicViewConfig(kind=kind, level="hardened")
+
+
+def test_shapes_are_attacked_and_read_beside_their_floor(view_weights, tmp_path):
+    config = CertifyConfig.model_validate({
+        "train": [{"source": WARD | {"seed": 1}}], "test": WARD | {"seed": 2}, "people": 10, "crop": [128, 64],
+        "relink": {"kinds": ["convolution"], "steps": 2, "check_every": 1, "batch_size": 4},
+    })  # fmt: skip
+    shapes = {"fine": {"levels": 4, "cell": 8}, "nearly all": {"levels": 2, "cell": 32, "threshold": 0.001}}
+    found = hardening.measure_hardening(config, weights=view_weights, shapes=shapes, steps=2)
+    assert [row["name"] for row in found["rows"]] == ["skeleton and box", "fine", "nearly all", "frame", "nothing"]
+    for row in found["rows"][:3]:
+        assert row["low1"] <= row["rank1"] <= row["high1"]
+        assert row["above_floor"] == pytest.approx(row["rank1"] - found["rows"][0]["rank1"], abs=1e-3)
+    assert all(0 <= row["pose"] <= 1 for row in found["rows"])
+    hardening.draw(found, tmp_path / "a" / "curve.png")
+    assert read_picture(tmp_path / "a" / "curve.png").shape == (600, 1200, 3)
+
+
+def test_what_is_swept_is_what_the_views_show(view_weights, crop):
+    """Half-precision maps and the network's own path end in the same picture, but for cells at their very limit."""
+    network = load_public_view(view_weights)
+    maps = network.raw(to_unit(crop[None])).half().float()
+    network.config = network.config.hardened()
+    swept = to_frame(enlarge(network.quantised(maps))[0])
+    shown = open_public_view(PublicViewConfig(weights=view_weights, level="hardened"))(crop)
+    assert (swept != shown).mean() < 0.01
 
 
 def test_views_are_coarsened_and_relinked_from_the_command_line(view_weights, tmp_path, monkeypatch):
