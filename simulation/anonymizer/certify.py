@@ -16,7 +16,7 @@ from typing import Any
 from wardpose.shared.anonymize import key_exchange
 from wardpose.shared.anonymize.certificate import RELINK, Certificate
 from wardpose.shared.anonymize.frame_methods import RecoverableMethod, Recoverer
-from wardpose.shared.anonymize.public_view import PublicView, open_public_view
+from wardpose.shared.anonymize.public_view import Geometry, PublicView, open_public_view
 from wardpose.shared.anonymize.weights_file import bundled, read_info
 from wardpose.shared.data.records import Frame
 from wardpose.shared.errors import ConfigError
@@ -59,9 +59,11 @@ def measure(config: CertifyConfig, *, work: Path | None = None, say: Say = lambd
 
     Raises:
         DataError: data, weights or a model that the configuration names cannot be used.
-        ConfigError: the view's weights are of kind `recoverable`; `work` belongs to another measurement.
+        ConfigError: the view's weights are of kind `recoverable`, its geometry is not that of the crops; `work` belongs
+            to another measurement.
 
     """
+    _same_geometry(config)
     view = open_public_view(config.view)
     others = [open_public_view(other) for other in config.others]
     path = bundled(RECOVERABLE) if config.recoverable is None else config.recoverable
@@ -126,6 +128,16 @@ def _finish(rows: list[Row]) -> list[Row]:
         by_name[RECOVERABLE] |= {f"{measure}_{key}_key": found[measure] for measure in _OF_A_KEY}
     last = [row for row in rows if row["name"].startswith(RECOVERABLE)] + [by_name[FLOOR], by_name[OWN]]
     return [row for row in rows if row not in last] + last
+
+
+def _same_geometry(config: CertifyConfig) -> None:
+    """Refuse to state of a view what attackers got out of crops of another size."""
+    measured, height, width = config.view.geometry, *config.crop
+    if measured != Geometry(height=height, width=width):
+        raise ConfigError(
+            f"crop is {list(config.crop)}, and view.geometry {measured.model_dump()} (allowed: the same height and "
+            f"width, and padding {Geometry().padding:g}; a view is certified at the geometry at which it is used)"
+        )
 
 
 def _certificate(view: PublicView, rows: list[Row], bench: Bench, setting: dict[str, Any]) -> Certificate:

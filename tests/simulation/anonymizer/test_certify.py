@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from wardpose.shared.anonymize import certificate
 from wardpose.shared.anonymize.certificate import CertificatePolicy, Thresholds
-from wardpose.shared.anonymize.public_view import PublicViewConfig, open_public_view
+from wardpose.shared.anonymize.public_view import Geometry, PublicViewConfig, open_public_view
 from wardpose.shared.data.ward import WardDataset
 from wardpose.shared.errors import ConfigError, PolicyViolation
 from wardpose.simulation.anonymizer import certify, measuring
@@ -25,7 +25,7 @@ WARD = {"kind": "ward", "hospital": "public", "patients": 12, "frames_per_patien
 def config(recoverable_weights, monkeypatch):
     monkeypatch.setattr(measuring, "WARD", {"train": (71, 6), "test": (72, 4)})
     return {
-        "view": {"kind": "edges"},
+        "view": {"kind": "edges", "geometry": {"height": 128, "width": 128}},
         "recoverable": str(recoverable_weights),
         "compare": [{"kind": "mosaic", "strength": 8}],
         "attacked": [],
@@ -38,6 +38,16 @@ def config(recoverable_weights, monkeypatch):
         "relink_people": [WARD | {"seed": 3}],
         "growth": [12],
     }
+
+
+@pytest.mark.parametrize("geometry", [{"height": 256, "width": 192}, {"height": 128, "width": 128, "padding": 2.0}])
+def test_a_view_is_certified_at_its_own_geometry_alone(config, geometry):
+    """What attackers get out of small crops says nothing of large ones."""
+    other = config | {"view": {"kind": "edges", "geometry": geometry}}
+    with pytest.raises(
+        ConfigError, match=r"crop is \[128, 128\], and view.geometry .* certified at the geometry at which"
+    ):
+        certify.measure(CertifyConfig.model_validate(other))
 
 
 def test_the_table_has_a_row_a_method_and_says_what_was_not_measured(config, tmp_path):
@@ -156,7 +166,9 @@ def test_a_certificate_from_the_command_line_is_signed_and_judged(config, tmp_pa
     assert said["signer"] == public
     assert "face_match was not measured" in said["fails_default_thresholds"]
     assert "data:image/jpeg;base64" in (out / "certificate.html").read_text()
-    declared = PublicViewConfig(kind="edges", certificate=out / "certificate.json")
+    declared = PublicViewConfig(
+        kind="edges", geometry=Geometry(height=128, width=128), certificate=out / "certificate.json"
+    )
     with pytest.raises(PolicyViolation, match="face_match was not measured"):
         open_public_view(declared, CertificatePolicy(trusted_signers=(public,)))
     lenient = Thresholds(
