@@ -41,7 +41,7 @@ def predict(source: Path, model: Path | str, *outputs: Path, batch: int = 2) -> 
 
 
 def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_gives_the_same_files(tmp_path: Path) -> None:
-    source = ward(tmp_path / "a.mkv", lambda n: [(20 + n % 60, 15, 40, 80)], 150, height=96, width=128)
+    source = ward(tmp_path / "a.mkv", lambda n: [(20 + n % 60, 15, 40, 80)], 600, height=96, width=128)
     small = ModelConfig(weights="random", input_size=(64, 64))
     save_model(build_model(small), tmp_path / "m.safetensors")
     names = ("a.csv", "a.mp4")

@@ -152,7 +152,7 @@ def test_the_basis_has_the_rank_it_was_asked_for(engine: UnitGradients, public_d
 def test_an_update_carries_no_private_fact(engine: UnitGradients, cohort: CohortFactory) -> None:
     """All that comes back beside the noised numbers is the same for any other frames."""
     assert {field.name for field in fields(LocalUpdate)} == {
-        "update", "mechanism", "steps", "secure", "projection", "coefficients", "share", "view",
+        "update", "mechanism", "steps", "secure", "projection", "coefficients", "share", "view", "ridge",
     }  # fmt: skip
     chosen = Mechanism(name="feature", unit="frame", sample_rate=0.5, noise_multiplier=1.0)
     facts = []
