@@ -47,8 +47,8 @@ def impossible() -> str:
     """Say why there can be no such machine here; nothing where there can."""
     if os.geteuid() != 0:
         return "namespaces of a machine are made by root"
-    if not Path("/lib/systemd/systemd").is_file():
-        return "systemd is not installed"
+    if not Path("/lib/systemd/systemd").is_file() or not all(map(shutil.which, ("unshare", "nsenter", "ip"))):
+        return "systemd, unshare, nsenter or ip is not installed"
     if not system_python():
         return "units see no Python of this version"
     tried = subprocess.run([*_UNSHARE, "true"], capture_output=True, text=True, check=False)
