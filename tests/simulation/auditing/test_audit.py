@@ -197,8 +197,8 @@ def test_scores_carry_the_noise_that_is_claimed_and_half_of_it_is_found(name: Na
 def test_skipped_clip_is_found(name: Name) -> None:
     result = audited(name, 1600, "skipped-clip", 1.0)
     assert result.violated
-    # Canaries are three clip norms strong at least; what 480 of them show is right to a tenth or so.
-    assert gap(result) > 2.2 * gap(audited(name, 480, None, 1.0)) > 0
+    # Canaries are three clip norms strong at least. As many of them on both sides: of fewer the mean is too rough.
+    assert gap(result) > 2.5 * gap(audited(name, 1600, None, 1.0)) > 0
 
 
 def test_a_shared_batch_betrays_who_took_part() -> None:
