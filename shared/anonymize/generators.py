@@ -96,7 +96,8 @@ class PartGenerator(nn.Module):
 
     def quantised(self, raw: Tensor) -> Tensor:
         """Average a raw part map over its cells and round it to its levels; the gradient passes straight through."""
-        times, mean = self.config.cell // CELL, functional.avg_pool2d(raw, self.config.cell // CELL)
+        times = self.config.cell // CELL
+        mean = functional.avg_pool2d(raw, times)
         if self.config.threshold == _MIDDLE:
             coarse = quantise(mean, self.config.levels)
         else:

@@ -35,7 +35,7 @@ from wardpose.shared.pose.evaluation import evaluate
 from wardpose.shared.pose.model import PoseModel, build_model
 from wardpose.shared.pose.pretrain import PretrainConfig, pretrain
 from wardpose.shared.pose.weights import load_model, read_metadata, state_hash
-from wardpose.simulation.experiments.gap import plain, shown
+from wardpose.simulation.experiments.bench import plain, shown
 from wardpose.simulation.experiments.records import Results
 
 Say = Callable[[str], None]

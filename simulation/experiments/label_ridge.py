@@ -14,7 +14,7 @@ them is not looked at.
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,11 @@ from wardpose.shared.training.cohort import CohortData
 from wardpose.shared.training.settings import LocalTraining, OptimizerConfig
 from wardpose.shared.vectors import Vector
 from wardpose.simulation.experiments import gap
+from wardpose.simulation.experiments.bench import Bench, Say, choose_none, note_free, plain, shown
+from wardpose.simulation.experiments.bench import Setting as BenchSetting
+from wardpose.simulation.experiments.bench import choose as choose_steps
 from wardpose.simulation.experiments.records import Results
 
-Say = Callable[[str], None]
 Numbers = dict[str, float]
 
 _SEVERAL = "label-ridge (rounds)"
@@ -39,7 +41,7 @@ _FIRST_SHARE = 0.5  # of epsilon, for the release that steps of dp-sgd follow
 _PRECISION = 1e-3  # relative, of a noise multiplier that is sought
 
 
-_ONE = gap.Setting(sites=(1,))
+_ONE = BenchSetting(sites=(1,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class Setting:
 
     """
 
-    base: gap.Setting = _ONE
+    base: BenchSetting = _ONE
     mechanisms: tuple[str, ...] = (
         "dp-sgd",
         "label-ridge",
@@ -72,7 +74,7 @@ class Setting:
     dampings: tuple[float, ...] = (0.01, 0.1, 1.0)
 
 
-SIZES = {"small": Setting(), "full": Setting(base=gap.Setting(sites=(1, 4)), people=783)}
+SIZES = {"small": Setting(), "full": Setting(base=BenchSetting(sites=(1, 4)), people=783)}
 
 
 def run(
@@ -85,16 +87,13 @@ def run(
     say: Say = print,
 ) -> None:
     """Train what is not in `out` yet; arguments and errors as `gap.run`."""
-    results = Results(out, gap.plain(asdict(setting)))
-    bench = gap.Bench(plan, setting.base, start)
-    results.note("start", bench.start)
-    if "free" not in results.content:
-        results.note("free", gap.shown(bench.score(bench.weights)))
-        say(f"free: {results.content['free']['score']:.3f}")
+    results = Results(out, plain(asdict(setting)))
+    bench = Bench(plan, setting.base, start)
+    note_free(results, bench, say)
     epsilons = setting.base.epsilons
     if "chosen" not in results.content:
-        results.note("chosen", {f"{e:g}": gap.choose(bench, e, say) for e in epsilons})
-        results.note("chosen_none", gap.choose_none(bench, say))
+        results.note("chosen", {f"{e:g}": choose_steps(bench, e, say) for e in epsilons})
+        results.note("chosen_none", choose_none(bench, say))
     if "chosen_ridge" not in results.content:
         results.note("chosen_ridge", {f"{e:g}": choose(bench, setting, e, say) for e in epsilons})
     private = itertools.product(setting.mechanisms if only is None else only, epsilons, setting.base.sites)
@@ -111,7 +110,7 @@ def run(
         say(f"{mechanism}, {sites} sites, epsilon {budget}, seed {seed}: {found['score']:.3f}")
 
 
-def _choose_rounds(bench: gap.Bench, setting: Setting, results: Results, budget: float, say: Say) -> None:
+def _choose_rounds(bench: Bench, setting: Setting, results: Results, budget: float, say: Say) -> None:
     """Choose, where it is not done yet, and keep what several rounds take; it takes longest of all."""
     known = results.content.get("chosen_rounds", {})
     if f"{budget:g}" not in known:
@@ -162,8 +161,8 @@ def noise_of(budget: float, delta: float, events: Sequence[Event] = (), *, rate:
     return most
 
 
-def choose(bench: gap.Bench, setting: Setting, budget: float, say: Say, *, rounds: int = 1) -> Numbers:
-    """Choose the numbers of one epsilon on public people alone, as `gap.choose`."""
+def choose(bench: Bench, setting: Setting, budget: float, say: Say, *, rounds: int = 1) -> Numbers:
+    """Choose the numbers of one epsilon on public people alone, as `bench.choose`."""
     halves, sigma = bench.halves(), noise_of(budget, setting.base.delta, steps=rounds)
     best: Numbers = {}
     clips = setting.clip_norms if rounds == 1 else (min(setting.clip_norms),)
@@ -181,7 +180,7 @@ def choose(bench: gap.Bench, setting: Setting, budget: float, say: Say, *, round
 
 
 def _train(
-    bench: gap.Bench,
+    bench: Bench,
     setting: Setting,
     content: dict[str, Any],
     mechanism: str,
@@ -211,11 +210,11 @@ def _train(
         further = _steps(rate, sigma).model_copy(update={"max_grad_norm": steps["max_grad_norm"]})
         weights, _ = bench.rounds(further, steps, dealt, 500 + seed, start=weights)
         noise.append(sigma)
-    return {**gap.shown(bench.score(weights)), "noise_multiplier": noise, "ridge": verdict}
+    return {**shown(bench.score(weights)), "noise_multiplier": noise, "ridge": verdict}
 
 
 def _release(
-    bench: gap.Bench, mechanism: Mechanism, made: Numbers, cohorts: Sequence[CohortData], seed: int, *, rounds: int
+    bench: Bench, mechanism: Mechanism, made: Numbers, cohorts: Sequence[CohortData], seed: int, *, rounds: int
 ) -> tuple[Vector, str]:
     optimizer = OptimizerConfig(name="sgd", learning_rate=made["learning_rate"])
     training = LocalTraining(strategy="maps", steps=1, optimizer=optimizer)

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wardpose.server.initial import initial_model
 from wardpose.server.scoring import open_all
 from wardpose.shared.anonymize.public_view import PublicView, PublicViewConfig, open_public_view
 from wardpose.shared.config import FederationConfig, wardpose_home
@@ -25,12 +24,12 @@ from wardpose.shared.data.dataset import ListDataset, listed
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.pose.model import PoseModel
 from wardpose.shared.pose.trainable import Strategy
-from wardpose.shared.pose.weights import load_model, read_metadata, state_hash
 from wardpose.shared.training.cache import Rows, build_rows
 from wardpose.shared.training.cohort import load_bags
 from wardpose.shared.training.gradients import UnitGradients
 from wardpose.shared.training.imputation import make_imputer, trunk_features
 from wardpose.shared.vectors import flatten, map_vector
+from wardpose.simulation.experiments.bench import open_start
 from wardpose.simulation.experiments.cohorts import private_people
 from wardpose.simulation.experiments.records import Results
 
@@ -89,11 +88,9 @@ def run(
     """
     results = Results(out, asdict(setting) | {"views": [list(view) for view in setting.views]} | _lists(setting))
     folder = wardpose_home() / "experiments"
-    folder.mkdir(parents=True, exist_ok=True)
     cache = folder / "cache"
-    model = load_model(start) if start is not None else initial_model(plan, folder, reuse=False)
-    source = "the plan's public phase" if start is None else read_metadata(start).get("recipe", "a file")
-    results.note("start", {"state": state_hash(model), "source": source})
+    model, known = open_start(plan, folder, start)
+    results.note("start", known)
     public = open_all(plan.data.public, plan.model.skeleton)
     if public is None:
         raise ConfigError("data.public: missing; the experiment needs it")

@@ -15,11 +15,12 @@ from wardpose.shared.pose.evaluation import evaluate
 from wardpose.shared.pose.model import build_model
 from wardpose.simulation.cli import app
 from wardpose.simulation.experiments import gap
+from wardpose.simulation.experiments.bench import Bench, Setting
 from wardpose.simulation.experiments.cohorts import score_rows
 from wardpose.simulation.experiments.page import markdown, write_page
 from wardpose.simulation.experiments.records import COMMITTED, read_results
 
-SMALL = gap.Setting(
+SMALL = Setting(
     sites=(1, 2),
     epsilons=(8.0,),
     delta=1e-3,
@@ -98,7 +99,7 @@ def test_the_share_is_of_means_over_seeds() -> None:
 
 
 def test_features_are_scored_as_pictures_are(plan: FederationConfig) -> None:
-    bench = gap.Bench(plan, SMALL, None)
+    bench = Bench(plan, SMALL, None)
     expected = evaluate(build_model(plan.model), bench._open["test"])
     found = score_rows(bench._engine, bench.weights, bench._test, bench._open["test"])
     assert found.pck_box_02 == expected.pck_box_02

@@ -12,11 +12,12 @@ from wardpose.shared.privacy.accounting import epsilon
 from wardpose.shared.privacy.filters import COURSE_SHARE
 from wardpose.shared.privacy.mechanisms import Mechanism
 from wardpose.simulation.cli import app
-from wardpose.simulation.experiments import gap, label_ridge
+from wardpose.simulation.experiments import label_ridge
+from wardpose.simulation.experiments.bench import Setting
 from wardpose.simulation.experiments.page import markdown
 from wardpose.simulation.experiments.records import COMMITTED, read_results
 
-BASE = gap.Setting(
+BASE = Setting(
     sites=(1,),
     epsilons=(8.0,),
     delta=1e-3,
