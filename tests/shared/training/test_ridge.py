@@ -26,7 +26,7 @@ from support.orders import make_order
 
 from wardpose.shared.errors import ConfigError
 from wardpose.shared.privacy.clipping import GRID
-from wardpose.shared.privacy.mechanisms import Mechanism
+from wardpose.shared.privacy.mechanisms import Mechanism, RidgeOptions
 from wardpose.shared.privacy.noise import seeded_streams
 from wardpose.shared.training.cache import Rows
 from wardpose.shared.training.cohort import CohortData, PublicData, load_bags
@@ -124,22 +124,26 @@ def test_the_curvature_is_the_second_derivative_of_the_loss() -> None:
         torch.testing.assert_close(torch.einsum("jde,je->jd", found, direction), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_the_update_is_the_closed_form_written_down_again() -> None:
+@pytest.mark.parametrize("damping", [RidgeOptions().damping, 400.0])
+def test_the_update_is_the_closed_form_written_down_again(damping: float) -> None:
     """Statistic, clip, sum and solution in numpy; far above all norms it is (H + lambda)^-1 times the mean gradient.
 
-    No root of the matrix is needed for it: |L g|^2 = g' (H + lambda)^-1 g.
+    No root of the matrix is needed for it: |L g|^2 = g' (H + lambda)^-1 g. With little damping L makes gradients
+    longer, with much of it shorter: it is L g that is clipped, not g.
     """
     engine = engine_of(torch.float64)
-    chosen = make_mechanism("label-ridge")
+    options = RidgeOptions(damping=damping)
+    chosen = make_mechanism("label-ridge", ridge=options)
     data = cohort_of(chosen, engine)
     gradients, second = by_hand(ridge_of(chosen, engine, data), data)
-    damping = chosen.ridge.damping
     solved = np.linalg.solve(second + damping * np.eye(second.shape[1]), gradients[..., None])[..., 0]
     norms = np.sqrt((gradients * solved).sum(axis=(1, 2)))
-    assert norms.min() > CLIP
+    lengths = np.sqrt(np.square(gradients).sum(axis=(1, 2)))
+    assert (lengths > norms).all() if damping > 1 else (lengths < norms).all()
+    least = min(CLIP, float(norms.min()) / 2)
     values = np.linalg.eigvalsh(second).clip(min=0)
-    for clip in (CLIP, float(np.median(norms)), 1e6):
-        asked = make_mechanism("label-ridge", max_grad_norm=clip)
+    for clip in (least, float(np.median(norms)), 1e6):
+        asked = make_mechanism("label-ridge", max_grad_norm=clip, ridge=options)
         factors = np.minimum(1.0, clip / norms)[:, None, None]
         whole, expected = (factors * gradients).sum(axis=0), -(factors * solved).sum(axis=0) / 3
         total = sums(data, asked, ridge_of(asked, engine, data), dtype=torch.float64).total
