@@ -185,7 +185,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
 
     table = rows_of(content)
     counts, epsilons = (sorted({row[key] for row in table}) for key in ("sites", "epsilon"))
-    figure = Figure(figsize=(4.2 * len(counts), 3.4), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(counts) + 1.8, 3.4), layout="constrained")
     panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
     for axes, count in zip(panels, counts, strict=True):
         mine = [row for row in table if row["sites"] == count]
@@ -202,5 +202,5 @@ def draw(content: dict[str, Any], path: Path) -> None:
         axes.set_xlabel("epsilon of each site")
         axes.set_title("one hospital" if count == 1 else f"{count} hospitals, plain aggregation")
     panels[0].set_ylabel("PCK@0.2")
-    panels[0].legend(frameon=False, fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
